@@ -1,0 +1,46 @@
+"""EuroSAT in CoOp's split: 13,500 pool, 5,400 validation, 8,100 test images.
+
+Papers: C-PEAL (arXiv 2507.21521), PCB (arXiv 2311.11178).
+
+Command:  python -m cpeal_jax.main --config=configs/eurosat.py \
+            --config.dataset.root=DIR --config.model.weights=CLIP
+Variants: cpeal_lora (default), cpeal_prompt, pcb; after a colon.
+"""
+
+from cpeal_jax.config import base
+from cpeal_jax.errors import one_of
+
+
+def get_config(variant: str = "cpeal_lora"):
+  one_of("variant of configs/eurosat.py", variant, VARIANTS)
+  config = base()
+  config.name = "eurosat"
+  config.variant = variant
+  config.dataset.layout = "coop"
+  config.model.weights = "openai/clip-vit-base-patch32"
+  config.model.template = "a centered satellite photo of {}."
+  VARIANTS[variant](config)
+  return config
+
+
+def cpeal_lora(config):
+  config.adapter.kind = "lora"
+
+
+def cpeal_prompt(config):
+  config.adapter.kind = "prompts"
+
+
+def pcb(config):
+  config.adapter.kind = "prompts"
+  config.loss.calibration = "none"
+  config.acquisition.balance = "faithful"
+  config.train.epochs = 200
+  config.rounds = 8
+
+
+VARIANTS = {
+  "cpeal_lora": cpeal_lora,
+  "cpeal_prompt": cpeal_prompt,
+  "pcb": pcb,
+}

@@ -1,0 +1,48 @@
+"""From scores to picks: the `n` images to label next, best first.
+
+A selector is a function (key, pool, n) -> indices into the full pool. It may
+assume finite inputs and n <= unlabeled images: `select` checks both.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from cpeal_jax.acquisition.pool import PoolView
+
+Score = Callable[[PoolView], Float[Array, " N"]]
+Selector = Callable[[PRNGKeyArray, PoolView, int], Int[Array, " n"]]
+
+
+def best(
+  values: Float[Array, " N"], pool: PoolView, n: int
+) -> Int[Array, " n"]:
+  """The n highest unlabeled values; ties go to the lower index."""
+  # -inf is safe inside top_k, which keeps equal values in order.
+  return jax.lax.top_k(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
+
+
+def by_score(score: Score) -> Selector:
+  """The selector that takes the highest scores."""
+
+  @partial(jax.jit, static_argnames="n")
+  def select(key, pool, n):
+    del key  # Deterministic; kept so that all selectors share a signature.
+    return best(score(pool), pool, n)
+
+  return select
+
+
+@partial(jax.jit, static_argnames="n")
+def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Int[Array, " n"]:
+  """Uniform without replacement: the baseline.
+
+  Each image draws its own noise from (key, index), so the draw does not
+  depend on how many others there are or on which device they sit.
+  """
+  items = jnp.arange(pool.labeled.shape[0])
+  noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
+  return best(noise(items), pool, n)

@@ -1,0 +1,272 @@
+"""From a config to everything a trajectory needs; reads, never writes a run.
+
+All that can be wrong with the input surfaces here, before the workdir exists.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import scoring, sharding, training
+from cpeal_jax.data import batches, coop, digits, folders, images, pools, store
+from cpeal_jax.errors import InputError
+from cpeal_jax.models import text, weights
+from cpeal_jax.models.adapters import Lora, Prompts
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.clip import Clip
+from cpeal_jax.progress import stage
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """What a run will do, known before any image is decoded.
+
+  Attributes:
+    dataset: classes and three splits; `train` is the pool.
+    pretrained: the CLIP as read.
+    spec: its preprocessing.
+    classifier: with the adapter that is trained; `zero_shot` has none.
+    recipe: how a round is trained.
+    mesh: the devices.
+    budget: labels a round.
+    cache: directory of decoded pictures and features.
+  """
+
+  dataset: pools.Dataset
+  pretrained: weights.Pretrained
+  spec: images.ImageSpec
+  classifier: Classifier
+  zero_shot: Classifier
+  recipe: training.Recipe
+  mesh: jax.sharding.Mesh
+  budget: int
+  cache: Path
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+  """A plan with its pixels open and its passes ready to compile.
+
+  Attributes:
+    plan: what it was made from.
+    stores: preprocessed pictures by split.
+    originals: decoded pictures of what is labeled.
+    params: the pretrained weights on the devices.
+    scorer, zero_scorer: the passes of both classifiers.
+    init: (params, key) -> a fresh adapter.
+    step: the training step.
+  """
+
+  plan: Plan
+  stores: dict[str, store.ImageStore]
+  originals: batches.LabeledImages
+  params: dict
+  scorer: scoring.Scorer
+  zero_scorer: scoring.Scorer
+  init: Callable
+  step: Callable
+
+
+def load_dataset(config: ml_collections.ConfigDict) -> pools.Dataset:
+  """The data set that `config.dataset` names."""
+  own = config.dataset
+  if own.layout == "digits":
+    return digits.load_digits()
+  if not own.root:
+    raise InputError(
+      "dataset.root is not set; give the data set's directory with "
+      "--config.dataset.root=DIR."
+    )
+  if own.layout == "folders":
+    return folders.load_folders(own.root)
+  return coop.load_coop(
+    own.root,
+    split_file=own.split_file or None,
+    image_dir=own.image_dir or None,
+  )
+
+
+def cache_directory(config: ml_collections.ConfigDict) -> Path:
+  """Where decoded pictures and features are kept between runs."""
+  if config.cache_dir:
+    return Path(config.cache_dir).expanduser()
+  home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+  return Path(home).expanduser() / "cpeal_jax"
+
+
+def adapters_of(
+  config: ml_collections.ConfigDict,
+) -> tuple[Lora | None, Prompts | None]:
+  """The adapter that `config.adapter` describes."""
+  own = config.adapter
+  if own.kind == "prompts":
+    return None, Prompts(**own.prompts.to_dict())
+  lora = own.lora.to_dict()
+  layers = config_lib.words(lora.pop("layers"))
+  towers, matrices = lora.pop("towers"), lora.pop("matrices")
+  return Lora(
+    towers=config_lib.words(towers),
+    matrices=config_lib.words(matrices),
+    layers=tuple(int(i) for i in layers) or None,
+    **lora,
+  ), None
+
+
+def classifiers(
+  config: ml_collections.ConfigDict,
+  pretrained: weights.Pretrained,
+  spec: images.ImageSpec,
+  classes: tuple[str, ...],
+) -> tuple[Classifier, Classifier]:
+  """The trained classifier and the zero-shot one."""
+  lora, prompts = adapters_of(config)
+  dtype = jnp.dtype(config.model.dtype)
+  tokenizer, sizes = pretrained.tokenizer, pretrained.config
+  for tower, own in (("vision", sizes.vision), ("text", sizes.text)):
+    high = [i for i in (lora and lora.layers) or () if i >= own.layers]
+    if high and lora and lora.towers == (tower,):
+      raise InputError(
+        f"adapter.lora.layers has {high}; the {tower} tower has "
+        f"{own.layers} blocks, counted from 0."
+      )
+  plain = text.tokenize(
+    text.from_template(classes, config.model.template),
+    tokenizer,
+    positions=sizes.positions,
+  )
+  if prompts is not None:
+    tokens = text.tokenize_with_context(
+      classes, tokenizer, prompts, positions=sizes.positions
+    )
+  elif config.model.prompt == "x16":
+    # The released LoRA code's text: frozen X's where CoOp's context would be.
+    tokens = text.tokenize(
+      text.from_template(classes, " ".join(["X"] * 16) + " {}."),
+      tokenizer,
+      positions=sizes.positions,
+    )
+  else:
+    tokens = plain
+  trained = Clip(sizes, lora=lora, prompts=prompts, dtype=dtype)
+  return (
+    Classifier(trained, tokens, spec.mean, spec.std),
+    Classifier(Clip(sizes, dtype=dtype), plain, spec.mean, spec.std),
+  )
+
+
+def recipe_of(config: ml_collections.ConfigDict) -> training.Recipe:
+  """`config.train` and `config.loss` as one record."""
+  train = config.train.to_dict()
+  train.pop("augment")
+  return training.Recipe(
+    calibration=config.loss.calibration,
+    calibration_weight=config.loss.weight,
+    anneal=config.loss.anneal,
+    avuc_threshold=config.loss.avuc_threshold or None,
+    **train,
+  )
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+  """Loads and checks all but the pixels.
+
+  Raises:
+    InputError: whatever is wrong with the data, the weights or the budget.
+  """
+  pretrained = weights.load_pretrained(config.model.weights)
+  spec = images.image_spec(pretrained.preprocessor)
+  if spec.size != pretrained.config.image_size:
+    raise InputError(
+      f"preprocessor_config.json crops to {spec.size} pixels, config.json "
+      f"wants {pretrained.config.image_size}."
+    )
+  dataset = load_dataset(config)
+  for split in dataset.splits:
+    if not len(split):
+      raise InputError(f"{dataset.name} has no image in split {split.name}.")
+  pool = len(dataset.train)
+  budget = config_lib.labels_per_round(
+    config.budget, classes=len(dataset.classes), pool=pool
+  )
+  if budget * config.rounds > pool:
+    raise InputError(
+      f"budget {budget} x {config.rounds} rounds = {budget * config.rounds} "
+      f"labels, but the pool has {pool} images: lower budget or rounds."
+    )
+  classifier, zero_shot = classifiers(config, pretrained, spec, dataset.classes)
+  return Plan(
+    dataset=dataset,
+    pretrained=pretrained,
+    spec=spec,
+    classifier=classifier,
+    zero_shot=zero_shot,
+    recipe=recipe_of(config),
+    mesh=sharding.make_mesh(config.parallel.devices),
+    budget=budget,
+    cache=cache_directory(config),
+  )
+
+
+def build(config: ml_collections.ConfigDict, plan: Plan) -> Experiment:
+  """Decodes what is not cached and places the weights.
+
+  Raises:
+    InputError: too many corrupt images, a cache that cannot be written, or a
+      batch that does not divide over the devices.
+  """
+  step = training.make_step(plan.classifier, plan.recipe, plan.mesh)
+  stores = {}
+  for split in plan.dataset.splits:
+    with stage(f"decode {split.name}", len(split), "images") as advance:
+      stores[split.name] = store.open_store(
+        split,
+        plan.spec,
+        cache_dir=plan.cache,
+        limit_bytes=int(config.dataset.store_gb * 2**30),
+        max_corrupt=config.dataset.max_corrupt,
+        progress=advance,
+      )
+  passes = {"tile": config.scoring.tile, "backend": config.parallel.backend}
+  return Experiment(
+    plan=plan,
+    stores=stores,
+    originals=batches.LabeledImages(plan.dataset.train),
+    params=sharding.replicate(plan.pretrained.params, plan.mesh),
+    scorer=scoring.make_scorer(plan.classifier, plan.mesh, **passes),
+    zero_scorer=scoring.make_scorer(plan.zero_shot, plan.mesh, **passes),
+    init=jax.jit(plan.classifier.init),
+    step=step,
+  )
+
+
+def frozen_features(
+  experiment: Experiment, config: ml_collections.ConfigDict, split: str
+) -> np.ndarray:
+  """The pretrained image tower's features of a split, cached on disk."""
+  plan, pixels = experiment.plan, experiment.stores[split]
+  key = "|".join(
+    (
+      plan.pretrained.sha256,
+      getattr(plan.dataset, split).fingerprint,
+      repr(plan.spec),
+      str(config.model.dtype),
+      str(config.scoring.tile),
+      jax.default_backend(),
+      jax.__version__,
+    )
+  )
+
+  def compute() -> np.ndarray:
+    with stage(f"encode {split}", len(pixels), "images") as advance:
+      return scoring.encode_pool(
+        experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
+      )
+
+  return scoring.cached_features(plan.cache, key, compute)

@@ -1,0 +1,244 @@
+"""What a run needs to go on: the train state and where the loop was.
+
+Nothing else knows orbax. Saves are asynchronous and atomic: a killed save
+leaves the newest complete step as it was.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from cpeal_jax import files
+from cpeal_jax.errors import InputError
+
+# Orbax skips a save, silently, unless its one number grows; this leaves room
+# for a million steps in a round.
+STRIDE = 1_000_000
+
+# In each step's directory, committed with it: size and sha256 of its files.
+_SEAL = "digests.json"
+
+
+class Checkpoints:
+  """The checkpoints of one workdir, ordered by (round, step).
+
+  Every process of a multi-host run enters every call.
+  """
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+    """Opens or creates `directory`.
+
+    Args:
+      directory: for checkpoints alone.
+      keep: how many of the newest stay, besides the last of each round.
+    """
+    self._directory = epath.Path(directory)
+    if "://" not in os.fspath(directory):
+      self._directory = self._directory.resolve()  # Orbax refuses others.
+    self._saving = -1
+    with self._writing():
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=_Keep(keep),
+          cleanup_tmp_directories=True,
+          async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        ),
+        item_names=("train", "loop"),
+      )
+
+  def all(self) -> list[tuple[int, int]]:
+    """Every complete (round, step), the oldest first."""
+    return [divmod(n, STRIDE) for n in sorted(self._manager.all_steps())]
+
+  def latest(self) -> tuple[int, int] | None:
+    """The newest complete (round, step), or None."""
+    return max(self.all(), default=None)
+
+  def at(self, round_: int) -> tuple[int, int] | None:
+    """The newest complete (round, step) of a round, or None."""
+    return max((at for at in self.all() if at[0] == round_), default=None)
+
+  def path(self, round_: int, step: int) -> epath.Path:
+    """The directory of one checkpoint."""
+    return self._directory / str(_number(round_, step))
+
+  def rewind(self, round_: int, step: int) -> None:
+    """Deletes (round, step) and everything newer: it is about to be redone."""
+    self.wait()
+    first = _number(round_, step)
+    for number in sorted(self._manager.all_steps(), reverse=True):
+      if number >= first:
+        self._manager.delete(number)
+
+  def save(
+    self, round_: int, step: int, train: Any, loop: Mapping[str, Any]
+  ) -> None:
+    """Starts a save, and returns before it is on disk.
+
+    Args:
+      round_: counted from 0.
+      step: within the round, below `STRIDE`. What a redone round left at or
+        after (round, step) is deleted first.
+      train: tree of jax arrays: adapter, optimizer state; never frozen weights.
+      loop: JSON-able; round and step are added.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    self.rewind(round_, step)
+    loop = {**loop, "round": round_, "step": step}
+    args = ocp.args.Composite(
+      train=ocp.args.StandardSave(train), loop=ocp.args.JsonSave(loop)
+    )
+    self._saving = _number(round_, step)
+    with self._writing():
+      saved = self._manager.save(self._saving, args=args)
+    if not saved:
+      raise RuntimeError(f"orbax skipped round {round_}, step {step}")
+
+  def restore(
+    self, round_: int, step: int, abstract_train: Any
+  ) -> tuple[Any, dict[str, Any]]:
+    """Reads one checkpoint, onto any number of devices.
+
+    Args:
+      round_: as saved.
+      step: as saved.
+      abstract_train: tree as saved, of arrays or of ShapeDtypeStructs with
+        shardings: where the values go.
+
+    Returns:
+      The train state, and the loop's dict as saved, with round and step.
+
+    Raises:
+      InputError: the checkpoint was edited or truncated; `rewind` to it to go
+        on from the one before.
+    """
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      abstract_train,
+    )
+    args = ocp.args.Composite(
+      train=ocp.args.StandardRestore(target), loop=ocp.args.JsonRestore()
+    )
+    self.wait()
+    self._check(round_, step)
+    try:
+      out = self._manager.restore(_number(round_, step), args=args)
+    except Exception as error:  # Damage surfaces as nearly any type here.
+      why = (str(error).splitlines() or [""])[0][:200]
+      raise self._damaged(
+        round_, step, f"{type(error).__name__}: {why}"
+      ) from error
+    return out["train"], out["loop"]
+
+  def wait(self) -> None:
+    """Returns when every started save is on disk.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and frees what orbax holds."""
+    self.wait()
+    self._manager.close()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def _seal(self) -> None:
+    """Adds digests to the save in progress; orbax calls it before the commit.
+
+    The directory has its temporary name then, except on object stores. What
+    orbax still writes (its marks and a time stamp) doesn't matter here.
+    """
+    number = str(self._saving)
+    for path in self._directory.iterdir():
+      if path.name.split(".")[0] == number and path.is_dir():
+        names = [n for n in sorted(_file_names(path)) if "/" in n]
+        names = [n for n in names if not n.endswith("commit_success.txt")]
+        files.write_json(path / _SEAL, {"files": files.digests(path, names)})
+
+  def _check(self, round_: int, step: int) -> None:
+    """Compares a step with its digests, before orbax trips over it.
+
+    Orbax reads many files at once: what one damaged file leaves unread fails
+    later, on other threads, each with a traceback on the screen.
+    """
+    path = self.path(round_, step)
+    if not path.exists():
+      raise self._damaged(round_, step, "no such directory")
+    try:
+      content = files.read_json(path / _SEAL)
+      change = files.first_change(path, content["files"])
+    except (InputError, KeyError, AttributeError, TypeError) as error:
+      raise self._damaged(round_, step, _SEAL) from error
+    if change:
+      raise self._damaged(round_, step, f"{change[0]}: {change[1]}")
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:
+      # Tensorstore has its own type for what the file system refuses.
+      if not isinstance(error, OSError) and "os_error_code" not in str(error):
+        raise
+      why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+      raise InputError(
+        f"cannot write {self._directory}: {why}. Free some space or mend the "
+        "permissions; finished rounds are kept."
+      ) from error
+
+  def _damaged(self, round_: int, step: int, why: str) -> InputError:
+    return InputError(
+      f"checkpoint {self.path(round_, step)} is missing, edited or truncated "
+      f"({why}). Remove that directory to go on from the one before."
+    )
+
+
+class _Keep:
+  """Orbax's preservation policy: the newest `keep`, and each round's last.
+
+  The last of a round is what `load_run` needs to give that round's model.
+  """
+
+  def __init__(self, keep: int):
+    self._keep = keep
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> Sequence[bool]:
+    del context
+    rounds = [info.step // STRIDE for info in checkpoints]
+    return [
+      i >= len(rounds) - self._keep or rounds[i] != rounds[i + 1]
+      for i in range(len(rounds))
+    ]
+
+
+def _file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+  """Relative names of all files below `folder`; epath has no `**`."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _file_names(path, f"{prefix}{path.name}/")
+    else:
+      yield prefix + path.name
+
+
+def _number(round_: int, step: int) -> int:
+  if round_ < 0 or not 0 <= step < STRIDE:
+    raise ValueError(f"round {round_}, step {step} out of range")
+  return round_ * STRIDE + step

@@ -1,0 +1,235 @@
+"""Every config key: its default, whether it decides results, its meaning.
+
+Precedence: these defaults < a file of `configs/` < the command line.
+"""
+
+import ml_collections
+
+from cpeal_jax import acquisition, training
+from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.models import adapters
+
+# A *result* key must equal the workdir's on resume, a *run* key may differ.
+RESULT, RUN = "result", "run"
+KEYS: tuple[tuple[str, object, str, str], ...] = (
+  ("name", "", RESULT, "the config's name, part of the default workdir"),
+  ("variant", "", RESULT, "the preset, part of the default workdir"),
+  ("seed", 1, RESULT, "decides every draw of the run"),
+  ("rounds", 10, RUN, "rounds of labels; may grow on resume"),
+  (
+    "budget",
+    "num_classes",
+    RESULT,
+    "labels a round: a number, `num_classes`, or a fraction such as 0.01",
+  ),
+  (
+    "round0",
+    "random",
+    RESULT,
+    "first labels: `random`, or `zero_shot` for scores of the untrained model",
+  ),
+  ("cache_dir", "", RUN, "decoded images and features; empty: user's cache"),
+  ("dataset.layout", "coop", RESULT, "`coop`, `folders` or `digits`"),
+  ("dataset.root", "", RUN, "directory of the data set"),
+  ("dataset.split_file", "", RESULT, "CoOp's json; empty: the one in root"),
+  ("dataset.image_dir", "", RESULT, "images below root; empty: found"),
+  ("dataset.max_corrupt", 0, RUN, "unreadable images that are tolerated"),
+  ("dataset.store_gb", 8.0, RUN, "a larger split is decoded on the fly"),
+  # A run key, since the file's sha256 is what must be the same on resume.
+  ("model.weights", "", RUN, "Hugging Face directory or hub id of a CLIP"),
+  ("model.template", "a photo of a {}.", RESULT, "prompt, {} is the class"),
+  (
+    "model.prompt",
+    "template",
+    RESULT,
+    "text LoRA trains with: `template`, or `x16` (16 times X, the class)",
+  ),
+  ("model.dtype", "float32", RESULT, "compute type: float32 or bfloat16"),
+  ("adapter.kind", "lora", RESULT, "`lora` or `prompts`"),
+  ("adapter.lora.rank", 4, RESULT, "r"),
+  ("adapter.lora.alpha", 4.0, RESULT, "numerator of the scale"),
+  (
+    "adapter.lora.scaling",
+    "rank_stabilized",
+    RESULT,
+    "`rank_stabilized` alpha / sqrt(r), or `standard` alpha / r",
+  ),
+  ("adapter.lora.dropout", 0.25, RESULT, "on the branch's input"),
+  ("adapter.lora.towers", "vision,text", RESULT, "of vision, text"),
+  ("adapter.lora.matrices", "q,k,v", RESULT, "of q, k, v, out"),
+  ("adapter.lora.layers", "", RESULT, "block numbers; empty: all"),
+  ("adapter.prompts.tokens", 16, RESULT, "learnable tokens"),
+  ("adapter.prompts.shared", False, RESULT, "one context for all classes"),
+  (
+    "adapter.prompts.position",
+    "end",
+    RESULT,
+    "of the class name: `end`, `middle` or `front`",
+  ),
+  ("adapter.prompts.stddev", 0.02, RESULT, "of the initialisation"),
+  (
+    "loss.calibration",
+    "balanced",
+    RESULT,
+    "`balanced` or `unbalanced` (C-PEAL), `avuc`, or `none`",
+  ),
+  ("loss.weight", 1.0, RESULT, "final weight W of the calibration loss"),
+  ("loss.anneal", True, RESULT, "whether the weight grows over the epochs"),
+  ("loss.avuc_threshold", 0.0, RESULT, "nats; 0 takes ln(C) / 2"),
+  ("train.epochs", 10, RESULT, "a round"),
+  ("train.batch", 32, RESULT, "rows of a step over all devices"),
+  ("train.optimizer", "sgd", RESULT, "`sgd` or `adamw`"),
+  ("train.learning_rate", 2e-3, RESULT, "peak of the cosine"),
+  ("train.warmup_epochs", 1, RESULT, "at warmup_rate"),
+  ("train.warmup_rate", 1e-5, RESULT, "constant"),
+  ("train.momentum", 0.9, RESULT, "of SGD"),
+  ("train.weight_decay", 5e-4, RESULT, "L2 for SGD, decoupled for AdamW"),
+  ("train.augment", True, RESULT, "random resized crop and flip"),
+  ("acquisition.name", "entropy", RESULT, "see acquisition.ACQUISITIONS"),
+  (
+    "acquisition.balance",
+    "repaired",
+    RESULT,
+    "PCB class balance: `repaired`, `faithful` or `off`",
+  ),
+  (
+    "acquisition.within",
+    "random",
+    RESULT,
+    "how PCB draws in a class: `random` or by `rank`",
+  ),
+  ("acquisition.candidates", 0.1, RESULT, "of the pool, shown to PCB"),
+  ("scoring.tile", 128, RUN, "rows of one product"),
+  ("parallel.backend", "shard_map", RUN, "`shard_map` or `pmap`"),
+  ("parallel.devices", 0, RUN, "0 takes all"),
+  ("checkpoint.every_seconds", 60.0, RUN, "while training"),
+  ("checkpoint.keep", 3, RUN, "newest checkpoints that are kept"),
+)
+RUN_KEYS = frozenset(name for name, _, kind, _ in KEYS if kind == RUN)
+NAMES = tuple(name for name, _, _, _ in KEYS)
+
+
+def base() -> ml_collections.ConfigDict:
+  """All keys at their defaults."""
+  config = ml_collections.ConfigDict()
+  for name, default, _, _ in KEYS:
+    *groups, leaf = name.split(".")
+    here = config
+    for group in groups:
+      if group not in here:
+        here[group] = ml_collections.ConfigDict()
+      here = here[group]
+    here[leaf] = default
+  return config
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+  """The config as dotted keys, in the table's order."""
+  values = {}
+  for name in NAMES:
+    here = config
+    for part in name.split("."):
+      here = here[part]
+    values[name] = here
+  return values
+
+
+def words(text: str) -> tuple[str, ...]:
+  """`"q,k, v"` as ("q", "k", "v")."""
+  return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def labels_per_round(budget: str, *, classes: int, pool: int) -> int:
+  """The number of labels that `budget` means.
+
+  Raises:
+    InputError: it is no number, fraction, or `num_classes`.
+  """
+  if budget == "num_classes":
+    return classes
+  try:
+    value = float(budget)
+  except ValueError:
+    value = 0.0
+  if 0 < value < 1:
+    return max(1, int(value * pool))
+  if value >= 1 and value == int(value):
+    return int(value)
+  raise InputError(
+    f"budget={budget!r}; give a number of labels, num_classes, or a fraction "
+    "of the pool between 0 and 1."
+  )
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+  "round0": ("random", "zero_shot"),
+  "dataset.layout": ("coop", "folders", "digits"),
+  "model.prompt": ("template", "x16"),
+  "model.dtype": ("float32", "bfloat16"),
+  "adapter.kind": ("lora", "prompts"),
+  "adapter.lora.scaling": adapters.SCALINGS,
+  "adapter.prompts.position": ("end", "middle", "front"),
+  "loss.calibration": training.CALIBRATIONS,
+  "train.optimizer": training.OPTIMIZERS,
+  "acquisition.name": tuple(acquisition.ACQUISITIONS),
+  "acquisition.balance": ("repaired", "faithful", "off"),
+  "acquisition.within": ("random", "rank"),
+  "parallel.backend": ("pmap", "shard_map"),
+}
+AT_LEAST: dict[str, float] = {
+  "rounds": 1,
+  "seed": 0,
+  "dataset.max_corrupt": 0,
+  "adapter.lora.rank": 1,
+  "adapter.prompts.tokens": 1,
+  "loss.weight": 0,
+  "train.epochs": 1,
+  "train.batch": 1,
+  "train.warmup_epochs": 0,
+  "scoring.tile": 1,
+  "parallel.devices": 0,
+  "checkpoint.keep": 1,
+}
+LISTS: dict[str, tuple[str, ...]] = {
+  "adapter.lora.towers": adapters.TOWERS,
+  "adapter.lora.matrices": adapters.MATRICES,
+}
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Refuses what no later stage could make sense of, before data is read.
+
+  Raises:
+    InputError: naming the key, what it is and what is allowed.
+  """
+  values = flatten(config)
+  for name, choices in CHOICES.items():
+    one_of(name, str(values[name]), choices)
+  for name, choices in LISTS.items():
+    chosen = words(str(values[name]))
+    if not chosen:
+      raise InputError(f"{name} is empty; choose from: {', '.join(choices)}.")
+    for word in chosen:
+      one_of(name, word, choices)
+  for name, least in AT_LEAST.items():
+    if float(values[name]) < least:  # type: ignore[arg-type]
+      raise InputError(f"{name}={values[name]}; it is at least {least:g}.")
+  if not 0 < config.acquisition.candidates <= 1:
+    raise InputError(
+      f"acquisition.candidates={config.acquisition.candidates}; it is a "
+      "fraction of the pool, above 0 and up to 1."
+    )
+  if not 0 <= config.adapter.lora.dropout < 1:
+    raise InputError(
+      f"adapter.lora.dropout={config.adapter.lora.dropout}; it is in [0, 1)."
+    )
+  if any(not word.isdigit() for word in words(config.adapter.lora.layers)):
+    raise InputError(
+      f"adapter.lora.layers={config.adapter.lora.layers!r}; give block "
+      "numbers such as 0,1,2."
+    )
+  labels_per_round(config.budget, classes=1, pool=1)
+  if not config.model.weights:
+    raise InputError(
+      "model.weights is not set; give a Hugging Face directory or hub id."
+    )

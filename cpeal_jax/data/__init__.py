@@ -1,0 +1,1 @@
+"""Pools of images on disk, their pixels, and batches to train on. No jax."""

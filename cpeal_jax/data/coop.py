@@ -1,0 +1,176 @@
+"""CoOp's layout: a folder of images beside a `split_zhou_<Name>.json`."""
+
+import collections
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+from cpeal_jax.data import files, pools
+from cpeal_jax.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+def load_coop(
+  root: Path | str,
+  *,
+  split_file: Path | str | None = None,
+  image_dir: str | None = None,
+  name: str | None = None,
+  progress: pools.Progress = None,
+) -> pools.Dataset:
+  """Reads a data set in CoOp's layout; classes are in order of their label.
+
+  The split file is `{"train": [[path, label, class name], ...], "val": ...,
+  "test": ...}` with paths relative to the image folder.
+
+  Args:
+    root: the data root, e.g. `eurosat/`; ids are relative to it.
+    split_file: relative to `root`; by default its only `split_zhou_*.json`.
+    image_dir: relative to `root`; by default the folder (or `root` itself)
+      that holds the files the split names.
+    name: of the data set; by default the root's.
+    progress: told how many more files have been hashed.
+
+  Raises:
+    InputError: a missing root or file, or a split that contradicts itself.
+  """
+  root = Path(root)
+  if not root.is_dir():
+    raise InputError(
+      f"data root {root} does not exist; download the data set's images and"
+      " CoOp's split_zhou_*.json, and put both there"
+    )
+  source = _split_file(root, split_file)
+  entries = _entries(source)
+  classes = _classes(entries, source)
+  folder = _image_dir(root, image_dir, entries)
+  _check_files(root / folder, entries, source)
+  rows = {
+    split: [((folder / path).as_posix(), label) for path, label, _ in listed]
+    for split, listed in entries.items()
+  }
+  return files.from_files(
+    name or root.resolve().name,
+    classes,
+    root,
+    rows,
+    progress=progress,
+  )
+
+
+def _split_file(root: Path, given: Path | str | None) -> Path:
+  if given is not None:
+    if not (root / given).is_file():
+      raise InputError(f"split file {root / given} does not exist")
+    return root / given
+  found = sorted(root.glob("split_zhou_*.json"))
+  if len(found) == 1:
+    return found[0]
+  if not found:
+    raise InputError(
+      f"no split_zhou_*.json in {root}; download CoOp's split file and put it"
+      " there, or name the split file"
+    )
+  names = ", ".join(path.name for path in found)
+  raise InputError(f"{root} has several split files ({names}); name one")
+
+
+def _entries(source: Path) -> dict[str, list[tuple[str, int, str]]]:
+  try:
+    content = json.loads(source.read_bytes())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{source} is not readable JSON: {error}") from error
+  if not isinstance(content, dict) or not all(
+    isinstance(content.get(split), list) for split in SPLITS
+  ):
+    raise InputError(f"{source} must hold lists named train, val and test")
+  entries, seen = {}, {}
+  for split in SPLITS:
+    entries[split] = []
+    for entry in content[split]:
+      match entry:
+        case [str(path), int(label), str(class_name)]:
+          parts = PurePosixPath(path)
+        case _:
+          raise InputError(
+            f"{source}: entry {entry!r} of {split} is not"
+            " [path, label, class name]"
+          )
+      if parts.is_absolute() or ".." in parts.parts:
+        raise InputError(
+          f"{source}: {path!r} must be a path inside the image folder"
+        )
+      path = parts.as_posix()
+      if path in seen:
+        where = split if seen[path] == split else f"{seen[path]} and {split}"
+        raise InputError(
+          f"{source}: {path!r} is listed twice (in {where}); list it once"
+        )
+      seen[path] = split
+      entries[split].append((path, label, class_name))
+  return entries
+
+
+def _classes(
+  entries: dict[str, list[tuple[str, int, str]]], source: Path
+) -> tuple[str, ...]:
+  names = collections.defaultdict(set)
+  for _, label, class_name in (
+    e for listed in entries.values() for e in listed
+  ):
+    names[label].add(class_name)
+  for label, given in names.items():
+    if len(given) > 1:
+      raise InputError(
+        f"{source}: label {label} has several names ({sorted(given)}); use one"
+      )
+  labels = sorted(names)
+  if labels != list(range(len(labels))):
+    raise InputError(
+      f"{source}: labels must be 0, 1, 2, ... without a gap, with an image for"
+      f" each; got {labels[:5]}{' ...' if len(labels) > 5 else ''}"
+      f" up to {labels[-1]}"
+    )
+  return tuple(min(names[label]) for label in labels)
+
+
+def _image_dir(
+  root: Path,
+  given: str | None,
+  entries: dict[str, list[tuple[str, int, str]]],
+) -> PurePosixPath:
+  if given is not None:
+    if not (root / given).is_dir():
+      raise InputError(f"image folder {root / given} does not exist")
+    return PurePosixPath(given)
+  beside = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+  folders = [".", *sorted(f for f in beside if not f.startswith("."))]
+  paths = [path for listed in entries.values() for path, _, _ in listed]
+  # A few more than the first, so that one lost file is reported as lost
+  # instead of hiding the folder.
+  for path in paths[:20]:
+    found = [f for f in folders if (root / f / path).is_file()]
+    if len(found) > 1:
+      raise InputError(
+        f"{path!r} is in several folders of {root} ({', '.join(found)}); name"
+        " the image folder"
+      )
+    if found:
+      return PurePosixPath(found[0])
+  return PurePosixPath(".")
+
+
+def _check_files(
+  folder: Path,
+  entries: dict[str, list[tuple[str, int, str]]],
+  source: Path,
+) -> None:
+  paths = [path for listed in entries.values() for path, _, _ in listed]
+  missing = [p for p in paths if not os.path.isfile(os.path.join(folder, p))]
+  if missing:
+    raise InputError(
+      f"{len(missing)} of {len(paths)} files named in {source} are not in"
+      f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
+      " images there"
+    )

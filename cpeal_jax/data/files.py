@@ -1,0 +1,79 @@
+"""A data set of files under one root: the checks that all layouts share."""
+
+import collections
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpeal_jax.data import pools
+from cpeal_jax.errors import InputError
+
+
+def from_files(
+  name: str,
+  classes: Sequence[str],
+  root: Path,
+  rows: dict[str, list[tuple[str, int]]],
+  *,
+  progress: pools.Progress = None,
+) -> pools.Dataset:
+  """A data set of files under `root`, from (id, label) rows per split.
+
+  Raises:
+    InputError: fewer than two classes, an empty or repeated class name, no
+      training image, a file name that is not UTF-8, or an unreadable file.
+  """
+  check_classes(classes)
+  if not rows["train"]:
+    raise InputError(f"no training image in {root}; there must be at least one")
+  splits = {}
+  for split in ("train", "val", "test"):
+    ids = [id_ for id_, _ in rows[split]]
+    for id_ in ids:
+      if not _is_utf8(id_):
+        raise InputError(f"file name {id_!r} in {root} is not UTF-8; rename it")
+    paths = [os.path.join(root, id_) for id_ in ids]
+    splits[split] = pools.from_bytes(
+      split,
+      ids,
+      [label for _, label in rows[split]],
+      functools.partial(_read_file, paths),
+      paths=paths,
+      progress=progress,
+    )
+  return pools.Dataset(name=name, classes=tuple(classes), **splits)
+
+
+def check_classes(classes: Sequence[str]) -> None:
+  """Raises InputError unless there are two or more distinct, real names."""
+  if len(classes) < 2:
+    raise InputError(
+      f"got {len(classes)} class(es) {list(classes)}; there must be at least 2"
+    )
+  if empty := [i for i, name in enumerate(classes) if not name.strip()]:
+    raise InputError(f"class {empty[0]} has an empty name; give it one")
+  counts = collections.Counter(name.strip() for name in classes)
+  if twice := [name for name, count in counts.items() if count > 1]:
+    raise InputError(
+      f"class name {twice[0]!r} belongs to {counts[twice[0]]} classes; rename"
+      " them so that every name is used once"
+    )
+
+
+def _is_utf8(text: str) -> bool:
+  try:
+    text.encode()
+  except UnicodeEncodeError:  # a surrogate stands for each undecodable byte
+    return False
+  return True
+
+
+def _read_file(paths: Sequence[str], index: int) -> bytes:
+  try:
+    return Path(paths[index]).read_bytes()
+  except OSError as error:
+    raise InputError(
+      f"cannot read {paths[index]}: {error.strerror}; the file must exist and"
+      " be readable"
+    ) from error

@@ -1,0 +1,179 @@
+"""Pixels: decode any image to RGB, resize and crop as CLIP's processor does."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from cpeal_jax.errors import InputError
+
+# Pillow's own limit for what it opens; here also for what a long, thin image
+# would be resized to.
+MAX_PIXELS = 178_956_970
+
+
+class CorruptImage(InputError):
+  """The bytes are there but are no image, or not a whole or sane one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+  """What a checkpoint's image tower was trained to see.
+
+  Attributes:
+    size: side of the square it sees, in pixels.
+    resize: short side before the centre crop, at least `size`.
+    stretch: resize both sides to `resize`, giving up the aspect ratio.
+    resample: Pillow's filter; 3 is bicubic.
+    mean: per channel, of values in [0, 1].
+    std: per channel, of values in [0, 1].
+  """
+
+  size: int = 224
+  resize: int = 224
+  stretch: bool = False
+  resample: int = 3
+  mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+  std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+  def __post_init__(self):
+    if not 0 < self.size <= self.resize:
+      raise InputError(
+        f"cannot crop {self.size} pixels from an image resized to"
+        f" {self.resize}; the crop must be positive and no larger"
+      )
+
+
+def decode(data: bytes) -> Image.Image:
+  """The first frame in RGB, transparency over white, EXIF rotation ignored.
+
+  That is what CLIP's processor in transformers 5 does with a Pillow image.
+
+  Raises:
+    CorruptImage: not an image, truncated, or too large to be meant.
+  """
+  try:
+    return to_rgb(Image.open(io.BytesIO(data)))
+  except Exception as error:
+    # Pillow's plugins raise nearly anything on bad bytes: OSError, SyntaxError,
+    # ValueError, struct.error, DecompressionBombError and more.
+    reason = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, Image.UnidentifiedImageError):
+      reason = ["not an image"]
+    raise CorruptImage(reason[0]) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+  """Any Pillow image as an RGB one in memory, transparency over white."""
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, image)
+  return image.convert("RGB")
+
+
+def preprocess(
+  image: Image.Image, spec: ImageSpec
+) -> UInt8[np.ndarray, "S S 3"]:
+  """Resizes the short side and crops the centre: what evaluation sees.
+
+  Equal, byte for byte, to CLIPImageProcessorPil before it rescales to [0, 1]
+  and normalises; `(x / 255 - mean) / std` is left to the device.
+
+  Raises:
+    CorruptImage: so long and thin that its resized self would fill memory.
+  """
+  image = to_rgb(image)
+  if spec.stretch:
+    width = height = spec.resize
+  else:
+    # The long side is cut to an integer, not rounded, as in the reference.
+    short = min(image.size)
+    width = int(spec.resize * image.width / short)
+    height = int(spec.resize * image.height / short)
+  if width * height > MAX_PIXELS:
+    raise CorruptImage(
+      f"{image.width} x {image.height} pixels are too long to resize"
+    )
+  pixels = np.asarray(
+    image.resize((width, height), Image.Resampling(spec.resample))
+  )
+  top, left = (np.array(pixels.shape[:2]) - spec.size) // 2
+  return pixels[top : top + spec.size, left : left + spec.size].copy()
+
+
+def image_spec(path: Path | str) -> ImageSpec:
+  """Reads a `preprocessor_config.json`, or the one in a checkpoint's folder.
+
+  `size` may be a number or `{"shortest_edge": S}` (keeps the aspect ratio) or
+  `{"height": S, "width": S}` (does not).
+
+  Raises:
+    InputError: no such file, or a setting that is not supported.
+  """
+  path = Path(path)
+  path = path / "preprocessor_config.json" if path.is_dir() else path
+  try:
+    config = json.loads(path.read_bytes())
+  except OSError as error:
+    raise InputError(f"cannot read {path}: {error.strerror}") from error
+  except ValueError as error:
+    raise InputError(f"{path} is not JSON: {error}") from error
+  if not isinstance(config, dict):
+    raise InputError(f"{path} must hold one JSON object")
+
+  def setting(name, default):
+    value = config.get(name)
+    return default if value is None else value
+
+  def refuse(name, allowed) -> NoReturn:
+    raise InputError(
+      f"{path}: {name} is {config.get(name)!r}; supported: {allowed}"
+    )
+
+  for step in ("do_resize", "do_rescale", "do_normalize"):
+    if setting(step, True) is not True:
+      refuse(step, "true")
+  if abs(setting("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    refuse("rescale_factor", "1/255")
+  size = setting("size", ImageSpec.resize)
+  resize = _side(size)
+  if resize is None:
+    refuse("size", "S, {shortest_edge: S} or {height: S, width: S}")
+  stretch = isinstance(size, dict) and "height" in size
+  crop = resize
+  if setting("do_center_crop", True):
+    crop = _side(setting("crop_size", size))
+    if crop is None:
+      refuse("crop_size", "S or {height: S, width: S}")
+  elif not stretch:
+    refuse("do_center_crop", "true, unless size has a height and a width")
+  resample = setting("resample", ImageSpec.resample)
+  if resample not in tuple(Image.Resampling):
+    refuse("resample", "0 to 5")
+  channels = {}
+  for name in ("mean", "std"):
+    values = setting(f"image_{name}", getattr(ImageSpec, name))
+    if not isinstance(values, list | tuple) or len(values) != 3:
+      refuse(f"image_{name}", "three numbers")
+    channels[name] = tuple(float(value) for value in values)
+  return ImageSpec(
+    size=crop, resize=resize, stretch=stretch, resample=resample, **channels
+  )
+
+
+def _side(size: Any) -> int | None:
+  """The one length in a size, or None where there is not exactly one."""
+  match size:
+    case {"height": height, "width": width} if len(size) == 2:
+      side = height if height == width else None
+    case {"shortest_edge": shortest} if len(size) == 1:
+      side = shortest
+    case _:
+      side = size
+  return side if type(side) is int and side > 0 else None

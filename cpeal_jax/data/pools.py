@@ -1,0 +1,155 @@
+"""Pools: which images there are, what they are called, and how to read them."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Int32
+from PIL import Image
+
+from cpeal_jax.data.images import CorruptImage, decode
+
+Progress = Callable[[int], None] | None
+HASH_BLOCK = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """The images of one split, in the order of their ids' UTF-8 bytes.
+
+  Attributes:
+    name: `train`, `val` or `test`.
+    ids: stable names, relative to the data root with forward slashes.
+    labels: class numbers, -1 where unknown.
+    sha256: hex digest of each image's bytes.
+    paths: where each file lies; an empty string where there is no file.
+    read: the bytes of image i.
+  """
+
+  name: str
+  ids: tuple[str, ...]
+  labels: Int32[np.ndarray, " N"]
+  sha256: tuple[str, ...]
+  paths: tuple[str, ...]
+  read: Callable[[int], bytes]
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def open(self, index: int) -> Image.Image:
+    """Image `index` at its original size, in RGB; CorruptImage names it."""
+    data = self.read(index)
+    try:
+      return decode(data)
+    except CorruptImage as error:
+      raise CorruptImage(
+        f"image {self.ids[index]!r} cannot be decoded ({error});"
+        " replace or remove it"
+      ) from error
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the ids and the images' bytes; labels play no part."""
+    return _digest([self.ids, self.sha256])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+  """Three splits over the same classes; label c is `classes[c]`."""
+
+  name: str
+  classes: tuple[str, ...]
+  train: Split
+  val: Split
+  test: Split
+
+  @property
+  def splits(self) -> tuple[Split, Split, Split]:
+    return self.train, self.val, self.test
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Digest of the classes and of every split's ids, bytes and labels.
+
+    The data root is not in it: a moved folder is the same data set.
+    """
+    return _digest(
+      [self.classes, *([s.fingerprint, s.labels.tolist()] for s in self.splits)]
+    )
+
+
+def from_bytes(
+  name: str,
+  ids: Sequence[str],
+  labels: Sequence[int],
+  read: Callable[[int], bytes],
+  *,
+  paths: Sequence[str] | None = None,
+  progress: Progress = None,
+) -> Split:
+  """A split of anything readable: sorts by id and hashes every image.
+
+  Args:
+    name: of the split.
+    ids: one per image, in any order.
+    labels: one per image, -1 where unknown.
+    read: the bytes of image i, counted as in `ids`; called from threads.
+    paths: one per image where there are files.
+    progress: told how many more images have been hashed.
+  """
+  order = sorted(range(len(ids)), key=lambda i: ids[i].encode())
+  sha256 = tuple(_hash_all(read, order, progress or (lambda done: None)))
+  return Split(
+    name=name,
+    ids=tuple(ids[i] for i in order),
+    labels=np.array([labels[i] for i in order], np.int32),
+    sha256=sha256,
+    paths=tuple(paths[i] if paths else "" for i in order),
+    read=lambda index: read(order[index]),
+  )
+
+
+def cut(
+  rows: list[tuple[str, int]], fractions: Sequence[float], *, seed: int
+) -> list[list[tuple[str, int]]]:
+  """Cuts (id, label) rows into parts, each with its fraction of every class.
+
+  Which part an id falls in follows from a hash of (seed, id), so it does not
+  depend on the order of `rows`. The first part gets at least one per class.
+  """
+  by_class = collections.defaultdict(list)
+  for row in sorted(rows, key=lambda row: _digest([seed, row[0]])):
+    by_class[row[1]].append(row)
+  parts = [[] for _ in fractions]
+  ends = list(itertools.accumulate(fractions))
+  for members in by_class.values():
+    stops = [max(1, round(end * len(members))) for end in ends]
+    for part, start, stop in zip(parts, [0, *stops], stops, strict=False):
+      part.extend(members[start:stop])
+  return parts
+
+
+def _digest(value: object) -> str:
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _hash_all(
+  read: Callable[[int], bytes],
+  order: Sequence[int],
+  progress: Callable[[int], None],
+) -> Iterator[str]:
+  def hash_block(start: int) -> list[str]:
+    block = order[start : start + HASH_BLOCK]
+    return [hashlib.sha256(read(i)).hexdigest() for i in block]
+
+  with ThreadPoolExecutor() as threads:
+    starts = range(0, len(order), HASH_BLOCK)
+    for digests in threads.map(hash_block, starts):
+      progress(len(digests))
+      yield from digests

@@ -1,0 +1,219 @@
+"""The evaluation store: every image of a split, preprocessed once.
+
+Two files under `cache_dir`, named by what determines their content: a mask of
+the images that decode, and a memory-mapped array of the pixels. Each is
+written aside and renamed when whole, so a kill leaves nothing half-written
+and processes that build the same store do not meet.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
+from cpeal_jax.data.pools import Progress, Split
+from cpeal_jax.errors import InputError
+
+VERSION = 1  # raise it when the same images and spec give other pixels
+BLOCK = 256
+# A live builder writes every few seconds; older leftovers are from a kill.
+STALE_SECONDS = 600
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageStore:
+  """Preprocessed images of one split, in the split's order.
+
+  Attributes:
+    ok: False where the image could not be decoded; its pixels are zeros.
+    rows: `rows(start, stop)` is uint8 [stop - start, S, S, 3]; read-only.
+  """
+
+  ok: Bool[np.ndarray, " N"]
+  rows: Callable[[int, int], UInt8[np.ndarray, "n S S 3"]]
+
+  def __len__(self) -> int:
+    return len(self.ok)
+
+
+def open_store(
+  split: Split,
+  spec: ImageSpec,
+  *,
+  cache_dir: Path | str,
+  fingerprint: str | None = None,
+  limit_bytes: int = 16 << 30,
+  max_corrupt: int = 0,
+  progress: Progress = None,
+) -> ImageStore:
+  """Opens the store of a split, building it where there is none.
+
+  Args:
+    split: whose images.
+    spec: how they are resized and cropped.
+    cache_dir: where the files go; may be shared by processes and runs.
+    fingerprint: of the images; by default the split's own.
+    limit_bytes: a split with more pixels than this is decoded anew at each
+      `rows`; only the mask is kept, from one pass that finds corrupt images.
+    max_corrupt: how many images may fail to decode.
+    progress: told how many more images have been decoded while building.
+
+  Raises:
+    InputError: too many corrupt images, an unreadable file, or a cache that
+      cannot be written.
+  """
+  cache_dir = Path(cache_dir)
+  determines = [
+    VERSION,
+    fingerprint or split.fingerprint,
+    [spec.size, spec.resize, spec.stretch, spec.resample],
+  ]
+  name = hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:24]
+  mask_file = cache_dir / f"{name}.ok.npy"
+  pixel_file = cache_dir / f"{name}.npy"
+  shape = (len(split), spec.size, spec.size, 3)
+  streams = math.prod(shape) > limit_bytes
+
+  def decode(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
+    return _decode(split, spec, start, stop)[0]
+
+  def load() -> ImageStore | None:
+    ok = _map(mask_file, shape[:1], np.bool_)
+    if ok is None:
+      return None
+    _refuse(split, ok, max_corrupt)
+    if streams:
+      return ImageStore(np.array(ok), decode)
+    pixels = _map(pixel_file, shape, np.uint8)
+    if pixels is None:
+      return None
+    return ImageStore(
+      np.array(ok), lambda start, stop: np.asarray(pixels[start:stop])
+    )
+
+  if not len(split):  # nothing to map
+    return ImageStore(np.zeros(0, bool), decode)
+  if (store := load()) is not None:
+    return store
+  blocks = _decode_all(split, spec, max_corrupt, progress)
+  try:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    _sweep(cache_dir)
+    _build(blocks, mask_file, None if streams else pixel_file, shape)
+  except OSError as error:
+    raise InputError(
+      f"cannot write the image cache in {cache_dir}: {error.strerror}; make"
+      " room, choose another folder, or lower limit_bytes to stream"
+    ) from error
+  if (store := load()) is not None:
+    return store
+  raise InputError(f"the image cache in {cache_dir} was changed while opening")
+
+
+def _decode(
+  split: Split, spec: ImageSpec, start: int, stop: int
+) -> tuple[UInt8[np.ndarray, "n S S 3"], Bool[np.ndarray, " n"]]:
+  span = range(len(split))[start:stop]
+  images = np.zeros((len(span), spec.size, spec.size, 3), np.uint8)
+  ok = np.zeros(len(span), bool)
+
+  def fill(row: int) -> None:
+    with contextlib.suppress(CorruptImage):
+      images[row] = preprocess(split.open(span[row]), spec)
+      ok[row] = True
+
+  with ThreadPoolExecutor() as threads:
+    for _ in threads.map(fill, range(len(span))):
+      pass  # raises what a thread raised
+  return images, ok
+
+
+def _decode_all(
+  split: Split, spec: ImageSpec, max_corrupt: int, progress: Progress
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  ok = np.ones(len(split), bool)
+  for start in range(0, len(split), BLOCK):
+    images, good = _decode(split, spec, start, start + BLOCK)
+    ok[start : start + BLOCK] = good
+    _refuse(split, ok, max_corrupt)
+    yield images, good
+    if progress:
+      progress(len(good))
+
+
+def _refuse(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
+  bad = [split.ids[i] for i in np.flatnonzero(~ok)]
+  if len(bad) > max_corrupt:
+    raise InputError(
+      f"{len(bad)} image(s) of split {split.name!r} cannot be decoded, more"
+      f" than the {max_corrupt} allowed: {', '.join(bad[:3])}; replace or"
+      " remove them, or allow more"
+    )
+
+
+def _build(
+  blocks: Iterator[tuple[np.ndarray, np.ndarray]],
+  mask_file: Path,
+  pixel_file: Path | None,
+  shape: tuple[int, ...],
+) -> None:
+  """Writes the pixels block by block, then the mask; the pixels commit last.
+
+  Plain writes, not a writable memory map: on a full disk those raise, where
+  the map would kill the process.
+  """
+  with contextlib.ExitStack() as stack:
+    if pixel_file:
+      file = stack.enter_context(_aside(pixel_file))
+      header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+      np.lib.format.write_array_header_1_0(file, header)
+    masks = []
+    for images, ok in blocks:
+      masks.append(ok)
+      if pixel_file:
+        file.write(images.data)
+    with _aside(mask_file) as mask:
+      np.save(mask, np.concatenate(masks))
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[BinaryIO]:
+  temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+  try:
+    with open(temporary, "xb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _sweep(cache_dir: Path) -> None:
+  for leftover in cache_dir.glob("*.npy.*.tmp"):
+    with contextlib.suppress(FileNotFoundError):
+      if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+        leftover.unlink()
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
+  """The array in a file, memory-mapped; None where it is absent or damaged."""
+  try:
+    array = np.load(path, mmap_mode="r")
+    whole = path.stat().st_size == array.offset + array.nbytes
+  except (OSError, ValueError, EOFError):
+    return None
+  fits = (array.shape, array.dtype) == (shape, dtype)
+  return array if fits and whole else None

@@ -1,0 +1,95 @@
+"""`python -m cpeal_jax.main --config=configs/quickstart.py`: flags, one call.
+
+Exit codes: 0 finished, 2 usage or input error, 3 waiting for labels, 75
+preempted (run the same command again), 1 anything else.
+"""
+
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import trajectory
+from cpeal_jax.errors import InputError, nearest
+from cpeal_jax.progress import say
+from cpeal_jax.training import TrainingError
+
+FINISHED, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
+
+config_flags.DEFINE_config_file(
+  "config", None, "A file of configs/, with a variant after a colon."
+)
+flags.DEFINE_string(
+  "workdir", None, "Where the run is kept; the same one again resumes it."
+)
+flags.DEFINE_bool("overwrite", False, "Start the workdir's run afresh.")
+flags.DEFINE_bool("dry_run", False, "Print what the run would cost, and stop.")
+
+
+def parse(argv: list[str]) -> None:
+  """Reads the flags.
+
+  Raises:
+    InputError: an unknown flag or key, or a value of another type.
+  """
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    names = [f"config.{name}" for name in config_lib.NAMES]
+    names += ["config", "workdir", "overwrite", "dry_run"]
+    raise InputError(
+      f"unknown flag --{error.flagname}."
+      + nearest(error.flagname, names).replace("'", "--", 1).replace("'", "")
+    ) from error
+  except (flags.Error, ValueError, TypeError, OSError) as error:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    raise InputError(text) from error
+  if len(rest) > 1:
+    raise InputError(f"unexpected argument {rest[1]!r}; flags start with --.")
+  if flags.FLAGS.config is None:
+    raise InputError("--config is missing: try --config=configs/quickstart.py")
+
+
+def run(argv: list[str]) -> int:
+  """One run; returns the exit code."""
+  parse(argv)
+  config = flags.FLAGS.config
+  config_lib.validate(config)
+  workdir = flags.FLAGS.workdir or (
+    f"runs/{config.name}/{config.variant}/seed{config.seed}"
+  )
+  if flags.FLAGS.dry_run:
+    trajectory.dry_run(config, Path(workdir))
+    return FINISHED
+  stop = threading.Event()
+  signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  try:
+    trajectory.run(
+      config, Path(workdir), overwrite=flags.FLAGS.overwrite, stop=stop.is_set
+    )
+  except trajectory.Preempted:
+    say("preempted: saved; run the same command again.")
+    return PREEMPTED
+  return FINISHED
+
+
+def main(argv: list[str]) -> int:
+  """`run`, with errors a user can cause as one line on stderr."""
+  logging.set_verbosity(logging.ERROR)
+  try:
+    return run(argv)
+  except InputError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return USAGE
+  except TrainingError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return FAILED
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

@@ -1,0 +1,320 @@
+"""CLIP (Radford et al. 2021): two transformers, one cosine similarity.
+
+Shapes: B images, C prompts, L tokens, W tower width, D joint dimension.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int
+
+from cpeal_jax.errors import one_of
+from cpeal_jax.models.adapters import Linear, Lora, Prompts
+
+
+def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+  """`x sigmoid(1.702 x)`, OpenAI's approximation of GELU."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+  "quick_gelu": quick_gelu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+  """One transformer: sizes as the checkpoint's config.json gives them."""
+
+  width: int
+  layers: int
+  heads: int
+  mlp: int
+  activation: str
+  epsilon: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """Sizes of one CLIP."""
+
+  vision: TowerConfig
+  text: TowerConfig
+  image_size: int
+  patch_size: int
+  vocabulary: int
+  positions: int
+  end_token: int
+  dim: int
+
+
+def config_from_hf(hf) -> ClipConfig:
+  """Sizes out of a `transformers.CLIPConfig`.
+
+  Raises:
+    InputError: an activation this project does not know.
+  """
+
+  def tower(own) -> TowerConfig:
+    return TowerConfig(
+      width=own.hidden_size,
+      layers=own.num_hidden_layers,
+      heads=own.num_attention_heads,
+      mlp=own.intermediate_size,
+      activation=one_of(
+        "activation in config.json", own.hidden_act, ACTIVATIONS
+      ),
+      epsilon=own.layer_norm_eps,
+    )
+
+  vision, text = hf.vision_config, hf.text_config
+  # Configs from before transformers 4.24 say 2 although the tokenizer's end
+  # token is the vocabulary's last entry.
+  end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+  return ClipConfig(
+    vision=tower(vision),
+    text=tower(text),
+    image_size=vision.image_size,
+    patch_size=vision.patch_size,
+    vocabulary=text.vocab_size,
+    positions=text.max_position_embeddings,
+    end_token=end,
+    dim=hf.projection_dim,
+  )
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; q, k, v and out may carry LoRA."""
+
+  config: TowerConfig
+  causal: bool
+  lora: Lora | None
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B L W"], *, train: bool
+  ) -> Float[Array, "B L W"]:
+    heads = self.config.heads
+    batch, length, width = x.shape
+
+    def linear(name: str) -> Linear:
+      on = self.lora is not None and name in self.lora.matrices
+      lora = self.lora if on else None
+      return Linear(width, lora=lora, dtype=self.dtype, name=name)
+
+    q, k, v = (
+      linear(name)(x, train=train).reshape(batch, length, heads, -1)
+      for name in ("q", "k", "v")
+    )
+    y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+    return linear("out")(y.reshape(batch, length, width), train=train)
+
+
+class Norm(nn.Module):
+  """Layer norm in float32 whatever the compute type."""
+
+  epsilon: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... W"]:
+    shape = (x.shape[-1],)
+    scale = self.param("scale", nn.initializers.ones, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, -1, keepdims=True)
+    y = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.epsilon)
+    y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
+    return y.astype(self.dtype)
+
+
+class Block(nn.Module):
+  """Pre-norm residual block: attention, then a two-layer perceptron."""
+
+  config: TowerConfig
+  causal: bool
+  lora: Lora | None
+  dtype: DTypeLike
+
+  def setup(self):
+    config, dtype = self.config, self.dtype
+    self.norm1 = Norm(config.epsilon, dtype)
+    self.attention = Attention(config, self.causal, self.lora, dtype)
+    self.norm2 = Norm(config.epsilon, dtype)
+    self.mlp1 = Linear(config.mlp, dtype=dtype)
+    self.mlp2 = Linear(config.width, dtype=dtype)
+
+  def __call__(
+    self, x: Float[Array, "B L W"], *, train: bool
+  ) -> Float[Array, "B L W"]:
+    x = x + self.attention(self.norm1(x), train=train)
+    activation = ACTIVATIONS[self.config.activation]
+    return x + self.mlp2(activation(self.mlp1(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+  """The blocks of one tower, unrolled."""
+
+  config: TowerConfig
+  tower: str
+  lora: Lora | None
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B L W"], *, train: bool
+  ) -> Float[Array, "B L W"]:
+    causal = self.tower == "text"
+    for i in range(self.config.layers):
+      lora = self.lora.on(self.tower, i) if self.lora else None
+      block = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
+      x = block(x, train=train)
+    return x
+
+
+class VisionTower(nn.Module):
+  """ViT with a class token; returns its projected state."""
+
+  config: ClipConfig
+  lora: Lora | None
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[ArrayLike, "B S S 3"], *, train: bool
+  ) -> Float[Array, "B D"]:
+    config = self.config.vision
+    patch = self.config.patch_size
+    batch, side = pixels.shape[0], self.config.image_size // patch
+    # A convolution whose stride is its size is a product over patches.
+    x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(
+      self.dtype
+    )
+    x = x.reshape(batch, side, patch, side, patch, 3).transpose(
+      0, 1, 3, 2, 4, 5
+    )
+    x = x.reshape(batch, side * side, patch * patch * 3)
+    x = Linear(config.width, use_bias=False, dtype=self.dtype, name="patch")(x)
+    normal = nn.initializers.normal(0.02)
+    head = self.param("class_token", normal, (config.width,))
+    positions = self.param("positions", normal, (side * side + 1, config.width))
+    head = jnp.broadcast_to(head.astype(self.dtype), (batch, 1, config.width))
+    x = jnp.concatenate([head, x], axis=1) + positions.astype(self.dtype)[None]
+    x = Norm(config.epsilon, self.dtype, name="norm_in")(x)
+    x = Transformer(config, "vision", self.lora, self.dtype, name="blocks")(
+      x, train=train
+    )
+    x = Norm(config.epsilon, self.dtype, name="norm_out")(x[:, 0])
+    return Linear(
+      self.config.dim, use_bias=False, dtype=self.dtype, name="projection"
+    )(x)
+
+
+class TextTower(nn.Module):
+  """Causal transformer, pooled at the first end token."""
+
+  config: ClipConfig
+  lora: Lora | None
+  prompts: Prompts | None
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self,
+    ids: Int[ArrayLike, "C L"],
+    slots: Int[ArrayLike, "C L"],
+    *,
+    train: bool,
+  ) -> Float[Array, "C D"]:
+    config = self.config.text
+    classes, length = ids.shape
+    normal = nn.initializers.normal(0.02)
+    table = self.param("tokens", normal, (self.config.vocabulary, config.width))
+    positions = self.param(
+      "positions", normal, (self.config.positions, config.width)
+    )
+    x = jnp.asarray(table)[ids]
+    if self.prompts is not None:
+      own = 1 if self.prompts.shared else classes
+      context = self.variable(
+        "adapter",
+        "context",
+        lambda: (
+          self.prompts.stddev
+          * jax.random.normal(
+            self.make_rng("adapter"), (own, self.prompts.tokens, config.width)
+          )
+        ),
+      ).value
+      context = jnp.broadcast_to(context, (classes, *context.shape[1:]))
+      learned = jnp.take_along_axis(
+        context, jnp.maximum(slots, 0)[..., None], axis=1
+      )
+      x = jnp.where((slots >= 0)[..., None], learned, x)
+    x = (x + positions[None, :length]).astype(self.dtype)
+    x = Transformer(config, "text", self.lora, self.dtype, name="blocks")(
+      x, train=train
+    )
+    # HF pads with the end token, so the last one would be padding.
+    end = jnp.argmax(ids == self.config.end_token, axis=1)
+    x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
+    return Linear(
+      self.config.dim, use_bias=False, dtype=self.dtype, name="projection"
+    )(x)
+
+
+class Clip(nn.Module):
+  """Both towers, with adapters where asked.
+
+  `params` mirrors the pretrained weights; `adapter` holds what is trained.
+  """
+
+  config: ClipConfig
+  lora: Lora | None = None
+  prompts: Prompts | None = None
+  dtype: DTypeLike = jnp.float32
+
+  def setup(self):
+    self.vision = VisionTower(self.config, self.lora, self.dtype)
+    self.text = TextTower(self.config, self.lora, self.prompts, self.dtype)
+    self.logit_scale = self.param(
+      "logit_scale", nn.initializers.constant(2.6592), ()
+    )
+
+  def encode_images(
+    self, pixels: Float[ArrayLike, "B S S 3"], *, train: bool = False
+  ) -> Float[Array, "B D"]:
+    """Image features, not normalised, float32."""
+    return self.vision(pixels, train=train).astype(jnp.float32)
+
+  def encode_texts(
+    self,
+    ids: Int[ArrayLike, "C L"],
+    slots: Int[ArrayLike, "C L"],
+    *,
+    train: bool = False,
+  ) -> Float[Array, "C D"]:
+    """Text features, not normalised, float32.
+
+    Args:
+      ids: token ids, padded; L may be any length up to `config.positions`.
+      slots: index of the learnable token that replaces this one, -1 for none.
+      train: switches LoRA's dropout on.
+    """
+    return self.text(ids, slots, train=train).astype(jnp.float32)
+
+  def __call__(self, pixels, ids, slots, *, train: bool = False):
+    """(image features, text features), not normalised; initialises all."""
+    images = self.encode_images(pixels, train=train)
+    return images, self.encode_texts(ids, slots, train=train)
+
+
+def normalize(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+  """Rows to unit Euclidean length."""
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,0 +1,57 @@
+"""Who answers when labels are asked for; the only reader of hidden labels.
+
+An oracle has a `source`, which goes into labels.csv, and `reveal(ids)`, which
+gives a class index per id, or None where the answer is still awaited.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Int
+
+from cpeal_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SimulatedOracle:
+  """Answers at once from a labeled data set, as if a person did.
+
+  Attributes:
+    ids: of the pool's images.
+    labels: [N] class indices in the order of `ids`; -1 where there is none.
+  """
+
+  ids: Sequence[str]
+  labels: Int[np.ndarray, " N"]
+  source: ClassVar[str] = "simulated"
+
+  def __post_init__(self):
+    if len(self.ids) != len(self.labels):
+      raise ValueError(f"{len(self.ids)} ids, {len(self.labels)} labels")
+
+  @functools.cached_property
+  def _labels_by_id(self) -> dict[str, int]:
+    return dict(zip(self.ids, self.labels.tolist(), strict=True))
+
+  def reveal(self, ids: Sequence[str]) -> list[int | None]:
+    """Class indices in the order asked; never None, nothing is awaited.
+
+    Raises:
+      InputError: an id isn't in the pool, or the data set has no label for it.
+    """
+    known = self._labels_by_id
+    for i in ids:
+      if i not in known:
+        raise InputError(
+          f"id {i!r} is not in the pool of {len(known)} images. Was the data "
+          "set changed since it was selected?"
+        )
+      if known[i] < 0:
+        raise InputError(
+          f"image {i!r} has no label, so its answer cannot be simulated. Label "
+          "it in the data set or leave it out of the pool."
+        )
+    return [known[i] for i in ids]

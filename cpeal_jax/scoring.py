@@ -1,0 +1,228 @@
+"""One pass over a whole split on all devices: features and logits.
+
+The pass works in tiles of constant shape. A device's share of a chunk is a
+number of tiles, so the device count changes how many tiles a device loops
+over, never the shape of a product: scores are bit-equal on 1 to 8 devices.
+"""
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from cpeal_jax import metrics, sharding
+from cpeal_jax.models.classifier import Classifier, cosine_logits
+
+# Two tiles a device at least: a loop of one trip would be inlined and could
+# be fused otherwise than a longer one.
+TILES_PER_CHUNK = 16
+FEATURE_CACHE_VERSION = 1
+
+
+class Images(Protocol):
+  """A split's preprocessed pictures, wherever they are kept."""
+
+  def __len__(self) -> int: ...
+
+  def rows(self, start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolScores:
+  """What one pass knows of N images.
+
+  Attributes:
+    logits: scaled cosines, float32.
+    features: unit image features, float32.
+  """
+
+  logits: Float[np.ndarray, "N C"]
+  features: Float[np.ndarray, "N D"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+  """The compiled passes of one classifier on one mesh; hold it for a run.
+
+  Attributes:
+    embed: (params, adapter) -> class embeddings [C, D].
+    encode: (params, adapter, images [n, S, S, 3]) -> features [n, D].
+    compare: (class embeddings, logit scale, features) -> logits [n, C].
+    chunk: n, the rows of one dispatch.
+  """
+
+  embed: Callable
+  encode: Callable
+  compare: Callable
+  chunk: int
+
+
+def make_scorer(
+  classifier: Classifier,
+  mesh: jax.sharding.Mesh,
+  *,
+  tile: int = 128,
+  backend: str = "shard_map",
+) -> Scorer:
+  """Compiles nothing yet: each pass compiles at its first call.
+
+  Args:
+    classifier: what is scored.
+    mesh: the devices to use.
+    tile: rows of one product. Another tile may change the last bits.
+    backend: `shard_map` or `pmap`.
+  """
+  devices = mesh.devices.size
+  tiles = -(-max(TILES_PER_CHUNK, 2 * devices) // devices) * devices
+
+  def in_tiles(one: Callable, rows: Array) -> Array:
+    stacked = rows.reshape(-1, tile, *rows.shape[1:])
+    out = jax.lax.map(one, stacked)
+    return out.reshape(-1, *out.shape[2:])
+
+  def encode(params, adapter, images):
+    return in_tiles(
+      lambda x: classifier.image_features(params, adapter, x), images
+    )
+
+  def compare(texts, scale, features):
+    return in_tiles(lambda x: cosine_logits(x, texts, scale), features)
+
+  return Scorer(
+    embed=jax.jit(classifier.class_embeddings),
+    encode=sharding.spmd(encode, mesh, shared=2, backend=backend),
+    compare=sharding.spmd(compare, mesh, shared=2, backend=backend),
+    chunk=tiles * tile,
+  )
+
+
+def _by_chunks(
+  run: Callable,
+  rows: Callable[[int, int], np.ndarray],
+  total: int,
+  chunk: int,
+  progress: Callable[[int], None] | None,
+) -> np.ndarray:
+  """Pads the last chunk, and fetches each result while the next one runs."""
+  done: list[np.ndarray] = []
+  pending = None
+
+  def collect(start: int, out: Array) -> None:
+    done.append(np.asarray(out)[: total - start])
+    if progress:
+      progress(len(done[-1]))
+
+  for start in range(0, total, chunk):
+    part = rows(start, min(start + chunk, total))
+    if len(part) < chunk:
+      gap = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
+      part = np.pad(part, gap)
+    out = run(part)
+    if pending is not None:
+      collect(*pending)
+    pending = (start, out)
+  if pending is not None:
+    collect(*pending)
+  return np.concatenate(done)
+
+
+def encode_pool(
+  scorer: Scorer,
+  params: dict,
+  adapter: dict,
+  images: Images,
+  *,
+  progress: Callable[[int], None] | None = None,
+) -> Float[np.ndarray, "N D"]:
+  """Unit features of every image; `progress` gets the rows just finished."""
+  return _by_chunks(
+    lambda x: scorer.encode(params, adapter, x),
+    images.rows,
+    len(images),
+    scorer.chunk,
+    progress,
+  )
+
+
+def score_pool(
+  scorer: Scorer,
+  params: dict,
+  adapter: dict,
+  features: Float[np.ndarray, "N D"],
+) -> PoolScores:
+  """Logits of every image from its features.
+
+  `features` are `encode_pool`'s of the same adapter, or cached ones where
+  the image tower is frozen.
+  """
+  texts = scorer.embed(params, adapter)
+  logits = _by_chunks(
+    lambda x: scorer.compare(texts, params["logit_scale"], x),
+    lambda start, stop: features[start:stop],
+    len(features),
+    scorer.chunk,
+    None,
+  )
+  return PoolScores(logits=logits, features=features)
+
+
+def cached_features(
+  directory: Path, key: str, compute: Callable[[], np.ndarray]
+) -> Float[np.ndarray, "N D"]:
+  """What `compute` returns, kept in `directory` under a hash of `key`.
+
+  For a frozen tower, whose output depends on nothing but `key`: weights,
+  transform, pool, types. Written aside and renamed.
+  """
+  digest = hashlib.sha256(f"{FEATURE_CACHE_VERSION}|{key}".encode())
+  path = directory / f"features-{digest.hexdigest()[:32]}.npy"
+  if path.exists():
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+  features = compute()
+  directory.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
+    np.save(file, features)
+  os.replace(file.name, path)
+  return features
+
+
+_summary = jax.jit(metrics.summary)
+_temperature = jax.jit(metrics.fit_temperature)
+
+
+def evaluate(
+  logits: Float[np.ndarray, "N C"],
+  labels: Int[np.ndarray, " N"],
+  *,
+  where: Bool[np.ndarray, " N"],
+  validation_logits: Float[np.ndarray, "M C"],
+  validation_labels: Int[np.ndarray, " M"],
+  validation_where: Bool[np.ndarray, " M"],
+) -> dict[str, np.float32]:
+  """The test split's metrics, with a temperature fitted on validation.
+
+  Returns:
+    `metrics.summary` of the test split, and accuracy, NLL and ECE of the
+    validation split as `val_accuracy`, `val_nll` and `val_ece`.
+  """
+  temperature = _temperature(
+    validation_logits, validation_labels, where=validation_where
+  )
+  test = _summary(logits, labels, temperature=temperature, where=where)
+  held = _summary(
+    validation_logits,
+    validation_labels,
+    temperature=temperature,
+    where=validation_where,
+  )
+  row = {name: np.float32(value) for name, value in test.items()}
+  for name in ("accuracy", "nll", "ece"):
+    row[f"val_{name}"] = np.float32(held[name])
+  return row

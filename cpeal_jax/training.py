@@ -1,0 +1,281 @@
+"""Training an adapter on the labels bought so far: one compiled step.
+
+The step's shapes never change while the labeled set grows: a batch always
+has `Recipe.batch` rows, padded and masked, and the learning rate and the
+weight of the calibration loss arrive as numbers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from cpeal_jax import losses, sharding
+from cpeal_jax.data.batches import Batch
+from cpeal_jax.errors import InputError
+from cpeal_jax.models.classifier import Classifier, cosine_logits
+
+# What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
+# is bound in `make_step`.
+CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
+OPTIMIZERS = ("sgd", "adamw")
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on; the message names round, epoch, step and term."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How one round is trained; the defaults are the released C-PEAL script's.
+
+  Attributes:
+    epochs: passes over the labeled set.
+    batch: rows of a step over all devices.
+    optimizer: `sgd` with momentum, or `adamw`.
+    learning_rate: peak; after the warm-up it follows half a cosine by epoch.
+    warmup_epochs, warmup_rate: constant rate of the first epochs.
+    momentum: of SGD (AdamW uses 0.9, 0.999).
+    weight_decay: added to the gradient (SGD) or decoupled (AdamW).
+    calibration: `none`, `balanced` or `unbalanced` (C-PEAL), or `avuc`.
+    calibration_weight: its final weight W.
+    anneal: whether the weight grows over the epochs.
+    avuc_threshold: entropy in nats that splits certain from uncertain;
+      None takes ln(C) / 2.
+  """
+
+  epochs: int = 10
+  batch: int = 32
+  optimizer: str = "sgd"
+  learning_rate: float = 2e-3
+  warmup_epochs: int = 1
+  warmup_rate: float = 1e-5
+  momentum: float = 0.9
+  weight_decay: float = 5e-4
+  calibration: str = "balanced"
+  calibration_weight: float = 1.0
+  anneal: bool = True
+  avuc_threshold: float | None = None
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What changes while training; the pretrained weights are not in it."""
+
+  step: Int[Array, ""]
+  adapter: dict
+  optimizer: Any
+
+
+def learning_rate(epoch: int, recipe: Recipe) -> float:
+  """Rate of an epoch: constant warm-up, then `lr (1 + cos(pi e / E)) / 2`.
+
+  As in CoOp's schedule, e counts from the warm-up's end and E is all epochs,
+  so the rate does not reach 0.
+  """
+  if epoch < recipe.warmup_epochs:
+    return recipe.warmup_rate
+  done = (epoch - recipe.warmup_epochs) / recipe.epochs
+  return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+  """The descent direction for a unit learning rate (PyTorch's order)."""
+  if recipe.optimizer == "adamw":
+    return optax.chain(
+      optax.scale_by_adam(),
+      optax.add_decayed_weights(recipe.weight_decay),
+    )
+  return optax.chain(
+    optax.add_decayed_weights(recipe.weight_decay),
+    optax.trace(decay=recipe.momentum),
+  )
+
+
+def init_state(adapter: dict, recipe: Recipe) -> TrainState:
+  """Step 0 of a round."""
+  optimizer = make_optimizer(recipe).init(adapter)
+  return TrainState(jnp.zeros((), jnp.int32), adapter, optimizer)
+
+
+def place(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+  """The state on every device; what a checkpoint is restored into."""
+  return sharding.replicate(state, mesh)
+
+
+def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
+  """(adapter, params, texts, batch, key, weight) -> (loss, its terms).
+
+  `batch` has `images`, `labels` and `where`; `texts` are the class embeddings
+  where the text tower is frozen, else None.
+  """
+  threshold = recipe.avuc_threshold
+  if threshold is None:
+    threshold = math.log(len(classifier.tokens.texts)) / 2
+
+  def calibration(logits, labels, where):
+    match recipe.calibration:
+      case "none":
+        return jnp.zeros(())
+      case "avuc":
+        return losses.avuc_loss(
+          logits, labels, threshold=threshold, where=where
+        )
+      case kind:
+        return losses.uncertainty_calibration_loss(
+          logits, labels, where=where, balanced=kind == "balanced"
+        )
+
+  def loss(adapter, params, texts, batch, key, weight):
+    image_key, text_key = jax.random.split(key)
+    if texts is None:
+      texts = classifier.class_embeddings(params, adapter, dropout=text_key)
+    features = classifier.image_features(
+      params, adapter, batch["images"], dropout=image_key
+    )
+    logits = cosine_logits(features, texts, params["logit_scale"])
+    terms = {
+      "cross_entropy": losses.cross_entropy(
+        logits, batch["labels"], where=batch["where"]
+      ),
+      "calibration": calibration(logits, batch["labels"], batch["where"]),
+    }
+    total = terms["cross_entropy"] + weight * terms["calibration"]
+    return total, {"loss": total, **terms}
+
+  return loss
+
+
+def make_step(
+  classifier: Classifier, recipe: Recipe, mesh: jax.sharding.Mesh
+) -> Callable:
+  """The compiled step (state, params, texts, batch, key, rate, weight).
+
+  Losses are masked sums over the global batch, so padding and the number of
+  devices change nothing but the order of additions.
+
+  Returns:
+    A function that returns (state, terms); `terms` are scalars by name, the
+    gradient's global norm among them.
+
+  Raises:
+    InputError: the batch is not a multiple of the devices.
+  """
+  devices = mesh.devices.size
+  if recipe.batch % devices:
+    raise InputError(
+      f"train.batch={recipe.batch} is not a multiple of {devices} devices."
+    )
+  optimizer = make_optimizer(recipe)
+  loss = make_loss(classifier, recipe)
+
+  def step(state, params, texts, batch, key, rate, weight):
+    key = jax.random.fold_in(key, state.step)
+    gradient, terms = jax.grad(loss, has_aux=True)(
+      state.adapter, params, texts, batch, key, weight
+    )
+    terms["gradient_norm"] = optax.global_norm(gradient)
+    direction, moments = optimizer.update(
+      gradient, state.optimizer, state.adapter
+    )
+    adapter = jax.tree.map(lambda x, d: x - rate * d, state.adapter, direction)
+    return TrainState(state.step + 1, adapter, moments), terms
+
+  whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
+  compiled = jax.jit(
+    step,
+    in_shardings=(whole, whole, whole, rows, whole, whole, whole),
+    out_shardings=whole,
+    donate_argnums=0,
+  )
+
+  def run(state, params, texts, batch, key, rate, weight):
+    out = compiled(
+      state,
+      params,
+      texts,
+      vars(batch),
+      key,
+      np.float32(rate),
+      np.float32(weight),
+    )
+    return sharding.settle(out, mesh)
+
+  return run
+
+
+def check_finite(
+  terms: dict[str, Float[Array, ""]], *, round_: int, epoch: int, step: int
+) -> dict[str, float]:
+  """The terms as numbers.
+
+  Raises:
+    TrainingError: one of them is not finite.
+  """
+  values = {name: float(value) for name, value in terms.items()}
+  bad = [name for name, value in values.items() if not math.isfinite(value)]
+  if bad:
+    raise TrainingError(
+      f"non-finite {', '.join(bad)} in round {round_}, epoch {epoch}, step "
+      f"{step}: lower train.learning_rate or loss.weight."
+    )
+  return values
+
+
+def fit(
+  step: Callable,
+  state: TrainState,
+  params: dict,
+  texts: Float[Array, "C D"] | None,
+  batches: Callable[[int, int], Iterable[Batch]],
+  key: PRNGKeyArray,
+  recipe: Recipe,
+  *,
+  steps_per_epoch: int,
+  round_: int = 0,
+  after_step: Callable[[int, TrainState, dict], None] | None = None,
+) -> tuple[TrainState, dict[str, float]]:
+  """Trains from wherever `state` is to the end of the last epoch.
+
+  Args:
+    step: of `make_step`.
+    state: a fresh one, or one restored in the middle of the round.
+    params: pretrained weights.
+    texts: class embeddings where the text tower is frozen, else None.
+    batches: (epoch, first step) -> the rest of that epoch's batches.
+    key: of the round; each step folds its number in.
+    recipe: epochs, rates and weights.
+    steps_per_epoch: batches of a whole epoch.
+    round_: for messages.
+    after_step: called with the number of finished steps, the state and the
+      step's terms, once these are known to be finite.
+
+  Returns:
+    The last state and the last step's terms.
+
+  Raises:
+    TrainingError: a term of the loss is not finite.
+  """
+  done = int(state.step)
+  values: dict[str, float] = {}
+  for epoch in range(done // steps_per_epoch, recipe.epochs):
+    rate = learning_rate(epoch, recipe)
+    weight = losses.calibration_weight(
+      epoch, recipe.epochs, recipe.calibration_weight, recipe.anneal
+    )
+    for batch in batches(epoch, done % steps_per_epoch):
+      state, terms = step(state, params, texts, batch, key, rate, weight)
+      values = check_finite(
+        terms, round_=round_, epoch=epoch, step=done % steps_per_epoch
+      )
+      done += 1
+      if after_step:
+        after_step(done, state, values)
+  return state, values

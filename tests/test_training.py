@@ -1,0 +1,208 @@
+"""The training step: recipe, mask, devices, and what it leaves alone."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from cpeal_jax import sharding, training
+from cpeal_jax.data.batches import Batch
+from cpeal_jax.models.adapters import Lora, Prompts
+
+
+def batch(valid, rows=32, seed=0):
+  rng = np.random.default_rng(seed)
+  where = np.arange(rows) < valid
+  labels = np.where(where, rng.integers(0, tiny.CLASSES, rows), 0)
+  pixels = tiny.images(rows, seed) * where[:, None, None, None]
+  return Batch(pixels, labels.astype(np.int32), where)
+
+
+class Harness:
+  """One classifier with its step on a number of devices."""
+
+  def __init__(self, devices=1, lora=None, prompts=None, **recipe):
+    self.recipe = training.Recipe(**recipe)
+    self.classifier = tiny.classifier(lora, prompts)
+    self.mesh = sharding.make_mesh(devices)
+    self.params = sharding.replicate(tiny.pretrained()[1], self.mesh)
+    self.step = training.make_step(self.classifier, self.recipe, self.mesh)
+
+  def state(self):
+    adapter = self.classifier.init(self.params, jax.random.key(0))
+    state = training.init_state(adapter, self.recipe)
+    return training.place(state, self.mesh)
+
+  def __call__(self, state, batch, rate=0.01, weight=0.5):
+    key = jax.random.key(3)
+    return self.step(state, self.params, None, batch, key, rate, weight)
+
+
+def test_learning_rate_of_the_released_script():
+  recipe = training.Recipe()
+  got = [training.learning_rate(epoch, recipe) for epoch in range(10)]
+  want = [1e-5, 0.002, 0.001951, 0.001809, 0.001588, 0.001309, 0.001]
+  want += [0.000691, 0.000412, 0.000191]
+  np.testing.assert_allclose(got, want, atol=5e-7)
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_optimizer_follows_pytorch_rules(optimizer):
+  """SGD and AdamW written out as in PyTorch's documentation."""
+  recipe = training.Recipe(optimizer=optimizer, weight_decay=0.1)
+  rule = training.make_optimizer(recipe)
+  rng = np.random.default_rng(0)
+  x = want = rng.normal(size=5)
+  state = rule.init({"x": x})
+  first, second = np.zeros(5), np.zeros(5)
+  for t in range(1, 6):
+    gradient, rate = rng.normal(size=5), 0.1 / t
+    direction, state = rule.update({"x": gradient}, state, {"x": x})
+    x = x - rate * direction["x"]
+    if optimizer == "sgd":
+      first = 0.9 * first + gradient + 0.1 * want
+      want = want - rate * first
+    else:
+      first = 0.9 * first + 0.1 * gradient
+      second = 0.999 * second + 0.001 * gradient**2
+      step = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+      want = want - rate * (step + 0.1 * want)
+  np.testing.assert_allclose(x, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "adapters", [{"lora": Lora()}, {"prompts": Prompts(tokens=4)}], ids=str
+)
+def test_training_moves_the_adapter_and_nothing_else(adapters):
+  harness = Harness(optimizer="sgd", **adapters)
+  state = harness.state()
+  moments = jax.tree.leaves(state.optimizer)
+  shapes = sorted(x.shape for x in jax.tree.leaves(state.adapter))
+  assert sorted(x.shape for x in moments) == shapes
+  before = jax.tree.map(np.array, state.adapter)
+  losses = []
+  for _ in range(8):
+    state, terms = harness(state, batch(32), rate=0.05, weight=0.0)
+    losses.append(float(terms["loss"]))
+  assert losses[-1] < losses[0]
+  for a, b in zip(
+    jax.tree.leaves(harness.params),
+    jax.tree.leaves(tiny.pretrained()[1]),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.adapter, before)
+  assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_padding_changes_nothing():
+  harness = Harness(lora=Lora(dropout=0.0))
+  other = Harness(lora=Lora(dropout=0.0), batch=8)
+  full = batch(8)
+  short = Batch(full.images[:8], full.labels[:8], full.where[:8])
+  got, terms = harness(harness.state(), full)
+  want, wanted = other(other.state(), short)
+  for name in terms:
+    np.testing.assert_allclose(terms[name], wanted[name], rtol=1e-5)
+  for a, b in zip(
+    jax.tree.leaves(got.adapter), jax.tree.leaves(want.adapter), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("valid", [1, 10, 32])
+def test_devices_agree(valid):
+  """Ten labels in a batch of 32 leave some of 8 devices without any."""
+  runs = []
+  for devices in (1, 2, 8):
+    harness = Harness(devices, lora=Lora())
+    runs.append(harness(harness.state(), batch(valid)))
+  for state, terms in runs[1:]:
+    for name in terms:
+      np.testing.assert_allclose(terms[name], runs[0][1][name], rtol=2e-5)
+    for a, b in zip(
+      jax.tree.leaves(state.adapter),
+      jax.tree.leaves(runs[0][0].adapter),
+      strict=True,
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_500_steps_on_8_devices_do_not_hang():
+  harness = Harness(8, prompts=Prompts(tokens=4))
+  state = harness.state()
+  for _ in range(500):
+    state, _ = harness(state, batch(32), rate=1e-3)
+  assert int(state.step) == 500
+
+
+def test_fit_goes_on_from_the_middle_of_an_epoch():
+  harness = Harness(lora=Lora(), epochs=3)
+
+  def batches(epoch, start):
+    for step in range(start, 4):
+      yield batch(32, seed=10 * epoch + step)
+
+  kept = {}
+
+  def keep(step, state, terms):
+    kept[step] = jax.tree.map(np.array, state), terms
+
+  def fit(state):
+    return training.fit(
+      harness.step,
+      training.place(state, harness.mesh),
+      harness.params,
+      None,
+      batches,
+      jax.random.key(5),
+      harness.recipe,
+      steps_per_epoch=4,
+      after_step=keep,
+    )
+
+  whole, terms = fit(harness.state())
+  assert list(kept) == list(range(1, 13))
+  rest, same = fit(kept[6][0])
+  assert terms == same
+  jax.tree.map(np.testing.assert_array_equal, whole, rest)
+
+
+def test_non_finite_loss_is_named():
+  harness = Harness(lora=Lora())
+  with pytest.raises(training.TrainingError) as error:
+    training.fit(
+      harness.step,
+      harness.state(),
+      {**harness.params, "logit_scale": np.float32(np.nan)},
+      None,
+      lambda epoch, start: [batch(32)],
+      jax.random.key(0),
+      harness.recipe,
+      steps_per_epoch=1,
+      round_=4,
+    )
+  message = str(error.value)
+  for word in ("cross_entropy", "round 4", "epoch 0", "step 0"):
+    assert word in message
+
+
+def test_one_compilation_while_labels_grow(monkeypatch):
+  traces = []
+  loss = training.losses.cross_entropy
+
+  def counted(*args, **kwargs):
+    traces.append(1)  # runs while tracing alone
+    return loss(*args, **kwargs)
+
+  monkeypatch.setattr(training.losses, "cross_entropy", counted)
+  harness = Harness(lora=Lora())
+  state = harness.state()
+  for valid in (3, 10, 20, 32):
+    state, _ = harness(state, batch(valid), rate=0.1 / valid, weight=valid)
+  assert len(traces) == 1
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+  with pytest.raises(training.InputError, match="not a multiple of 8"):
+    Harness(8, lora=Lora(), batch=12)
