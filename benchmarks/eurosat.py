@@ -21,69 +21,104 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-RECIPE: dict[str, str] = {}
-SCRIPT = {"train.optimizer": "sgd", "train.learning_rate": "0.002"}
-SCRIPT |= {"train.epochs": "10"}
+# Chosen on the validation split with seed 0 (group `recipe`).
+RECIPE = {
+  "train.optimizer": "adamw",
+  "train.learning_rate": "0.005",
+  "train.epochs": "200",
+}
+# The released C-PEAL script's.
+SCRIPT = {
+  "train.optimizer": "sgd",
+  "train.learning_rate": "0.002",
+  "train.epochs": "10",
+}
+RANDOM = {"acquisition.name": "random", "acquisition.balance": "off"}
+ENTROPY = {"acquisition.name": "entropy", "acquisition.balance": "repaired"}
 ADAPTERS = ("lora", "prompt")
-# (acquisition, PCB); the second pair of each is "the other way round".
-PAIRS = (
-  ("random", "off"),
-  ("entropy", "repaired"),
-  ("random", "repaired"),
-  ("entropy", "off"),
-)
+
+
+def arm(adapter: str, *parts: dict[str, str]) -> dict[str, str]:
+  values = {"variant": f"cpeal_{adapter}"}
+  for part in parts:
+    values |= part
+  return values
 
 
 def main_arms() -> dict[str, dict[str, str]]:
-  """Adapters x acquisition x calibration loss; PCB the other way once."""
+  """Adapters x acquisition x calibration loss, and PCB the other way."""
+  plain = {"loss.calibration": "none"}
   arms = {}
   for adapter in ADAPTERS:
-    for i, (name, balance) in enumerate(PAIRS):
-      for loss in ("balanced", "none") if i < 2 else ("balanced",):
-        label = f"{adapter} {name}"
-        label += " +PCB" if balance != "off" else ""
-        label += " +cal" if loss != "none" else ""
-        arms[label] = {
-          "variant": f"cpeal_{adapter}",
-          "acquisition.name": name,
-          "acquisition.balance": balance,
-          "loss.calibration": loss,
-        }
+    own = (adapter, RECIPE)
+    arms |= {
+      f"{adapter} random": arm(*own, RANDOM, plain),
+      f"{adapter} entropy+PCB": arm(*own, ENTROPY, plain),
+      f"{adapter} random, cal": arm(*own, RANDOM),
+      f"{adapter} entropy+PCB, cal": arm(*own, ENTROPY),
+      f"{adapter} random+PCB, cal": arm(
+        *own, RANDOM, {"acquisition.balance": "repaired"}
+      ),
+      f"{adapter} entropy, cal": arm(
+        *own, ENTROPY, {"acquisition.balance": "off"}
+      ),
+    }
+  return arms
+
+
+def script_arms() -> dict[str, dict[str, str]]:
+  """The released script's recipe; its LoRA code's text is 16 times X."""
+  arms = {}
+  for adapter in ADAPTERS:
+    own = (adapter, SCRIPT, {"model.prompt": "x16"})
+    arms[f"{adapter} random, cal, script"] = arm(*own, RANDOM)
+    arms[f"{adapter} entropy+PCB, cal, script"] = arm(*own, ENTROPY)
   return arms
 
 
 def recipe_arms() -> dict[str, dict[str, str]]:
-  """Candidates for the recipe: chosen on validation, seed 0, random picks."""
-  arms = {}
+  """Candidates for the recipe, at 100 random labels bought at once."""
+  once = {**RANDOM, "rounds": "1", "budget": "100"}
+  texts = {
+    "x16": {"model.prompt": "x16"},
+    "a photo of a": {"model.template": "a photo of a {}."},
+  }
+  arms = {
+    f"lora {name}": arm("lora", RECIPE, once, text)
+    for name, text in texts.items()
+  }
   for adapter in ADAPTERS:
-    for optimizer, rates in (
-      ("sgd", ("0.002", "0.02")),
-      ("adamw", ("0.0002", "0.002")),
+    for optimizer, rate in (
+      ("sgd", "0.002"),
+      ("sgd", "0.02"),
+      ("adamw", "0.0002"),
+      ("adamw", "0.001"),
+      ("adamw", "0.005"),
     ):
-      for rate in rates:
-        for epochs in ("10", "200"):
-          arms[f"{adapter} {optimizer} {rate} x{epochs}"] = {
-            "variant": f"cpeal_{adapter}",
-            "acquisition.name": "random",
-            "acquisition.balance": "off",
-            "train.optimizer": optimizer,
-            "train.learning_rate": rate,
-            "train.epochs": epochs,
-          }
+      for epochs in ("10", "200"):
+        own = {
+          "train.optimizer": optimizer,
+          "train.learning_rate": rate,
+          "train.epochs": epochs,
+        }
+        name = f"{adapter} {optimizer} {rate} x{epochs}"
+        arms[name] = arm(adapter, own, once)
   return arms
 
 
-GROUPS = {"main": main_arms, "recipe": recipe_arms}
+GROUPS = {"main": main_arms, "script": script_arms, "recipe": recipe_arms}
 
 
-def workdir(out: Path, group: str, arm: str, seed: int) -> Path:
-  return out / group / arm.replace(" ", "_") / f"seed{seed}"
+def workdir(out: Path, group: str, name: str, seed: int) -> Path:
+  return out / group / name.replace(" ", "_").replace(",", "") / f"seed{seed}"
 
 
 def run(options: argparse.Namespace) -> None:
   """Plays every arm and seed that is not finished."""
   for seed in options.seeds:
-    for arm, values in GROUPS[options.group]().items():
+    for name, values in GROUPS[options.group]().items():
+      if not name.startswith(options.only):
+        continue
       own = dict(values)
       variant = own.pop("variant")
       own |= {
@@ -96,10 +131,10 @@ def run(options: argparse.Namespace) -> None:
         "-m",
         "cpeal_jax.main",
         f"--config=configs/eurosat.py:{variant}",
-        f"--workdir={workdir(options.out, options.group, arm, seed)}",
+        f"--workdir={workdir(options.out, options.group, name, seed)}",
         *(f"--config.{key}={value}" for key, value in own.items()),
       ]
-      sys.stdout.write(f"== {arm}, seed {seed}\n")
+      sys.stdout.write(f"== {name}, seed {seed}\n")
       sys.stdout.flush()
       subprocess.run(command, check=True)
 
@@ -121,3 +156,22 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), math.nan
   half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
   return float(np.mean(values)), float(half)
+
+
+def parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("action", choices=("run", "table"))
+  parser.add_argument("--group", choices=tuple(GROUPS), required=True)
+  parser.add_argument("--seeds", default="1,2,3")
+  parser.add_argument("--only", default="", help="arms that start so")
+  parser.add_argument("--root", help="EuroSAT in CoOp's layout")
+  parser.add_argument("--weights", help="a CLIP's directory or hub id")
+  parser.add_argument("--out", type=Path, default=Path("runs/results"))
+  options = parser.parse_args()
+  options.seeds = [int(seed) for seed in options.seeds.split(",")]
+  return options
+
+
+if __name__ == "__main__":
+  options = parse()
+  run(options)

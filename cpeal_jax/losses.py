@@ -113,8 +113,8 @@ def avuc_loss(
   where accurate-uncertain rows count c tanh u and inaccurate-certain ones
   (1 - c) (1 - tanh u). 0 if nothing is selected.
 
-  Source: Krishnan and Tickoo 2020 (arXiv 2012.07923), equations 2 to 4, with
-  the constants of their released code.
+  Source: Krishnan and Tickoo 2020 (arXiv 2012.07923), with the constants
+  of their released code.
 
   Args:
     logits: before the softmax, `[B, C]`.

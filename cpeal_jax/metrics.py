@@ -80,7 +80,7 @@ def classwise_calibration_error(
   """The mean over all C classes of the calibration error of p_c.
 
   Each class against the rest, in equal-width bins (lo, hi], the first with 0
-  as well. Source: Kull et al. 2019 (arXiv 1910.12656), equation 3.
+  as well. Source: Kull et al. 2019 (arXiv 1910.12656).
   """
   probs, where = _selected(probs, where)
   hits = jax.nn.one_hot(labels, probs.shape[1])
@@ -112,7 +112,7 @@ def accuracy_versus_uncertainty(
   """The share of rows that are correct and certain, or wrong and uncertain.
 
   Certain is an entropy of at most ln(C) / 2. Source: Krishnan and Tickoo 2020
-  (arXiv 2012.07923), equation 1; the counts, without the loss's weights.
+  (arXiv 2012.07923); plain counts, without their loss's weights.
   """
   probs, where = _selected(probs, where)
   _, correct = _top(probs, labels)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cpeal_jax import losses, sharding
@@ -69,7 +70,7 @@ class Recipe:
 class TrainState:
   """What changes while training; the pretrained weights are not in it."""
 
-  step: Int[Array, ""]
+  step: Int[ArrayLike, ""]
   adapter: dict
   optimizer: Any
 
@@ -181,7 +182,7 @@ def make_step(
     gradient, terms = jax.grad(loss, has_aux=True)(
       state.adapter, params, texts, batch, key, weight
     )
-    terms["gradient_norm"] = optax.global_norm(gradient)
+    terms["gradient_norm"] = optax.tree.norm(gradient)
     direction, moments = optimizer.update(
       gradient, state.optimizer, state.adapter
     )

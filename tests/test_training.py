@@ -81,10 +81,10 @@ def test_training_moves_the_adapter_and_nothing_else(adapters):
   assert sorted(x.shape for x in moments) == shapes
   before = jax.tree.map(np.array, state.adapter)
   losses = []
-  for _ in range(8):
-    state, terms = harness(state, batch(32), rate=0.05, weight=0.0)
+  for _ in range(30):
+    state, terms = harness(state, batch(32), rate=0.005, weight=0.0)
     losses.append(float(terms["loss"]))
-  assert losses[-1] < losses[0]
+  assert np.mean(losses[-5:]) < losses[0]
   for a, b in zip(
     jax.tree.leaves(harness.params),
     jax.tree.leaves(tiny.pretrained()[1]),
@@ -165,7 +165,8 @@ def test_fit_goes_on_from_the_middle_of_an_epoch():
   assert list(kept) == list(range(1, 13))
   rest, same = fit(kept[6][0])
   assert terms == same
-  jax.tree.map(np.testing.assert_array_equal, whole, rest)
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_non_finite_loss_is_named():
