@@ -77,32 +77,35 @@ def script_arms() -> dict[str, dict[str, str]]:
 
 
 def recipe_arms() -> dict[str, dict[str, str]]:
-  """Candidates for the recipe, at 100 random labels bought at once."""
-  once = {**RANDOM, "rounds": "1", "budget": "100"}
+  """Candidates for the recipe, each at 10, 40 and 100 random labels."""
+  recipes = (
+    ("sgd", "0.002", "10"),
+    ("adamw", "0.001", "10"),
+    ("adamw", "0.005", "10"),
+    ("sgd", "0.002", "200"),
+    ("sgd", "0.02", "200"),
+    ("adamw", "0.0002", "200"),
+    ("adamw", "0.001", "200"),
+    ("adamw", "0.005", "200"),
+  )
   texts = {
     "x16": {"model.prompt": "x16"},
     "a photo of a": {"model.template": "a photo of a {}."},
   }
-  arms = {
-    f"lora {name}": arm("lora", RECIPE, once, text)
-    for name, text in texts.items()
-  }
-  for adapter in ADAPTERS:
-    for optimizer, rate in (
-      ("sgd", "0.002"),
-      ("sgd", "0.02"),
-      ("adamw", "0.0002"),
-      ("adamw", "0.001"),
-      ("adamw", "0.005"),
-    ):
-      for epochs in ("10", "200"):
+  arms = {}
+  for labels in ("10", "40", "100"):
+    once = {**RANDOM, "rounds": "1", "budget": labels}
+    for adapter in ADAPTERS:
+      for optimizer, rate, epochs in recipes:
         own = {
           "train.optimizer": optimizer,
           "train.learning_rate": rate,
           "train.epochs": epochs,
         }
-        name = f"{adapter} {optimizer} {rate} x{epochs}"
+        name = f"{adapter} {optimizer} {rate} x{epochs} n{labels}"
         arms[name] = arm(adapter, own, once)
+    for name, text in texts.items():
+      arms[f"text {name} n{labels}"] = arm("lora", RECIPE, once, text)
   return arms
 
 

@@ -14,7 +14,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import trajectory
+from cpeal_jax import describe, trajectory
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.progress import say
 from cpeal_jax.training import TrainingError
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
     f"runs/{config.name}/{config.variant}/seed{config.seed}"
   )
   if flags.FLAGS.dry_run:
-    trajectory.dry_run(config, Path(workdir))
+    describe.dry_run(config, Path(workdir))
     return FINISHED
   stop = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -6,27 +6,31 @@ pretrained CLIP), buys labels, and trains a fresh adapter on all labels so far.
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import ml_collections
 import numpy as np
 from jaxtyping import Int32
 
-from cpeal_jax import acquisition, checkpoint, keys, record, scoring, training
+from cpeal_jax import (
+  acquisition,
+  checkpoint,
+  describe,
+  keys,
+  record,
+  scoring,
+  training,
+)
 from cpeal_jax import config as config_lib
 from cpeal_jax import workdir as files
-from cpeal_jax.build import Experiment, Plan, build, frozen_features, make_plan
+from cpeal_jax.build import Experiment, build, frozen_features, make_plan
 from cpeal_jax.data import batches
 from cpeal_jax.oracle import SimulatedOracle
 from cpeal_jax.progress import say, stage
 
 ZERO_SHOT = -1
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Preempted(Exception):
@@ -77,8 +81,8 @@ def run(
       workdir,
       config=settings,
       run_keys=config_lib.RUN_KEYS,
-      environment=environment(plan),
-      manifest=manifest(experiment),
+      environment=describe.environment(plan),
+      manifest=describe.manifest(experiment),
       overwrite=overwrite,
     )
     for line in changed:
@@ -93,7 +97,7 @@ def run(
 
 def rounds(run: Run) -> list[dict]:
   """The loop itself; picks up after the last finished round."""
-  say(f"{describe(run.experiment.plan)}; workdir {run.workdir}")
+  say(f"{describe.one_line(run.experiment.plan)}; workdir {run.workdir}")
   done = record.finished_rounds(run.workdir)
   if not record.read_metrics(run.workdir):
     row = evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
@@ -340,81 +344,3 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
   start = time.perf_counter()
   yield
   seconds[name] = round(time.perf_counter() - start, 3)
-
-
-def describe(plan: Plan) -> str:
-  """The run in one line."""
-  dataset, mesh = plan.dataset, plan.mesh
-  devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
-  return (
-    f"{dataset.name}: pool {len(dataset.train)}, validation "
-    f"{len(dataset.val)}, test {len(dataset.test)}, {len(dataset.classes)} "
-    f"classes; {trainable(plan)} trainable parameters; {devices} device(s)"
-  )
-
-
-def trainable(plan: Plan) -> int:
-  """How many numbers the adapter holds."""
-  shapes = jax.eval_shape(
-    plan.classifier.init, plan.pretrained.params, jax.random.key(0)
-  )
-  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def environment(plan: Plan) -> dict:
-  """environment.json: what else a result depends on."""
-  devices = list(plan.mesh.devices.flat)
-  return {
-    "python": platform.python_version(),
-    "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
-    "platform": devices[0].platform,
-    "device": devices[0].device_kind,
-    "devices": len(devices),
-    "weights": plan.pretrained.source,
-    "weights_sha256": plan.pretrained.sha256,
-    "dataset_sha256": plan.dataset.fingerprint,
-    "classes": list(plan.dataset.classes),
-    "prompts": list(plan.classifier.tokens.texts),
-    "zero_shot_prompts": list(plan.zero_shot.tokens.texts),
-    "trainable_parameters": trainable(plan),
-  }
-
-
-def manifest(experiment: Experiment) -> dict[str, list[str]]:
-  """The columns of manifest.parquet over all splits."""
-  columns: dict[str, list[str]] = {
-    name: [] for name in ("id", "path", "sha256", "split", "status")
-  }
-  for split in experiment.plan.dataset.splits:
-    good = experiment.stores[split.name].ok
-    columns["id"] += split.ids
-    columns["path"] += split.paths
-    columns["sha256"] += split.sha256
-    columns["split"] += [split.name] * len(split)
-    columns["status"] += ["ok" if ok else "corrupt" for ok in good]
-  return columns
-
-
-def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Prints what the run would read, compute and write; writes nothing."""
-  plan = make_plan(config)
-  dataset, recipe = plan.dataset, plan.recipe
-  images = sum(len(split) for split in dataset.splits)
-  steps = sum(
-    recipe.epochs * batches.steps_per_epoch(plan.budget * (r + 1), recipe.batch)
-    for r in range(config.rounds)
-  )
-  pixels = images * plan.spec.size**2 * 3
-  features = images * plan.pretrained.config.dim * 4
-  moments = 2 if recipe.optimizer == "sgd" else 3
-  saved = (
-    trainable(plan) * 4 * moments * (config.rounds + config.checkpoint.keep)
-  )
-  tables = len(dataset.train) * 40 * config.rounds
-  say(f"{describe(plan)}; workdir {workdir}")
-  say(f"labels: {plan.budget} a round, {config.rounds} rounds")
-  say(f"steps: {steps} of {recipe.batch} images")
-  say(f"scored: {images} images a round")
-  say(f"reads: {images} images, {plan.pretrained.directory}")
-  say(f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}")
-  say(f"disk: workdir {(saved + tables) / 2**20:.0f} MiB")

@@ -6,7 +6,7 @@ score, that line is in `SCORES`. The contract tests then run on it.
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int32, PRNGKeyArray
+from jaxtyping import Int32, PRNGKeyArray, Shaped
 
 from cpeal_jax.acquisition.balance import (
   RULES,
@@ -122,7 +122,7 @@ def _refuse_non_finite(pool: PoolView) -> None:
 
 
 @jax.jit
-def _columns(pool: PoolView) -> dict[str, Float[jax.Array, " N"]]:
+def _columns(pool: PoolView) -> dict[str, Shaped[jax.Array, " N"]]:
   probs = jax.nn.softmax(pool.logits)
   parts = {name: score(pool) for name, score in SCORES.items()}
   return {

@@ -18,8 +18,11 @@ def entropy(pool: PoolView) -> Float[Array, " N"]:
 
 def margin(pool: PoolView) -> Float[Array, " N"]:
   """Minus the gap between the two largest probabilities, in [-1, 0]."""
-  top = jax.lax.top_k(jax.nn.softmax(pool.logits), 2)[0]
-  return top[:, 1] - top[:, 0]
+  p = jax.nn.softmax(pool.logits)
+  first = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)
+  # Not top_k(p, 2): a pool of one class has no second.
+  second = jnp.max(jnp.where(first, 0.0, p), axis=-1)
+  return second - jnp.max(p, axis=-1)
 
 
 def least_confidence(pool: PoolView) -> Float[Array, " N"]:

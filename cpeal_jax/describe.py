@@ -1,0 +1,92 @@
+"""What a run is, in words: for a person before it, for the record after it."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from cpeal_jax.build import Experiment, Plan, make_plan
+from cpeal_jax.data import batches
+from cpeal_jax.progress import say
+
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def one_line(plan: Plan) -> str:
+  """The run in one line."""
+  dataset, mesh = plan.dataset, plan.mesh
+  devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
+  return (
+    f"{dataset.name}: pool {len(dataset.train)}, validation "
+    f"{len(dataset.val)}, test {len(dataset.test)}, {len(dataset.classes)} "
+    f"classes; {trainable(plan)} trainable parameters; {devices} device(s)"
+  )
+
+
+def trainable(plan: Plan) -> int:
+  """How many numbers the adapter holds."""
+  shapes = jax.eval_shape(
+    plan.classifier.init, plan.pretrained.params, jax.random.key(0)
+  )
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def environment(plan: Plan) -> dict:
+  """environment.json: what else a result depends on."""
+  devices = list(plan.mesh.devices.flat)
+  return {
+    "python": platform.python_version(),
+    "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+    "platform": devices[0].platform,
+    "device": devices[0].device_kind,
+    "devices": len(devices),
+    "weights": plan.pretrained.source,
+    "weights_sha256": plan.pretrained.sha256,
+    "dataset_sha256": plan.dataset.fingerprint,
+    "classes": list(plan.dataset.classes),
+    "prompts": list(plan.classifier.tokens.texts),
+    "zero_shot_prompts": list(plan.zero_shot.tokens.texts),
+    "trainable_parameters": trainable(plan),
+  }
+
+
+def manifest(experiment: Experiment) -> dict[str, list[str]]:
+  """The columns of manifest.parquet over all splits."""
+  columns: dict[str, list[str]] = {
+    name: [] for name in ("id", "path", "sha256", "split", "status")
+  }
+  for split in experiment.plan.dataset.splits:
+    good = experiment.stores[split.name].ok
+    columns["id"] += split.ids
+    columns["path"] += split.paths
+    columns["sha256"] += split.sha256
+    columns["split"] += [split.name] * len(split)
+    columns["status"] += ["ok" if ok else "corrupt" for ok in good]
+  return columns
+
+
+def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Prints what the run would read, compute and write; writes nothing."""
+  plan = make_plan(config)
+  dataset, recipe = plan.dataset, plan.recipe
+  images = sum(len(split) for split in dataset.splits)
+  steps = sum(
+    recipe.epochs * batches.steps_per_epoch(plan.budget * (r + 1), recipe.batch)
+    for r in range(config.rounds)
+  )
+  pixels = images * plan.spec.size**2 * 3
+  features = images * plan.pretrained.config.dim * 4
+  moments = 2 if recipe.optimizer == "sgd" else 3
+  saved = (
+    trainable(plan) * 4 * moments * (config.rounds + config.checkpoint.keep)
+  )
+  tables = len(dataset.train) * 40 * config.rounds
+  say(f"{one_line(plan)}; workdir {workdir}")
+  say(f"labels: {plan.budget} a round, {config.rounds} rounds")
+  say(f"steps: {steps} of {recipe.batch} images")
+  say(f"scored: {images} images a round")
+  say(f"reads: {images} images, {plan.pretrained.directory}")
+  say(f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}")
+  say(f"disk: workdir {(saved + tables) / 2**20:.0f} MiB")

@@ -1,0 +1,115 @@
+"""The arrows between modules point one way, and each library has one owner."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cpeal_jax"
+LEAVES = {"errors", "keys"}
+DATA = {f"data.{name}" for name in ("files", "images", "pools")}
+ACQUISITION = {
+  f"acquisition.{name}" for name in ("balance", "pool", "scores", "selectors")
+}
+MODELS = {f"models.{name}" for name in ("adapters", "clip", "classifier")}
+MAY_IMPORT = {
+  "errors": set(),
+  "keys": set(),
+  "progress": set(),
+  "files": {"errors"},
+  "workdir": {"errors", "files"},
+  "record": {"errors", "files"},
+  "checkpoint": {"errors", "files"},
+  "oracle": {"errors"},
+  "sharding": {"errors"},
+  "losses": set(),
+  "metrics": {"losses"},
+  "acquisition": {"errors"} | ACQUISITION,
+  "acquisition.pool": set(),
+  "acquisition.balance": set(),
+  "acquisition.scores": ACQUISITION,
+  "acquisition.selectors": ACQUISITION,
+  "data.images": {"errors"},
+  "data.pools": {"errors", "data.images"},
+  "data.files": {"errors"} | DATA,
+  "data.coop": {"errors"} | DATA,
+  "data.folders": {"errors"} | DATA,
+  "data.digits": {"errors"} | DATA,
+  "data.store": {"errors"} | DATA,
+  "data.augment": {"errors"} | DATA,
+  "data.batches": LEAVES | DATA | {"data.augment"},
+  "models.adapters": {"errors"},
+  "models.clip": {"errors", "models.adapters"},
+  "models.text": {"errors", "models.adapters"},
+  "models.weights": {"errors", "models.clip"},
+  "models.classifier": MODELS | {"models.text"},
+  "quickstart": set(),
+  "quickstart.glyphs": LEAVES,
+  "quickstart.tokenizer": LEAVES | {"quickstart"},
+  "quickstart.pretrain": LEAVES
+  | DATA
+  | MODELS
+  | {"models.text", "models.weights", "data.digits"}
+  | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
+  "scoring": {"metrics", "sharding", "models.classifier"},
+  "training": LEAVES
+  | {"losses", "sharding", "models.classifier", "data.batches"},
+}
+# From here on a config may be read.
+DRIVERS = ("config", "build", "describe", "trajectory", "main")
+ONLY_IN = {
+  "ml_collections": set(DRIVERS),
+  "orbax": {"checkpoint"},
+}
+FILES = sorted(
+  path
+  for path in PACKAGE.rglob("*.py")
+  if path.name != "__init__.py" or path.stat().st_size > 200
+)
+
+
+def name_of(path):
+  parts = path.relative_to(PACKAGE).with_suffix("").parts
+  return ".".join(part for part in parts if part != "__init__")
+
+
+def imported(tree):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, "absolute imports only"
+      yield node.module
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_down(path):
+  me, modules = name_of(path), {name_of(p) for p in FILES} - {""}
+  tree = ast.parse(path.read_text())
+  for full in imported(tree):
+    inner = full.removeprefix(f"{PACKAGE.name}.")
+    if inner != full and inner in modules:
+      if me in DRIVERS:
+        later = DRIVERS[DRIVERS.index(me) :]
+        assert inner not in later, f"{me} must not import {inner}"
+      elif me:
+        assert inner in MAY_IMPORT[me], f"{me} must not import {inner}"
+    owners = ONLY_IN.get(full.split(".")[0])
+    assert owners is None or me in owners, f"{full} belongs in {owners}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_prints_or_draws_globally(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Call):
+      call = ast.unparse(node.func)
+      assert call != "print"
+      if call.startswith("np.random."):
+        assert call.startswith("np.random.default_rng"), call
+
+
+def test_only_sharding_names_a_mesh_axis():
+  for path in FILES:
+    if name_of(path) != "sharding":
+      assert "PartitionSpec" not in path.read_text(), path
