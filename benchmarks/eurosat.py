@@ -21,11 +21,20 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-# Chosen on the validation split with seed 0 (group `recipe`).
-RECIPE = {
-  "train.optimizer": "adamw",
-  "train.learning_rate": "0.005",
-  "train.epochs": "200",
+# Chosen on the validation split with seed 0 (group `recipe`): of those within
+# a point of the best mean accuracy at 10, 40 and 100 labels, the one with the
+# fewest steps.
+RECIPES = {
+  "lora": {
+    "train.optimizer": "adamw",
+    "train.learning_rate": "0.005",
+    "train.epochs": "10",
+  },
+  "prompt": {
+    "train.optimizer": "adamw",
+    "train.learning_rate": "0.005",
+    "train.epochs": "50",
+  },
 }
 # The released C-PEAL script's.
 SCRIPT = {
@@ -50,7 +59,7 @@ def main_arms() -> dict[str, dict[str, str]]:
   plain = {"loss.calibration": "none"}
   arms = {}
   for adapter in ADAPTERS:
-    own = (adapter, RECIPE)
+    own = (adapter, RECIPES[adapter])
     arms |= {
       f"{adapter} random": arm(*own, RANDOM, plain),
       f"{adapter} entropy+PCB": arm(*own, ENTROPY, plain),
@@ -82,6 +91,9 @@ def recipe_arms() -> dict[str, dict[str, str]]:
     ("sgd", "0.002", "10"),
     ("adamw", "0.001", "10"),
     ("adamw", "0.005", "10"),
+    ("adamw", "0.01", "10"),
+    ("adamw", "0.002", "50"),
+    ("adamw", "0.005", "50"),
     ("sgd", "0.002", "200"),
     ("sgd", "0.02", "200"),
     ("adamw", "0.0002", "200"),
@@ -105,7 +117,7 @@ def recipe_arms() -> dict[str, dict[str, str]]:
         name = f"{adapter} {optimizer} {rate} x{epochs} n{labels}"
         arms[name] = arm(adapter, own, once)
     for name, text in texts.items():
-      arms[f"text {name} n{labels}"] = arm("lora", RECIPE, once, text)
+      arms[f"text {name} n{labels}"] = arm("lora", RECIPES["lora"], once, text)
   return arms
 
 

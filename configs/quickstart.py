@@ -4,6 +4,11 @@ Data: scikit-learn's 1,797 digits. Model: the CLIP of `cpeal_jax/quickstart`,
 pre-trained on rendered glyphs. Method: C-PEAL (arXiv 2507.21521) with LoRA.
 
 Command:  python -m cpeal_jax.main --config=configs/quickstart.py
+Time:     about 40 seconds on two CPU cores, compilation included.
+Expected: test accuracy 0.65 zero-shot, about 0.85 with 60 labels.
+
+The recipe was chosen on the validation split: AdamW at 0.005 for 40 epochs, and
+no augmentation, since a flipped or cropped digit is another digit.
 """
 
 from cpeal_jax import quickstart
@@ -18,5 +23,9 @@ def get_config():
   config.dataset.layout = "digits"
   config.model.weights = str(quickstart.CLIP)
   config.model.template = "a photo of the digit {}."
+  config.train.optimizer = "adamw"
+  config.train.learning_rate = 5e-3
+  config.train.epochs = 40
+  config.train.augment = False
   config.scoring.tile = 32
   return config

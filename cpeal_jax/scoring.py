@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ TILES_PER_CHUNK = 16
 FEATURE_CACHE_VERSION = 1
 
 
+@runtime_checkable
 class Images(Protocol):
   """A split's preprocessed pictures, wherever they are kept."""
 

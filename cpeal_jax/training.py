@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax import losses, sharding
 from cpeal_jax.data.batches import Batch
@@ -68,9 +67,16 @@ class Recipe:
 
 @flax.struct.dataclass
 class TrainState:
-  """What changes while training; the pretrained weights are not in it."""
+  """What changes while training; the pretrained weights are not in it.
 
-  step: Int[ArrayLike, ""]
+  Attributes:
+    step: finished steps of the round, an int32 scalar.
+    adapter: the variable collection that is trained.
+    optimizer: optax's state for it.
+  """
+
+  # No shapes here: tree maps fill records with what is no array.
+  step: Any
   adapter: dict
   optimizer: Any
 

@@ -75,8 +75,9 @@ def run(
   plan = make_plan(config)
   settings = config.to_dict()
   settings["model"]["sha256"] = plan.pretrained.sha256
+  # Before the workdir is touched: bad images must not leave half a run.
+  experiment = build(config, plan)
   with files.lock(workdir):
-    experiment = build(config, plan)
     changed = files.open_workdir(
       workdir,
       config=settings,

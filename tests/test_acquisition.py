@@ -1,6 +1,7 @@
 """The acquisition contract over the whole table, then each piece by hand."""
 
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -15,10 +16,20 @@ from cpeal_jax.errors import InputError
 N, C, D = 64, 5, 8
 KEY = jax.random.key(7)
 RULES = (None, *acquisition.RULES)
-# Methods that draw nothing: permuting the pool permutes their picks.
-DETERMINISTIC = tuple(acquisition.SCORES)
+# All others draw nothing: permuting the pool permutes their picks.
+DRAWS = {"random"}
+DETERMINISTIC = tuple(
+  name for name in acquisition.ACQUISITIONS if name not in DRAWS
+)
 every_method = pytest.mark.parametrize("name", acquisition.ACQUISITIONS)
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
+
+compiled = []  # What jax traced, lowered or compiled so far, by event name.
+jax.monitoring.register_event_duration_secs_listener(
+  lambda event, _, **kwargs: (
+    compiled.append(event) if event.startswith("/jax/core/compile") else None
+  )
+)
 
 
 def make_pool(labeled=20, seed=0, logits=None, rows=N):
@@ -95,12 +106,34 @@ def test_fewer_candidates_than_picks_and_classes(name, rule):
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("rule", acquisition.RULES)
+@pytest.mark.parametrize("candidates", [0, 1, 10, 12])
+def test_too_few_candidates_are_topped_up_in_order(name, rule, candidates):
+  """Then PCB has no choice left: the picks are the method's own best."""
+  pool = make_pool()
+  picks = acquisition.select(
+    name, KEY, pool, 12, balance_rule=rule, candidates=candidates
+  )
+  assert sorted(picks) == sorted(choose(name, pool, 12))
+
+
+def test_candidates_are_a_tenth_of_the_pool_by_default():
+  pool = make_pool(rows=200)
+  hyper = {"balance_rule": "repaired"}
+  default = acquisition.select("entropy", KEY, pool, 5, **hyper)
+  tenth = acquisition.select("entropy", KEY, pool, 5, candidates=20, **hyper)
+  np.testing.assert_array_equal(default, tenth)
+  assert set(default) != set(acquisition.select("entropy", KEY, pool, 5))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_permuting_the_pool_permutes_the_picks(name):
   pool = make_pool()
   order = np.random.default_rng(1).permutation(N)
   shuffled = jax.tree.map(lambda x: x[order], pool)
-  picks = order[choose(name, shuffled, 12)]
-  np.testing.assert_array_equal(picks, choose(name, pool, 12))
+  for hyper in ({}, {"rule": "repaired", "within": "rank"}):
+    picks = order[choose(name, shuffled, 12, **hyper)]
+    np.testing.assert_array_equal(picks, choose(name, pool, 12, **hyper))
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -124,13 +157,32 @@ def test_same_picks_on_any_device_count(name, rule, devices):
 
 
 @every_method
-def test_one_trace_over_all_rounds(name):
-  selector = acquisition.ACQUISITIONS[name]
-  sizes = []
-  for labeled in (0, 10, 20, 30):
-    selector(KEY, make_pool(labeled), 10)
-    sizes.append(selector._cache_size())
-  assert len(set(sizes)) == 1
+@pytest.mark.parametrize("devices", [2, 8])
+def test_same_bits_on_any_device_count(name, devices):
+  # With these sizes a softmax over split rows differs in the last bit.
+  pool = make_pool(rows=1000)
+  mesh = sharding.make_mesh(devices)
+  rows = NamedSharding(mesh, P(mesh.axis_names[0]))
+  spread = jax.tree.map(lambda x: jax.device_put(x, rows), pool)
+  want = acquisition.columns(pool, name)
+  for column, values in acquisition.columns(spread, name).items():
+    np.testing.assert_array_equal(values, want[column])
+
+
+@every_method
+@every_rule
+def test_nothing_is_compiled_after_the_first_round(name, rule):
+  jax.clear_caches()
+
+  def play(labeled):
+    before, pool = len(compiled), make_pool(labeled)
+    picks = choose(name, pool, 10, rule, key=jax.random.fold_in(KEY, labeled))
+    acquisition.explain(name, pool, picks, balance_rule=rule)
+    acquisition.columns(pool)
+    return len(compiled) - before
+
+  assert play(0) > 0
+  assert [play(labeled) for labeled in (10, 20, 30)] == [0, 0, 0]
 
 
 @every_method
@@ -143,6 +195,15 @@ def test_non_finite_is_refused(name, rule, value, field):
   bad[3, 1] = value
   with pytest.raises(InputError, match=f"{field} of 1 of 64"):
     choose(name, pool.replace(**{field: bad}), 5, rule)
+
+
+@every_rule
+def test_a_score_that_is_not_finite_is_refused(rule):
+  # Finite logits, yet 3e38 - (-3e38) overflows and the entropy has 0 * inf.
+  logits = make_pool().logits
+  logits[3, :2] = 3e38, -3e38
+  with pytest.raises(InputError, match="entropy scores of 1 of 64"):
+    choose("entropy", make_pool(logits=logits), 5, rule)
 
 
 @every_method
@@ -277,6 +338,25 @@ def test_balance_by_hand():
   assert len(several) > 5
 
 
+@pytest.mark.parametrize("rule", acquisition.RULES)
+@pytest.mark.parametrize("within", acquisition.WITHIN)
+@pytest.mark.parametrize("size", [0, 2])
+def test_balance_ends_when_candidates_run_out(rule, within, size):
+  rng, counts = np.random.default_rng(0), np.zeros(6, int)
+  candidates = np.array([7, 9])[:size]
+  picks = balance(
+    rng,
+    candidates,
+    np.array([4, 4])[:size],
+    counts,
+    5,
+    rule=rule,
+    within=within,
+  )
+  assert sorted(picks) == [7, 9][:size]
+  assert not counts.any()
+
+
 def test_random_and_pcb():
   """Faithful gets no choice: the set is the random draw's own."""
   pool = make_pool()
@@ -308,7 +388,31 @@ def test_reasons():
   assert drawn == ["the class due had no candidate: drawn at random"] * 2
 
 
-def test_columns_cover_the_whole_pool():
-  columns = acquisition.columns(make_pool())
-  assert set(acquisition.SCORES) < set(columns)
+def test_the_prediction_told_is_the_one_balanced():
+  # By probability the two classes tie, and argmax would say 0.
+  logits = np.tile(np.float32([0, 1e-9]), (N, 1))
+  pool = make_pool(logits=logits).replace(labels=np.full(N, -1, np.int32))
+  picks = choose("entropy", pool, 1, "faithful")
+  told = acquisition.explain("entropy", pool, picks, balance_rule="faithful")
+  assert told["prediction"] == [1]
+  assert told["reason"][0].endswith("drawn at random")
+
+
+@every_method
+def test_columns_cover_the_whole_pool(name):
+  columns = acquisition.columns(make_pool(), name)
+  assert {"prediction", "confidence", "entropy", "margin"} < set(columns)
+  assert (name in columns) == (name in acquisition.SCORES)
   assert {len(values) for values in columns.values()} == {N}
+
+
+def test_a_score_may_need_what_other_pools_lack(monkeypatch):
+  monkeypatch.setitem(
+    acquisition.SCORES, "predicted_loss", lambda pool: pool.predicted_loss
+  )
+  losses = np.arange(N, dtype=np.float32)
+  assert "predicted_loss" not in acquisition.columns(make_pool())
+  columns = acquisition.columns(
+    make_pool().replace(predicted_loss=losses), "predicted_loss"
+  )
+  np.testing.assert_array_equal(columns["predicted_loss"], losses)

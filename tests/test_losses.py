@@ -1,157 +1,275 @@
-"""Losses against the method's test vectors, loops, and finite differences."""
+"""Losses against the released code's numbers and float64 numpy."""
 
-import functools
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from cpeal_jax import losses
 
-# Four rows whose entropies and losses were worked out in float64.
-LOGITS = np.array(
+ROWS = np.array(
   [[2, 0, -1], [0.5, 0.4, 0.3], [0, 3, 0], [1, 1.2, -0.5]], np.float32
 )
-HALF_RIGHT, ALL_RIGHT, ALL_WRONG = (0, 2, 1, 0), (0, 0, 1, 1), (1, 1, 2, 2)
-CALIBRATION = losses.uncertainty_calibration_loss
+# One compilation each, not one per operation.
 LOSSES = {
-  "cross_entropy": losses.cross_entropy,
-  "balanced": CALIBRATION,
-  "unbalanced": functools.partial(CALIBRATION, balanced=False),
-  "avuc": functools.partial(losses.avuc_loss, threshold=0.6),
+  name: jax.jit(loss)
+  for name, loss in {
+    "cross_entropy": losses.cross_entropy,
+    "balanced": losses.uncertainty_calibration_loss,
+    "unbalanced": partial(losses.uncertainty_calibration_loss, balanced=False),
+    "avuc": partial(losses.avuc_loss, threshold=0.8),
+  }.items()
+}
+GRADIENTS = {
+  name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSSES.items()
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def random_batch(rows, classes, scale=2.0):
+  rng = np.random.default_rng(classes)
+  logits = rng.normal(0, scale, (rows, classes)).astype(np.float32)
+  labels = np.where(
+    rng.random(rows) < 0.5, logits.argmax(1), rng.integers(0, classes, rows)
+  )
+  return logits, labels.astype(np.int32)
+
+
+def expected_parts(logits, labels, eps=1e-6):
+  """p, u and correctness in float64, one row after another."""
+  for row, label in zip(logits.astype(np.float64), labels, strict=True):
+    p = np.exp(row - row.max())
+    p /= p.sum()
+    u = -sum(x * math.log(x + eps) for x in p)
+    yield p, u, p.argmax() == label
+
+
+def expected_cross_entropy(logits, labels):
+  parts = expected_parts(logits, labels)
+  return np.mean(
+    [-math.log(p[y]) for (p, *_), y in zip(parts, labels, strict=True)]
+  )
+
+
+def expected_calibration(logits, labels, balanced):
+  right, wrong = [], []
+  for _, u, correct in expected_parts(logits, labels):
+    t = math.tanh(u)
+    if correct:
+      right.append(-math.log(1 - t + 1e-6))
+    else:
+      wrong.append(-math.log(t + 1e-6))
+  a, i = (sum(x) / max(len(x), 1) for x in (right, wrong))
+  if not balanced:
+    return min(a + i, 5)
+  return min((len(wrong) * a + len(right) * i) / len(labels), 5)
+
+
+def expected_avuc(logits, labels, threshold):
+  n = dict.fromkeys(("AC", "AU", "IC", "IU"), 0.0)
+  for p, u, correct in expected_parts(logits, labels, 1e-10):
+    t, c = math.tanh(u), p.max()
+    name = ("A" if correct else "I") + ("C" if u <= threshold else "U")
+    n[name] += (c if correct else 1 - c) * (1 - t if u <= threshold else t)
+  return math.log1p((n["AU"] + n["IC"]) / (n["AC"] + n["IU"]))
+
+
+EXPECTED = {
+  "cross_entropy": expected_cross_entropy,
+  "balanced": partial(expected_calibration, balanced=True),
+  "unbalanced": partial(expected_calibration, balanced=False),
+  "avuc": partial(expected_avuc, threshold=0.8),
 }
 
 
-def labels(values):
-  return jnp.array(values, jnp.int32)
-
-
 @pytest.mark.parametrize(
-  ("truth", "balanced", "want"),
+  ("labels", "balanced", "unbalanced"),
   [
-    (HALF_RIGHT, True, 0.4065391079),
-    (HALF_RIGHT, False, 0.8130782159),
-    (ALL_RIGHT, True, 0.0),
-    (ALL_RIGHT, False, 1.0011437634),
-    (ALL_WRONG, True, 0.0),
-    (ALL_WRONG, False, 0.5792186877),
+    ([0, 2, 1, 0], 0.4065391079, 0.8130782159),
+    ([0, 0, 1, 1], 0.0, 1.0011437634),
+    ([1, 1, 2, 2], 0.0, 0.5792186877),
   ],
 )
-def test_calibration_loss_vectors(truth, balanced, want):
-  got = CALIBRATION(jnp.array(LOGITS), labels(truth), balanced=balanced)
-  assert float(got) == pytest.approx(want, abs=1e-6)
+def test_calibration_matches_the_released_code(labels, balanced, unbalanced):
+  labels = jnp.array(labels)
+  for name, want in (("balanced", balanced), ("unbalanced", unbalanced)):
+    got = LOSSES[name](ROWS, labels)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 196])
+@every_loss
+def test_values_match_float64(name, classes):
+  logits, labels = random_batch(64, classes)
+  want = EXPECTED[name](logits, labels)
+  assert want > 0.01
+  np.testing.assert_allclose(LOSSES[name](logits, labels), want, rtol=3e-6)
+
+
+@every_loss
+def test_gradients_match_float64_differences(name):
+  logits, labels = random_batch(6, 4)
+  got = GRADIENTS[name](logits, labels)[1]
+  want = np.zeros(logits.shape)
+  for at in np.ndindex(*logits.shape):
+    step = np.zeros(logits.shape)
+    step[at] = 1e-5
+    above, below = (
+      EXPECTED[name](logits + sign * step, labels) for sign in (1, -1)
+    )
+    want[at] = (above - below) / 2e-5
+  assert np.abs(want).max() > 0.01
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@every_loss
+def test_gradients_agree_forward_and_backward(name):
+  logits, labels = random_batch(6, 4)
+  check_grads(lambda x: LOSSES[name](x, labels), (logits,), order=1, rtol=1e-2)
+
+
+@every_loss
+def test_arithmetic_is_float32(name):
+  loss = LOSSES[name]
+  logits, labels = random_batch(64, 10)
+  half = jnp.asarray(logits, jnp.bfloat16)
+  want = loss(half.astype(jnp.float32), labels)
+  got = loss(half, labels)
+  assert got.dtype == jnp.float32
+  assert float(got) == float(want)
+  with jax.enable_x64(True):
+    wide = jnp.asarray(logits, jnp.float64)
+    assert wide.dtype == jnp.float64
+    assert loss(wide, jnp.asarray(labels, jnp.int64)).dtype == jnp.float32
+
+
+def test_no_saturation_at_high_entropy():
+  # At ln 1000 = 6.9 tanh(u) is 1 in float16, and 1 - tanh(u) in float32 has
+  # one digit. Six certain rows keep the mean below the clamp.
+  logits = np.zeros((8, 1000), np.float32)
+  logits[:6] = 20 * np.eye(6, 1000)
+  logits[6:, 0] = 1
+  labels = np.array([0, 1, 2, 3, 4, 5, 0, 0])
+  loss = LOSSES["unbalanced"]
+  want = expected_calibration(logits, labels, balanced=False)
+  assert 1 < want < 5
+  np.testing.assert_allclose(loss(logits, labels), want, rtol=1e-5)
+  assert np.abs(GRADIENTS["unbalanced"](logits, labels)[1][6:]).max() > 1e-5
+
+
+EYE = np.eye(4, 3, dtype=np.float32)  # Its last row is uniform.
+EXTREMES = {
+  "all correct": (ROWS, [0, 0, 1, 1]),
+  "all wrong": (ROWS, [1, 1, 2, 2]),
+  "one class": (np.zeros((4, 1), np.float32), [0, 0, 0, 0]),
+  "uniform": (0 * EYE, [0, 1, 2, 0]),
+  "confident and correct": (1e4 * EYE, [0, 1, 2, 0]),
+  "confident mistake": (100 * EYE, [0, 1, 1, 0]),
+  "confident mistakes": (1e4 * EYE, [1, 2, 0, 1]),
+}
+
+
+@every_loss
+@pytest.mark.parametrize("selected", [4, 3, 1, 0])
+@pytest.mark.parametrize("case", EXTREMES)
+def test_extremes_are_finite(name, case, selected):
+  logits, labels = EXTREMES[case]
+  where = np.arange(4) < selected
+  with jax.debug_nans(True):
+    value, gradient = GRADIENTS[name](logits, np.array(labels), where=where)
+  assert np.isfinite(value)
+  assert np.isfinite(gradient).all()
+  if not selected:
+    assert value == 0
+    assert not gradient.any()
+
+
+@every_loss
+@pytest.mark.parametrize("padding", [0.0, np.nan, np.inf])
+def test_masked_is_sliced(name, padding):
+  logits, labels = random_batch(9, 5)
+  where = np.arange(9) % 3 != 1
+  padded = np.where(where[:, None], logits, padding).astype(np.float32)
+  value, gradient = GRADIENTS[name](
+    padded, np.where(where, labels, -1), where=where
+  )
+  want, want_gradient = GRADIENTS[name](logits[where], labels[where])
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  np.testing.assert_allclose(gradient[where], want_gradient, atol=1e-7)
+  assert not gradient[~where].any()
+
+
+@every_loss
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("label", [0, 1])
+def test_non_finite_logits_surface(name, bad, label):
+  logits = ROWS.copy()
+  logits[2, 0] = bad
+  assert not np.isfinite(LOSSES[name](logits, jnp.array([0, 2, label, 0])))
+
+
+@every_loss
+def test_sharded_is_whole(name):
+  loss = LOSSES[name]
+  logits, labels = random_batch(32, 5)
+  where = np.arange(32) < 10  # Most devices hold padding alone.
+  mesh = jax.make_mesh((8,), ("data",))
+  split = NamedSharding(mesh, PartitionSpec("data"))
+  args = jax.device_put((logits, labels, where), split)
+  got = loss(*args[:2], where=args[2])
+  want = loss(logits[:10], labels[:10])
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_entropy_of_certainty_is_zero_not_negative():
+  # Rows 0 and 1 certain and right, 2 certain and wrong, 3 uniform and wrong.
+  got = LOSSES["balanced"](100 * EYE, np.array([0, 1, 0, 1]))
+  wrong = (-math.log(1e-6) - math.log(math.tanh(math.log(3)))) / 2
+  np.testing.assert_allclose(got, 2 * wrong / 4, rtol=1e-5)
+
+
+def test_clamp_stops_the_gradient():
+  logits = 100 * np.eye(2, dtype=np.float32)
+  value, gradient = GRADIENTS["unbalanced"](logits, jnp.array([1, 0]))
+  assert value == 5
+  assert not gradient.any()
+
+
+TEN = [0, 0.01, 0.12, 0.23, 0.34, 0.45, 0.56, 0.67, 0.78, 0.89]
+LONG = {
+  1: 0.0005,
+  10: 0.005,
+  19: 0.0095,
+  20: 0.01,
+  21: 0.0155,
+  100: 0.45,
+  199: 0.9945,
+}
 
 
 @pytest.mark.parametrize(
-  ("epochs", "want"),
-  [
-    (
-      10,
-      dict(enumerate([0, 0.01, 0.12, 0.23, 0.34, 0.45, 0.56, 0.67, 0.78]))
-      | {9: 0.89},
-    ),
-    (
-      200,
-      {
-        0: 0,
-        1: 0.0005,
-        10: 0.005,
-        19: 0.0095,
-        20: 0.01,
-        21: 0.0155,
-        100: 0.45,
-        199: 0.9945,
-      },
-    ),
-  ],
+  ("epochs", "want"), [(10, dict(enumerate(TEN))), (200, {0: 0, **LONG})]
 )
 def test_annealing(epochs, want):
   for epoch, value in want.items():
     got = losses.calibration_weight(epoch, epochs, 1.0)
-    assert got == pytest.approx(value, abs=1e-12), epoch
-    assert losses.calibration_weight(epoch, epochs, 0.3, anneal=False) == 0.3
-    half = losses.calibration_weight(epoch, epochs, 0.5)
-    assert half == pytest.approx(value / 2, abs=1e-12)
+    assert got == pytest.approx(value, abs=1e-12)
+    got = losses.calibration_weight(epoch, epochs, 0.5)
+    assert got == pytest.approx(value / 2, abs=1e-12)
 
 
-def test_the_sum_is_cut_at_five_and_stops_pulling():
-  sure_and_wrong = jnp.array([[30.0, 0.0, 0.0]])
-  loss = functools.partial(CALIBRATION, labels=labels([1]), balanced=False)
-  assert float(loss(sure_and_wrong)) == 5.0
-  assert not jax.grad(loss)(sure_and_wrong).any()
+def test_annealing_off_and_short():
+  assert losses.calibration_weight(0, 10, 0.3, anneal=False) == 0.3
+  assert losses.calibration_weight(0, 1, 1.0) == 0.01
+  assert all(e // 10 == int(0.1 * e) for e in range(10_000))
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_gradients_match_finite_differences(name):
-  loss = functools.partial(LOSSES[name], labels=labels(HALF_RIGHT))
-  with jax.enable_x64(True):
-    check_grads(loss, (jnp.array(LOGITS),), order=1, modes=["rev"], eps=1e-3)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_masked_equals_sliced(name):
-  rng = np.random.default_rng(0)
-  logits = jnp.array(3 * rng.normal(size=(40, 5)), jnp.float32)
-  truth = labels(rng.integers(0, 5, 40))
-  where = jnp.array(rng.random(40) < 0.4)
-  kept = np.flatnonzero(where)
-  poisoned = jnp.where(where[:, None], logits, jnp.nan)
-  both = jax.value_and_grad(LOSSES[name])
-  got, slope = both(poisoned, truth, where=where)
-  want, wanted = both(logits[kept], truth[kept])
-  np.testing.assert_allclose(got, want, rtol=1e-6)
-  np.testing.assert_allclose(slope[kept], wanted, atol=1e-7)
-  assert not np.asarray(slope)[~np.asarray(where)].any()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("truth", [ALL_RIGHT, ALL_WRONG])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
-@pytest.mark.parametrize("masked", [False, True])
-def test_extreme_batches_are_finite(name, truth, scale, masked):
-  where = jnp.full(4, not masked)
-  with jax.debug_nans(True):
-    value, slope = jax.value_and_grad(LOSSES[name])(
-      jnp.array(scale * LOGITS), labels(truth), where=where
-    )
-  assert np.isfinite(value)
-  assert np.isfinite(slope).all()
-  if masked:
-    assert float(value) == 0
-    assert not slope.any()
-
-
-def test_a_diverged_batch_shows():
-  bad = jnp.array(LOGITS).at[0, 0].set(jnp.nan)
-  assert np.isnan(CALIBRATION(bad, labels(HALF_RIGHT)))
-
-
-def test_float32_whatever_the_input():
-  low = jnp.array(LOGITS, jnp.bfloat16)
-  for loss in LOSSES.values():
-    value = loss(low, labels(HALF_RIGHT))
-    assert value.dtype == jnp.float32
-    same = loss(low.astype(jnp.float32), labels(HALF_RIGHT))
-    assert float(value) == float(same)
-
-
-def test_avuc_against_a_loop():
-  rng = np.random.default_rng(1)
-  logits = 2 * rng.normal(size=(60, 4))
-  truth = rng.integers(0, 4, 60)
-  sums = dict.fromkeys(("ac", "au", "ic", "iu"), 0.0)
-  for row, y in zip(logits, truth, strict=True):
-    p = np.exp(row - row.max())
-    p /= p.sum()
-    u, c = -np.sum(p * np.log(p)), p.max()
-    right, certain = p.argmax() == y, u <= 0.6
-    key = ("a" if right else "i") + ("c" if certain else "u")
-    t = np.tanh(u)
-    sums[key] += (c if right else 1 - c) * ((1 - t) if certain else t)
-  avu = (sums["ac"] + sums["iu"]) / sum(sums.values())
-  got = losses.avuc_loss(
-    jnp.array(logits, jnp.float32), labels(truth), threshold=0.6
-  )
-  assert float(got) == pytest.approx(-np.log(avu), rel=1e-5)
+@pytest.mark.parametrize("epoch", [-1, 10])
+def test_annealing_refuses_other_epochs(epoch):
+  with pytest.raises(ValueError, match="not among 0 to 9"):
+    losses.calibration_weight(epoch, 10, 1.0)

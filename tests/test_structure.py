@@ -45,7 +45,7 @@ MAY_IMPORT = {
   "models.classifier": MODELS | {"models.text"},
   "quickstart": set(),
   "quickstart.glyphs": LEAVES,
-  "quickstart.tokenizer": LEAVES | {"quickstart"},
+  "quickstart.tokenizer": LEAVES | {"quickstart", "quickstart.glyphs"},
   "quickstart.pretrain": LEAVES
   | DATA
   | MODELS
@@ -104,7 +104,7 @@ def test_nothing_prints_or_draws_globally(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Call):
       call = ast.unparse(node.func)
-      assert call != "print"
+      assert call != "print" or name_of(path) == "quickstart.pretrain"
       if call.startswith("np.random."):
         assert call.startswith("np.random.default_rng"), call
 

@@ -4,9 +4,11 @@ A new method is one function and one line in `ACQUISITIONS`; if it ranks by a
 score, that line is in `SCORES`. The contract tests then run on it.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
-from jaxtyping import Int32, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, Shaped
 
 from cpeal_jax.acquisition.balance import (
   RULES,
@@ -49,6 +51,10 @@ ACQUISITIONS: dict[str, Selector] = {
   "random": random,
   **{name: by_score(score) for name, score in SCORES.items()},
 }
+# These need logits alone, so every pool can have them recorded.
+ALWAYS_SCORED = ("entropy", "least_confidence", "margin")
+# Share of the pool that the reference shows to PCB.
+CANDIDATES = 0.1
 
 
 def select(
@@ -69,24 +75,28 @@ def select(
     pool: what is known of all images.
     n: how many.
     balance_rule: PCB's `repaired` or `faithful` on top, or None.
-    candidates: how many of the method's best PCB chooses among; at least n.
-      `faithful` gives it n of a random draw, as the reference does.
+    candidates: how many of the method's best PCB chooses among, by default a
+      tenth of the pool. Fewer than n are topped up with the method's next
+      best. `faithful` gets n of a random draw, as in the reference.
     within: PCB's draw within a class, `random` or by `rank`.
 
   Returns:
     Indices into the full pool, best first (PCB: in the order picked).
 
   Raises:
-    InputError: no such method, more than there is, or scores that are not
-      finite.
+    InputError: no such method, more than there is, or logits, features or
+      scores that are not finite.
   """
   one_of("acquisition", name, ACQUISITIONS)
-  left = int(np.sum(~np.asarray(pool.labeled)))
+  # Off the devices: over split rows, sums differ in the last bit.
+  pool = jax.device_get(pool)
+  total, left = len(pool.labeled), int(np.sum(~pool.labeled))
   if not 1 <= n <= left:
-    raise InputError(
-      f"cannot select {n} images: {left} of {len(pool.labeled)} are left."
-    )
-  _refuse_non_finite(pool)
+    raise InputError(f"cannot select {n} images: {left} of {total} are left.")
+  _refuse_non_finite("logits", pool.logits)
+  _refuse_non_finite("features", pool.features)
+  if name in SCORES:
+    _refuse_non_finite(f"{name} scores", columns(pool, name)[name])
   selector = ACQUISITIONS[name]
   if balance_rule is None:
     return np.asarray(selector(key, pool, n), np.int32)
@@ -94,47 +104,62 @@ def select(
   one_of("PCB draw", within, WITHIN)
   if name == "random" and balance_rule == "faithful":
     candidates = n
+  elif candidates is None:
+    candidates = int(CANDIDATES * total)
   draw, pick = jax.random.split(key)
-  # One more than n would do no harm: fewer than n could not be balanced.
-  shown = min(left, max(n, candidates or n))
-  best = np.asarray(selector(draw, pool, shown))
-  logits = np.asarray(pool.logits)
+  best = np.asarray(selector(draw, pool, min(left, max(n, candidates))))
   return balance(
     generator(pick),
     best,
-    np.argmax(logits[best], axis=1),
-    class_counts(np.asarray(pool.labels), logits.shape[1]),
+    predicted(pool)[best],
+    class_counts(np.asarray(pool.labels), pool.logits.shape[1]),
     n,
     rule=balance_rule,
     within=within,
   ).astype(np.int32)
 
 
-def _refuse_non_finite(pool: PoolView) -> None:
-  # A NaN would rank first in top_k, and nobody would notice.
-  for name in ("logits", "features"):
-    bad = ~np.isfinite(np.asarray(getattr(pool, name))).all(axis=1)
-    if bad.any():
-      raise InputError(
-        f"{name} of {int(bad.sum())} of {len(bad)} images are not finite, the "
-        f"first at {int(np.argmax(bad))}: look at the images and the loss."
-      )
+def _refuse_non_finite(
+  what: str, rows: Float[Array | np.ndarray, "N ..."]
+) -> None:
+  # In top_k a NaN ranks first, and -inf ties with the labeled.
+  finite = np.asarray(np.isfinite(rows)).reshape(len(rows), -1)
+  bad = ~finite.all(axis=1)
+  if bad.any():
+    raise InputError(
+      f"{what} of {bad.sum()} of {len(bad)} images are not finite, the first "
+      f"at {np.argmax(bad)}: look at the images and the loss."
+    )
 
 
-@jax.jit
-def _columns(pool: PoolView) -> dict[str, Shaped[jax.Array, " N"]]:
-  probs = jax.nn.softmax(pool.logits)
-  parts = {name: score(pool) for name, score in SCORES.items()}
+def predicted(pool: PoolView) -> Int[np.ndarray, " N"]:
+  """The class of the largest logit: probabilities tie where logits do not."""
+  return np.argmax(pool.logits, axis=1)
+
+
+@partial(jax.jit, static_argnames="names")
+def _parts(
+  pool: PoolView, names: tuple[str, ...]
+) -> dict[str, Float[Array, " N"]]:
   return {
-    "prediction": probs.argmax(axis=1),
-    "confidence": probs.max(axis=1),
-    **parts,
+    "confidence": jax.nn.softmax(pool.logits).max(axis=1),
+    **{name: SCORES[name](pool) for name in names},
   }
 
 
-def columns(pool: PoolView) -> dict[str, np.ndarray]:
-  """What `scores.parquet` says of every image: prediction and all scores."""
-  return {name: np.asarray(value) for name, value in _columns(pool).items()}
+def columns(
+  pool: PoolView, name: str | None = None
+) -> dict[str, Shaped[np.ndarray, " N"]]:
+  """What `scores.parquet` says of every image.
+
+  Returns:
+    prediction, confidence, the scores that need logits alone, and the score
+    of the method `name` if it has one.
+  """
+  pool = jax.device_get(pool)
+  names = tuple(sorted({*ALWAYS_SCORED, name} & SCORES.keys()))
+  parts = jax.device_get(_parts(pool, names))
+  return {"prediction": predicted(pool), **parts}
 
 
 def explain(
@@ -156,7 +181,7 @@ def explain(
     score (None for a random draw), entropy, margin, prediction, confidence,
     reason.
   """
-  all_columns = columns(pool)
+  all_columns = columns(pool, name)
   picked = {key: value[picks] for key, value in all_columns.items()}
   if name in SCORES:
     free = ~np.asarray(pool.labeled)

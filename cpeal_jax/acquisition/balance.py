@@ -45,26 +45,29 @@ def balance(
       count changes, so from then on every pick of the round is random. This is
       what the reference code does.
 
+  Where candidates run out the reference redraws for ever; here it ends.
+
   Args:
     rng: for draws within a class.
-    candidates: indices into the pool, best first; at least n.
+    candidates: indices into the pool, best first.
     predictions: predicted class of each candidate.
     counts: labels per true class before this round.
-    n: picks.
+    n: picks wanted.
     rule: `repaired` or `faithful`.
     within: draw in the class at `random`, or take the best `rank`.
 
   Returns:
-    Indices into the pool, in the order they were picked.
+    Indices into the pool, in the order they were picked: n, or all the
+    candidates if there are fewer.
   """
   counts = counts.copy()
   left = np.ones(len(candidates), bool)
   picks = []
-  for _ in range(n):
+  for _ in range(min(n, len(candidates))):
     present = np.zeros(len(counts), bool)
     present[predictions[left]] = True
-    pool = present if rule == "repaired" else np.ones_like(present)
-    rarest = np.flatnonzero(pool)[np.argmin(counts[pool])]
+    eligible = present if rule == "repaired" else np.ones_like(present)
+    rarest = np.flatnonzero(eligible)[np.argmin(counts[eligible])]
     if present[rarest]:
       among = np.flatnonzero(left & (predictions == rarest))
       counts[rarest] += 1
@@ -72,8 +75,8 @@ def balance(
     else:
       pick = rng.choice(np.flatnonzero(left))
     left[pick] = False
-    picks.append(candidates[pick])
-  return np.array(picks)
+    picks.append(pick)
+  return candidates[np.array(picks, int)]
 
 
 def why(

@@ -1,8 +1,9 @@
 """What a selector may see."""
 
 import flax.struct
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @flax.struct.dataclass
@@ -21,14 +22,14 @@ class PoolView:
     mean_probs, mean_entropy: over several stochastic passes.
   """
 
-  logits: Float[ArrayLike, "N C"]
-  features: Float[ArrayLike, "N D"]
-  labeled: Bool[ArrayLike, " N"]
-  labels: Int[ArrayLike, " N"]
-  class_embeddings: Float[ArrayLike, "C D"] | None = None
+  logits: Float[Array | np.ndarray, "N C"]
+  features: Float[Array | np.ndarray, "N D"]
+  labeled: Bool[Array | np.ndarray, " N"]
+  labels: Int[Array | np.ndarray, " N"]
+  class_embeddings: Float[Array | np.ndarray, "C D"] | None = None
   logit_scale: Float[ArrayLike, ""] | None = None
-  neighbor_indices: Int[ArrayLike, "N K"] | None = None
-  neighbor_similarities: Float[ArrayLike, "N K"] | None = None
-  predicted_loss: Float[ArrayLike, " N"] | None = None
-  mean_probs: Float[ArrayLike, "N C"] | None = None
-  mean_entropy: Float[ArrayLike, " N"] | None = None
+  neighbor_indices: Int[Array | np.ndarray, "N K"] | None = None
+  neighbor_similarities: Float[Array | np.ndarray, "N K"] | None = None
+  predicted_loss: Float[Array | np.ndarray, " N"] | None = None
+  mean_probs: Float[Array | np.ndarray, "N C"] | None = None
+  mean_entropy: Float[Array | np.ndarray, " N"] | None = None

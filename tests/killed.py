@@ -1,0 +1,83 @@
+"""Runs main and kills the process at a moment: python killed.py MOMENT ARGS.
+
+Each moment lies in round 1, so that a finished round is behind it.
+"""
+
+import os
+import signal
+import sys
+
+from cpeal_jax import checkpoint, main, record, scoring, trajectory
+
+
+def die(*_, **__):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def scoring_(round_of):
+  """Half-way through the pool, before anything of the round is written."""
+  encode = scoring.encode_pool
+
+  def killed(scorer, params, adapter, images, *, progress):
+    hook = die if round_of() == 1 and len(images) > 800 else progress
+    return encode(scorer, params, adapter, images, progress=hook)
+
+  scoring.encode_pool = killed
+
+
+def training(round_of):
+  """After some steps of the round, two checkpoints old."""
+  save, count = checkpoint.Checkpoints.save, []
+
+  def killed(self, round_, step, train, loop):
+    count.append(round_)
+    if count.count(1) == 3:
+      die()
+    save(self, round_, step, train, loop)
+
+  checkpoint.Checkpoints.save = killed
+
+
+def saving(round_of):
+  """While orbax writes in the background."""
+  save = checkpoint.Checkpoints.save
+
+  def killed(self, round_, step, train, loop):
+    save(self, round_, step, train, loop)
+    if round_ == 1:
+      die()
+
+  checkpoint.Checkpoints.save = killed
+
+
+def recording(round_of):
+  """The round's row is in metrics.jsonl, its DONE is not there yet."""
+  done = record.mark_done
+  record.mark_done = lambda workdir, round_: (
+    die() if round_ == 1 else done(workdir, round_)
+  )
+
+
+MOMENTS = {
+  "scoring": scoring_,
+  "training": training,
+  "saving": saving,
+  "recording": recording,
+}
+
+
+def run(moment):
+  rounds = [-1]
+  play = trajectory.play
+
+  def noted(run, round_, adapter, labels):
+    rounds.append(round_)
+    return play(run, round_, adapter, labels)
+
+  trajectory.play = noted
+  MOMENTS[moment](lambda: rounds[-1])
+  return main.main(sys.argv)
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv.pop(1)))

@@ -1,0 +1,147 @@
+"""Killed at any moment and started again, a trajectory ends the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from killed import MOMENTS
+
+HERE = Path(__file__).parent
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+  """Runs the shortened quickstart; one device, shared caches."""
+  cache = tmp_path_factory.mktemp("cache")
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "HF_HUB_OFFLINE": "1",
+  }
+
+  def run(workdir, *flags, moment=None):
+    start = [str(HERE / "killed.py"), moment] if moment else []
+    start = start or ["-m", "cpeal_jax.main"]
+    command = [
+      sys.executable,
+      *start,
+      "--config=configs/quickstart.py",
+      f"--workdir={workdir}",
+      f"--config.rounds={ROUNDS}",
+      "--config.train.epochs=4",
+      f"--config.cache_dir={cache}",
+      *flags,
+    ]
+    return subprocess.run(
+      command,
+      cwd=HERE.parent,
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def straight(launch, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("straight") / "run"
+  done = launch(workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def selections(workdir):
+  files = sorted(workdir.glob("rounds/*/selection.csv"))
+  return {path.parent.name: path.read_bytes() for path in files}
+
+
+def metrics(workdir):
+  rows = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [
+    {
+      key: value
+      for key, value in json.loads(row).items()
+      if not key.startswith("seconds")
+    }
+    for row in rows
+  ]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_sigkill_and_resume(launch, straight, tmp_path, moment):
+  workdir = tmp_path / "run"
+  # A checkpoint after every step; the straight run made none within a round.
+  often = "--config.checkpoint.every_seconds=0"
+  killed = launch(workdir, often, moment=moment)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert (workdir / "rounds" / "000" / "DONE").exists()
+  assert not (workdir / "rounds" / "001" / "DONE").exists()
+  again = launch(workdir, often)
+  assert again.returncode == 0, again.stderr
+  assert len(selections(straight)) == ROUNDS
+  assert selections(workdir) == selections(straight)
+  assert metrics(workdir) == metrics(straight)
+
+
+def test_a_finished_workdir_prints_its_table_and_may_grow(launch, straight):
+  before = selections(straight), metrics(straight)
+  again = launch(straight)
+  assert again.returncode == 0, again.stderr
+  assert "zero-shot" in again.stdout
+  assert "fit round" not in again.stdout
+  assert (selections(straight), metrics(straight)) == before
+
+
+def test_another_config_is_refused_with_its_differences(launch, straight):
+  before = metrics(straight)
+  other = launch(straight, "--config.seed=5", "--config.loss.weight=0.5")
+  assert other.returncode == 2
+  line = other.stderr.strip().splitlines()[-1]
+  assert "seed: workdir has 1, you gave 5" in line
+  assert "loss.weight: workdir has 1.0, you gave 0.5" in line
+  assert "Traceback" not in other.stderr
+  assert metrics(straight) == before
+
+
+def test_sigterm_saves_and_exits_with_75(launch, tmp_path):
+  """The handler only notes the signal: the step is finished and saved."""
+  workdir = tmp_path / "run"
+  script = (
+    "import os, signal, sys\n"
+    "from cpeal_jax import main, training\n"
+    "fit = training.check_finite\n"
+    "def noted(*args, round_, epoch, step):\n"
+    "  if round_ == 1 and epoch == 2:\n"
+    "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    "  return fit(*args, round_=round_, epoch=epoch, step=step)\n"
+    "training.check_finite = noted\n"
+    "sys.exit(main.main(sys.argv))\n"
+  )
+  path = tmp_path / "stopped.py"
+  path.write_text(script)
+  flags = [
+    "--config=configs/quickstart.py",
+    f"--workdir={workdir}",
+    "--config.rounds=3",
+    "--config.train.epochs=4",
+    f"--config.cache_dir={tmp_path}",
+  ]
+  done = subprocess.run(
+    [sys.executable, str(path), *flags],
+    cwd=HERE.parent,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {"XLA_FLAGS": ""},
+  )
+  assert done.returncode == 75, done.stderr
+  assert (workdir / "checkpoints" / "1000003").is_dir()

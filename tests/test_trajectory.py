@@ -1,0 +1,225 @@
+"""Whole trajectories on the embedded data, in this process."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import describe, record, trajectory
+from cpeal_jax.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def load(name, *variant):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*variant)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("cache"))
+
+
+def quickstart(cache, **changes):
+  config = load("quickstart")
+  config.cache_dir = cache
+  config.parallel.devices = 1
+  config.train.epochs = 2
+  config.rounds = 2
+  config.update_from_flattened_dict(changes)
+  config_lib.validate(config)
+  return config
+
+
+def picks(workdir):
+  rows = []
+  for path in sorted(workdir.glob("rounds/*/selection.csv")):
+    with open(path) as file:
+      rows += [
+        row | {"round": path.parent.name} for row in csv.DictReader(file)
+      ]
+  return rows
+
+
+def test_ten_rounds_compile_nothing_after_round_1(
+  cache, tmp_path, monkeypatch, capsys
+):
+  compiled, after = [], {}
+
+  def note(event, duration, **_):
+    if event == COMPILED:
+      compiled.append(duration)
+
+  done = record.mark_done
+
+  def mark(workdir, round_):
+    done(workdir, round_)
+    after[round_] = len(compiled)
+
+  monkeypatch.setattr(record, "mark_done", mark)
+  jax.monitoring.register_event_duration_secs_listener(note)
+  config = quickstart(cache, rounds=10)
+  rows = trajectory.run(config, tmp_path / "run")
+  assert after[0] > 0
+  assert [after[r] - after[1] for r in range(2, 10)] == [0] * 8
+
+  assert [row["round"] for row in rows] == list(range(-1, 10))
+  assert [row["labeled"] for row in rows] == list(range(0, 101, 10))
+  assert all(0 < row["ece"] < 1 for row in rows)
+  chosen = picks(tmp_path / "run")
+  assert len({row["id"] for row in chosen}) == 100
+  assert {row["reason"] for row in chosen if row["round"] == "000"} == {
+    "random draw"
+  }
+  scores = pq.read_table(tmp_path / "run" / "rounds" / "004" / "scores.parquet")
+  assert scores.num_rows == 898
+  assert {"id", "entropy", "prediction", "confidence"} <= {*scores.column_names}
+  shown = capsys.readouterr().out
+  assert "zero-shot" in shown
+  kept = json.loads((tmp_path / "run" / "environment.json").read_text())
+  assert kept["zero_shot_prompts"][3] == "a photo of the digit three."
+
+
+def test_labels_are_bought_not_seen(cache, tmp_path):
+  """What a run records of its labels is what the data set says, no more."""
+  trajectory.run(quickstart(cache), tmp_path)
+  bought = record.read_labels(tmp_path, range(2))
+  assert len(bought) == 20
+  header = (tmp_path / "rounds/001/selection.csv").read_text().splitlines()[0]
+  assert "label" not in header.split(",")
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"adapter.kind": "prompts", "round0": "zero_shot"},
+    {"adapter.kind": "prompts", "adapter.prompts.shared": True},
+    {"adapter.lora.towers": "vision", "acquisition.name": "margin"},
+    {"adapter.lora.towers": "text", "acquisition.balance": "off"},
+    {"model.prompt": "x16", "loss.calibration": "avuc"},
+    {"budget": "0.05", "acquisition.balance": "faithful"},
+    {"acquisition.name": "random", "loss.calibration": "none"},
+  ],
+  ids=str,
+)
+def test_options_run(cache, tmp_path, changes):
+  rows = trajectory.run(quickstart(cache, **changes), tmp_path)
+  assert len(rows) == 3
+  assert rows[-1]["labeled"] == (88 if "budget" in changes else 20)
+
+
+def test_same_seed_same_start_for_every_method(cache, tmp_path):
+  first = []
+  for name in ("entropy", "random"):
+    config = quickstart(cache, **{"acquisition.name": name, "rounds": 1})
+    trajectory.run(config, tmp_path / name)
+    first.append((tmp_path / name / "rounds/000/selection.csv").read_bytes())
+  assert first[0] == first[1]
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_end_to_end_over_devices(cache, tmp_path, devices):
+  """Gradients add up in another order, so the last bits may differ.
+
+  The picks are the same, or the first that differs was all but tied.
+  """
+  runs = []
+  for count in (1, devices):
+    config = quickstart(cache, **{"acquisition.balance": "off"})
+    config.parallel.devices = count
+    trajectory.run(config, tmp_path / str(count))
+    runs.append(picks(tmp_path / str(count)))
+  for one, other in zip(*runs, strict=True):
+    if one["id"] != other["id"]:
+      gap = abs(float(one["score"]) - float(other["score"]))
+      print(f"first difference: {one['round']} {one['rank']}, gap {gap:.2e}")
+      assert gap < 1e-3
+      break
+  ends = [record.read_metrics(tmp_path / str(c))[-1] for c in (1, devices)]
+  assert ends[0]["nll"] == pytest.approx(ends[1]["nll"], rel=1e-2)
+
+
+def test_dry_run_writes_nothing(cache, tmp_path, capsys):
+  config = quickstart(cache)
+  config.cache_dir = str(tmp_path / "cache")
+  describe.dry_run(config, tmp_path / "run")
+  shown = capsys.readouterr().out
+  assert "9984 trainable parameters" in shown
+  assert "steps: 4 of 32 images" in shown
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"budget": "500"}, "500 x 2 rounds = 1000"),
+    ({"budget": "some"}, "budget='some'"),
+    ({"acquisition.name": "entrpy"}, "Did you mean 'entropy'"),
+    ({"acquisition.candidates": 0.0}, "above 0"),
+    ({"adapter.lora.towers": "vision,sound"}, "unknown adapter.lora.towers"),
+    ({"adapter.lora.rank": 0}, "adapter.lora.rank=0; it is at least 1"),
+    ({"adapter.prompts.tokens": 60, "adapter.kind": "prompts"}, "positions"),
+    ({"dataset.layout": "coop"}, "dataset.root is not set"),
+    ({"dataset.layout": "coop", "dataset.root": "nowhere"}, "nowhere"),
+    ({"model.weights": "/nowhere/at/all"}, "no directory /nowhere/at/all"),
+    ({"model.template": "a photo"}, "has no {}"),
+    ({"parallel.devices": 3}, "not a multiple of 3"),
+    ({"parallel.devices": 99}, "8 cpu devices are here"),
+  ],
+  ids=str,
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+  cache, tmp_path, changes, words
+):
+  with pytest.raises(InputError) as error:
+    trajectory.run(quickstart(cache, **changes), tmp_path / "run")
+  assert words in str(error.value)
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "run").exists()
+
+
+def write_folders(root, count=8):
+  rng = np.random.default_rng(0)
+  from PIL import Image
+
+  for split in ("train", "val", "test"):
+    for name in ("dark", "light"):
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        low = 0 if name == "dark" else 128
+        pixels = rng.integers(low, low + 128, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_class_folders_and_a_corrupt_image(cache, tmp_path):
+  write_folders(tmp_path / "data")
+  changes = {
+    "dataset.layout": "folders",
+    "dataset.root": str(tmp_path / "data"),
+    "budget": "4",
+    "train.augment": True,
+  }
+  broken = tmp_path / "data" / "train" / "dark" / "3.png"
+  whole = broken.read_bytes()
+  broken.write_bytes(whole[:60])
+  with pytest.raises(InputError, match=r"train/dark/3\.png"):
+    trajectory.run(quickstart(cache, **changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+  changes |= {"dataset.max_corrupt": 1, "rounds": 3}
+  trajectory.run(quickstart(cache, **changes), tmp_path / "run")
+  manifest = pq.read_table(tmp_path / "run" / "manifest.parquet").to_pylist()
+  corrupt = [row["id"] for row in manifest if row["status"] == "corrupt"]
+  assert corrupt == ["train/dark/3.png"]
+  assert corrupt[0] not in {row["id"] for row in picks(tmp_path / "run")}
