@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cpeal_jax import config as config_lib
@@ -74,7 +73,7 @@ class Experiment:
   step: Callable
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> pools.Dataset:
+def load_dataset(config: config_lib.Config) -> pools.Dataset:
   """The data set that `config.dataset` names."""
   own = config.dataset
   if own.layout == "digits":
@@ -93,7 +92,7 @@ def load_dataset(config: ml_collections.ConfigDict) -> pools.Dataset:
   )
 
 
-def cache_directory(config: ml_collections.ConfigDict) -> Path:
+def cache_directory(config: config_lib.Config) -> Path:
   """Where decoded pictures and features are kept between runs."""
   if config.cache_dir:
     return Path(config.cache_dir).expanduser()
@@ -102,7 +101,7 @@ def cache_directory(config: ml_collections.ConfigDict) -> Path:
 
 
 def adapters_of(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
 ) -> tuple[Lora | None, Prompts | None]:
   """The adapter that `config.adapter` describes."""
   own = config.adapter
@@ -120,7 +119,7 @@ def adapters_of(
 
 
 def classifiers(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   pretrained: weights.Pretrained,
   spec: images.ImageSpec,
   classes: tuple[str, ...],
@@ -161,7 +160,7 @@ def classifiers(
   )
 
 
-def recipe_of(config: ml_collections.ConfigDict) -> training.Recipe:
+def recipe_of(config: config_lib.Config) -> training.Recipe:
   """`config.train` and `config.loss` as one record."""
   train = config.train.to_dict()
   train.pop("augment")
@@ -174,7 +173,7 @@ def recipe_of(config: ml_collections.ConfigDict) -> training.Recipe:
   )
 
 
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
+def make_plan(config: config_lib.Config) -> Plan:
   """Loads and checks all but the pixels.
 
   Raises:
@@ -214,7 +213,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
   )
 
 
-def build(config: ml_collections.ConfigDict, plan: Plan) -> Experiment:
+def build(config: config_lib.Config, plan: Plan) -> Experiment:
   """Decodes what is not cached and places the weights.
 
   Raises:
@@ -247,7 +246,7 @@ def build(config: ml_collections.ConfigDict, plan: Plan) -> Experiment:
 
 
 def frozen_features(
-  experiment: Experiment, config: ml_collections.ConfigDict, split: str
+  experiment: Experiment, config: config_lib.Config, split: str
 ) -> np.ndarray:
   """The pretrained image tower's features of a split, cached on disk."""
   plan, pixels = experiment.plan, experiment.stores[split]

@@ -3,11 +3,19 @@
 Precedence: these defaults < a file of `configs/` < the command line.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import ml_collections
 
 from cpeal_jax import acquisition, training
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import adapters
+
+# Type checkers cannot know a ConfigDict's keys.
+if TYPE_CHECKING:
+  Config = Any
+else:
+  Config = ml_collections.ConfigDict
 
 # A *result* key must equal the workdir's on resume, a *run* key may differ.
 RESULT, RUN = "result", "run"
@@ -109,12 +117,12 @@ RUN_KEYS = frozenset(name for name, _, kind, _ in KEYS if kind == RUN)
 NAMES = tuple(name for name, _, _, _ in KEYS)
 
 
-def base() -> ml_collections.ConfigDict:
+def base() -> Config:
   """All keys at their defaults."""
   config = ml_collections.ConfigDict()
   for name, default, _, _ in KEYS:
     *groups, leaf = name.split(".")
-    here = config
+    here: Config = config
     for group in groups:
       if group not in here:
         here[group] = ml_collections.ConfigDict()
@@ -123,7 +131,7 @@ def base() -> ml_collections.ConfigDict:
   return config
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+def flatten(config: Config) -> dict[str, object]:
   """The config as dotted keys, in the table's order."""
   values = {}
   for name in NAMES:
@@ -196,7 +204,7 @@ LISTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: Config) -> None:
   """Refuses what no later stage could make sense of, before data is read.
 
   Raises:

@@ -5,8 +5,8 @@ import platform
 from pathlib import Path
 
 import jax
-import ml_collections
 
+from cpeal_jax import config as config_lib
 from cpeal_jax.build import Experiment, Plan, make_plan
 from cpeal_jax.data import batches
 from cpeal_jax.progress import say
@@ -67,7 +67,7 @@ def manifest(experiment: Experiment) -> dict[str, list[str]]:
   return columns
 
 
-def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def dry_run(config: config_lib.Config, workdir: Path) -> None:
   """Prints what the run would read, compute and write; writes nothing."""
   plan = make_plan(config)
   dataset, recipe = plan.dataset, plan.recipe

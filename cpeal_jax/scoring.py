@@ -32,7 +32,8 @@ class Images(Protocol):
 
   def __len__(self) -> int: ...
 
-  def rows(self, start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]: ...
+  @property
+  def rows(self) -> Callable[[int, int], UInt8[np.ndarray, "n S S 3"]]: ...
 
 
 @dataclasses.dataclass(frozen=True)

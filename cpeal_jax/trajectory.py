@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from jaxtyping import Int32
 
@@ -51,7 +50,7 @@ class Run:
   """
 
   experiment: Experiment
-  config: ml_collections.ConfigDict
+  config: config_lib.Config
   workdir: Path
   checkpoints: checkpoint.Checkpoints
   oracle: SimulatedOracle
@@ -59,7 +58,7 @@ class Run:
 
 
 def run(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   workdir: Path,
   *,
   overwrite: bool = False,

@@ -127,7 +127,7 @@ def _refuse_non_finite(
   bad = ~finite.all(axis=1)
   if bad.any():
     raise InputError(
-      f"{what} of {bad.sum()} of {len(bad)} images are not finite, the first "
+      f"{what} of {bad.sum()} of {len(rows)} images are not finite, the first "
       f"at {np.argmax(bad)}: look at the images and the loss."
     )
 

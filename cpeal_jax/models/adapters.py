@@ -7,6 +7,7 @@ differentiated; gradients, optimizer state and checkpoints hold `adapter`.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -115,8 +116,8 @@ def merge_lora(params: Mapping, adapter: Mapping, lora: Lora) -> dict:
   Exact up to rounding: the merged model without adapters answers as the
   unmerged one with dropout off.
   """
-  flat = dict(traverse_util.flatten_dict(params))
-  branches = traverse_util.flatten_dict(adapter)
+  flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(params))
+  branches: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(adapter)
   for path, a in branches.items():
     if path[-1] == "lora_a":
       kernel = (*path[:-1], "kernel")

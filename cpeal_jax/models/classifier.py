@@ -1,6 +1,7 @@
 """CLIP as a classifier: pixels and prompts in, scaled cosines out."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ class Classifier:
     self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
   ) -> Float[Array, "C D"]:
     """Unit text features of the prompts; `dropout` switches training on."""
-    texts = self.model.apply(
+    texts: Any = self.model.apply(
       {"params": params, "adapter": adapter},
       self.tokens.ids,
       self.tokens.slots,
@@ -84,7 +85,7 @@ class Classifier:
       for x in (self.mean, self.std)
     )
     pixels = (images.astype(jnp.float32) / 255 - mean) / std
-    features = self.model.apply(
+    features: Any = self.model.apply(
       {"params": params, "adapter": adapter},
       pixels,
       train=dropout is not None,

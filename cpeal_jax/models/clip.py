@@ -8,11 +8,14 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cpeal_jax.errors import one_of
 from cpeal_jax.models.adapters import Linear, Lora, Prompts
+
+AnyArray = Array | np.ndarray
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -186,7 +189,7 @@ class VisionTower(nn.Module):
 
   @nn.compact
   def __call__(
-    self, pixels: Float[ArrayLike, "B S S 3"], *, train: bool
+    self, pixels: Float[AnyArray, "B S S 3"], *, train: bool
   ) -> Float[Array, "B D"]:
     config = self.config.vision
     patch = self.config.patch_size
@@ -226,8 +229,8 @@ class TextTower(nn.Module):
   @nn.compact
   def __call__(
     self,
-    ids: Int[ArrayLike, "C L"],
-    slots: Int[ArrayLike, "C L"],
+    ids: Int[AnyArray, "C L"],
+    slots: Int[AnyArray, "C L"],
     *,
     train: bool,
   ) -> Float[Array, "C D"]:
@@ -239,15 +242,16 @@ class TextTower(nn.Module):
       "positions", normal, (self.config.positions, config.width)
     )
     x = jnp.asarray(table)[ids]
-    if self.prompts is not None:
-      own = 1 if self.prompts.shared else classes
+    prompts = self.prompts
+    if prompts is not None:
+      own, stddev = 1 if prompts.shared else classes, prompts.stddev
       context = self.variable(
         "adapter",
         "context",
         lambda: (
           self.prompts.stddev
           * jax.random.normal(
-            self.make_rng("adapter"), (own, self.prompts.tokens, config.width)
+            self.make_rng("adapter"), (own, prompts.tokens, config.width)
           )
         ),
       ).value
@@ -288,15 +292,15 @@ class Clip(nn.Module):
     )
 
   def encode_images(
-    self, pixels: Float[ArrayLike, "B S S 3"], *, train: bool = False
+    self, pixels: Float[AnyArray, "B S S 3"], *, train: bool = False
   ) -> Float[Array, "B D"]:
     """Image features, not normalised, float32."""
     return self.vision(pixels, train=train).astype(jnp.float32)
 
   def encode_texts(
     self,
-    ids: Int[ArrayLike, "C L"],
-    slots: Int[ArrayLike, "C L"],
+    ids: Int[AnyArray, "C L"],
+    slots: Int[AnyArray, "C L"],
     *,
     train: bool = False,
   ) -> Float[Array, "C D"]:

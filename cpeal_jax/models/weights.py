@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -116,7 +117,7 @@ def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
   Raises:
     InputError: listing every missing, left-over and mis-shaped tensor.
   """
-  expected = traverse_util.flatten_dict(shapes(config), sep="/")
+  expected: dict[str, Any] = traverse_util.flatten_dict(shapes(config), sep="/")
   rows = key_table(config)
   if {ours for ours, _, _ in rows} != set(expected):
     raise ValueError("key_table and the model disagree: a leaf has no row")
