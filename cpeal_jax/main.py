@@ -37,26 +37,51 @@ def parse(argv: list[str]) -> None:
   Raises:
     InputError: an unknown flag or key, or a value of another type.
   """
+  if not any(re.match(r"--?config(=|$)", word) for word in argv):
+    raise InputError("--config is missing: try --config=configs/quickstart.py")
+  for word in argv[1:]:
+    key = word.partition("=")[0].lstrip("-").partition("config.")[2]
+    if word.startswith("--config.") and key not in config_lib.NAMES:
+      raise InputError(
+        f"unknown config key {key!r}." + nearest(key, config_lib.NAMES)
+      )
   try:
     rest = flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    names = [f"config.{name}" for name in config_lib.NAMES]
-    names += ["config", "workdir", "overwrite", "dry_run"]
+    names = ("config", "workdir", "overwrite", "dry_run")
     raise InputError(
-      f"unknown flag --{error.flagname}."
-      + nearest(error.flagname, names).replace("'", "--", 1).replace("'", "")
+      f"unknown flag {error.flagname!r}." + nearest(error.flagname, names)
     ) from error
   except (flags.Error, ValueError, TypeError, OSError) as error:
     text = re.sub(r"\s+", " ", str(error)).strip()
     raise InputError(text) from error
   if len(rest) > 1:
     raise InputError(f"unexpected argument {rest[1]!r}; flags start with --.")
-  if flags.FLAGS.config is None:
-    raise InputError("--config is missing: try --config=configs/quickstart.py")
+  try:
+    flags.FLAGS.config.keys()
+  except OSError as error:  # ml_collections reports it at first use alone.
+    reason = str(error).strip().splitlines()[-1].strip()
+    raise InputError(f"--config cannot be read: {reason}") from error
+
+
+def usage() -> str:
+  """The flags, and every config key with its default and meaning."""
+  own = [
+    f"  --{name}  {flags.FLAGS[name].help}"
+    for name in ("config", "workdir", "overwrite", "dry_run")
+  ]
+  keys = [
+    f"  --config.{name}={default!r}  {meaning}"
+    for name, default, _, meaning in config_lib.KEYS
+  ]
+  return "\n".join([__doc__ or "", *own, "", *keys])
 
 
 def run(argv: list[str]) -> int:
   """One run; returns the exit code."""
+  if {"--help", "-h"} & set(argv):
+    say(usage())
+    return FINISHED
   parse(argv)
   config = flags.FLAGS.config
   config_lib.validate(config)

@@ -249,7 +249,7 @@ class TextTower(nn.Module):
         "adapter",
         "context",
         lambda: (
-          self.prompts.stddev
+          stddev
           * jax.random.normal(
             self.make_rng("adapter"), (own, prompts.tokens, config.width)
           )
