@@ -56,7 +56,7 @@ MAY_IMPORT = {
   | {"losses", "sharding", "models.classifier", "data.batches"},
 }
 # From here on a config may be read.
-DRIVERS = ("config", "build", "describe", "trajectory", "main")
+DRIVERS = ("config", "build", "describe", "trajectory", "api", "main")
 ONLY_IN = {
   "ml_collections": set(DRIVERS),
   "orbax": {"checkpoint"},

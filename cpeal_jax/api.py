@@ -1,0 +1,187 @@
+"""The library's front door: a CLIP to encode with, a finished run to ask."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from cpeal_jax import (
+  build,
+  checkpoint,
+  files,
+  keys,
+  record,
+  scoring,
+  sharding,
+  training,
+  workdir,
+)
+from cpeal_jax import config as config_lib
+from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
+from cpeal_jax.errors import InputError
+from cpeal_jax.models import text, weights
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.clip import Clip
+
+Picture = Image.Image | np.ndarray | str | os.PathLike
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+  """Pictures of any kind, preprocessed when they are asked for."""
+
+  pictures: Sequence[Picture]
+  spec: ImageSpec
+
+  def __len__(self) -> int:
+    return len(self.pictures)
+
+  def rows(self, start: int, stop: int) -> np.ndarray:
+    return np.stack([self._one(x) for x in self.pictures[start:stop]])
+
+  def _one(self, picture: Picture) -> np.ndarray:
+    if isinstance(picture, np.ndarray):
+      return preprocess(Image.fromarray(picture), self.spec)
+    if isinstance(picture, Image.Image):
+      return preprocess(picture, self.spec)
+    try:
+      with Image.open(picture) as image:
+        return preprocess(image, self.spec)
+    except OSError as error:
+      raise InputError(f"cannot read image {picture}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+  """A pretrained CLIP on all devices.
+
+  Attributes:
+    pretrained: its weights, sizes and tokenizer.
+    dtype: compute type; what comes out is float32.
+  """
+
+  pretrained: weights.Pretrained
+  dtype: str = "float32"
+
+  @property
+  def logit_scale(self) -> float:
+    """What cosines are multiplied with, already exponentiated."""
+    return float(np.exp(self.pretrained.params["logit_scale"]))
+
+  def encode_images(
+    self, images: Sequence[Picture]
+  ) -> Float[np.ndarray, "N D"]:
+    """Unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
+    scorer, params = self._images
+    pictures = Pictures(images, image_spec(self.pretrained.preprocessor))
+    return scoring.encode_pool(scorer, params, {}, pictures)
+
+  def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C D"]:
+    """Unit features of whole prompts."""
+    classifier = self._classifier(tuple(texts))
+    embed = jax.jit(classifier.class_embeddings)
+    return np.asarray(embed(self.pretrained.params, {}))
+
+  def _classifier(self, texts: tuple[str, ...]) -> Classifier:
+    spec, own = image_spec(self.pretrained.preprocessor), self.pretrained
+    tokens = text.tokenize(texts, own.tokenizer, positions=own.config.positions)
+    model = Clip(own.config, dtype=self.dtype)
+    return Classifier(model, tokens, spec.mean, spec.std)
+
+  @cached_property
+  def _images(self) -> tuple[scoring.Scorer, dict]:
+    mesh = sharding.make_mesh()
+    scorer = scoring.make_scorer(self._classifier(("",)), mesh, tile=32)
+    return scorer, sharding.replicate(self.pretrained.params, mesh)
+
+
+def load_clip(source: str, *, dtype: str = "float32") -> Encoder:
+  """A CLIP from a Hugging Face directory or hub id.
+
+  Raises:
+    InputError: no CLIP there, or weights that do not match its config.json.
+  """
+  return Encoder(weights.load_pretrained(source), dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapted:
+  """The model a round ended with.
+
+  Attributes:
+    classes: class names; the columns of `predict`.
+    round: counted from 0.
+  """
+
+  classes: tuple[str, ...]
+  round: int
+  scorer: scoring.Scorer
+  params: dict
+  adapter: dict
+  spec: ImageSpec
+
+  def encode_images(
+    self, images: Sequence[Picture]
+  ) -> Float[np.ndarray, "N D"]:
+    """Unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
+    return scoring.encode_pool(
+      self.scorer, self.params, self.adapter, Pictures(images, self.spec)
+    )
+
+  def predict(self, images: Sequence[Picture]) -> Float[np.ndarray, "N C"]:
+    """Class probabilities of PIL images, uint8 arrays [H, W, 3] or paths."""
+    scores = scoring.score_pool(
+      self.scorer, self.params, self.adapter, self.encode_images(images)
+    )
+    return np.asarray(jax.nn.softmax(scores.logits))
+
+
+def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
+  """The adapted model of a workdir.
+
+  Args:
+    directory: the run's workdir.
+    round: counted from 0, or from the end where negative.
+
+  Raises:
+    InputError: no such round, or weights that are not those of the run.
+  """
+  done = record.finished_rounds(directory)
+  number = done + round if round < 0 else round
+  if not 0 <= number < done:
+    raise InputError(
+      f"{directory} has {done} finished rounds, there is no round {round}."
+    )
+  settings = workdir.read_config(directory)
+  sha256 = settings["model"].pop("sha256")
+  config = config_lib.base()
+  config.update(ml_collections.ConfigDict(settings))
+  pretrained = weights.load_pretrained(config.model.weights)
+  if pretrained.sha256 != sha256:
+    raise InputError(
+      f"{config.model.weights} has other weights than {directory} was trained "
+      f"with: sha256 {pretrained.sha256}, the run's {sha256}."
+    )
+  classes = tuple(
+    files.read_json(Path(directory) / "environment.json")["classes"]
+  )
+  spec = image_spec(pretrained.preprocessor)
+  classifier, _ = build.classifiers(config, pretrained, spec, classes)
+  mesh = sharding.make_mesh()
+  params = sharding.replicate(pretrained.params, mesh)
+  fresh = jax.jit(classifier.init)(params, keys.key(0, 0, "adapter"))
+  state = training.init_state(fresh, build.recipe_of(config))
+  with checkpoint.Checkpoints(Path(directory) / "checkpoints") as checkpoints:
+    at = checkpoints.at(number)
+    if at is None:
+      raise InputError(f"{directory} has no checkpoint of round {number}.")
+    state, _ = checkpoints.restore(*at, training.place(state, mesh))
+  scorer = scoring.make_scorer(classifier, mesh, tile=32)
+  return Adapted(classes, number, scorer, params, state.adapter, spec)
