@@ -140,6 +140,7 @@ def classifiers(
     tokenizer,
     positions=sizes.positions,
   )
+  text.refuse_alike(plain, classes)
   if prompts is not None:
     tokens = text.tokenize_with_context(
       classes, tokenizer, prompts, positions=sizes.positions

@@ -113,6 +113,18 @@ def test_tokens_and_learnable_slots():
     text.tokenize(["word " * 80], tokenizer)
 
 
+@needs_shared
+def test_classes_that_read_alike_are_refused():
+  tokenizer = transformers.AutoTokenizer.from_pretrained(
+    SHARED / "data" / "clip-tokenizer"
+  )
+  classes = ("cat", "dog", "Cat")
+  tokens = text.tokenize(text.from_template(classes, "a {}."), tokenizer)
+  with pytest.raises(text.InputError, match="'cat' and 'Cat'"):
+    text.refuse_alike(tokens, classes)
+  text.refuse_alike(text.tokenize(("a", "b"), tokenizer), ("a", "b"))
+
+
 def test_a_directory_that_is_no_clip_is_named(tmp_path):
   with pytest.raises(weights.InputError, match=r"has no config.json"):
     weights.load_pretrained(str(tmp_path))

@@ -44,7 +44,7 @@ MAY_IMPORT = {
   "models.weights": {"errors", "models.clip"},
   "models.classifier": MODELS | {"models.text"},
   "quickstart": set(),
-  "quickstart.glyphs": LEAVES,
+  "quickstart.glyphs": LEAVES | {"data.digits"},
   "quickstart.tokenizer": LEAVES | {"quickstart", "quickstart.glyphs"},
   "quickstart.pretrain": LEAVES
   | DATA

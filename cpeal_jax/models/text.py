@@ -111,3 +111,19 @@ def tokenize_with_context(
     tail = 1 + before + len(name)
     slots[i, tail : tail + after] = np.arange(before, prompts.tokens)
   return Tokens(texts, ids, slots)
+
+
+def refuse_alike(tokens: Tokens, classes: Sequence[str]) -> None:
+  """Raises InputError if two classes have one and the same prompt.
+
+  The tokenizer folds case and may not know a script, so names that differ on
+  the page need not differ in tokens.
+  """
+  seen: dict[bytes, str] = {}
+  for row, name in zip(tokens.ids, classes, strict=True):
+    other = seen.setdefault(row.tobytes(), name)
+    if other is not name:
+      raise InputError(
+        f"classes {other!r} and {name!r} are the same to this tokenizer: "
+        "rename one."
+      )

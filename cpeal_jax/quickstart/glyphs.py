@@ -14,6 +14,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from cpeal_jax.data.digits import CLASSES as DIGITS
+
 CANVAS = 64
 POINTS = 48
 
@@ -33,18 +35,6 @@ class Glyph:
   characters: str
 
 
-DIGITS = [
-  "zero",
-  "one",
-  "two",
-  "three",
-  "four",
-  "five",
-  "six",
-  "seven",
-  "eight",
-  "nine",
-]
 SIGNS = {
   "plus": "+",
   "equals": "=",
