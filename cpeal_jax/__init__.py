@@ -6,7 +6,11 @@ before it is asked for.
 """
 
 import importlib
+import os
 from typing import Any
+
+# transformers announces at import that there is no PyTorch; none is needed.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 MODULES = ("acquisition", "losses", "metrics")
 FUNCTIONS = ("load_clip", "load_run")
