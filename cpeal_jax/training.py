@@ -23,7 +23,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models.classifier import Classifier, cosine_logits
 
 # What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
-# is bound in `make_step`.
+# is bound in `make_loss`.
 CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
 OPTIMIZERS = ("sgd", "adamw")
 

@@ -212,7 +212,7 @@ def select(
       "rank": list(range(len(picks))),
       **columns,
     },
-    scores={"id": list(ids), **acquisition.columns(pool)},
+    scores={"id": list(ids), **acquisition.columns(pool, name)},
   )
   return [ids[i] for i in picks]
 
