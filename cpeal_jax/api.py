@@ -161,6 +161,7 @@ def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
     )
   settings = workdir.read_config(directory)
   sha256 = settings["model"].pop("sha256")
+  settings["model"].pop("descriptors_sha256", None)
   config = config_lib.base()
   config.update(ml_collections.ConfigDict(settings))
   pretrained = weights.load_pretrained(config.model.weights)
@@ -176,8 +177,10 @@ def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
   classifier, _ = build.classifiers(config, pretrained, spec, classes)
   mesh = sharding.make_mesh()
   params = sharding.replicate(pretrained.params, mesh)
-  fresh = jax.jit(classifier.init)(params, keys.key(0, 0, "adapter"))
-  state = training.init_state(fresh, build.recipe_of(config))
+  recipe = build.recipe_of(config)
+  init = jax.jit(training.make_init(classifier, recipe))
+  fresh = init(params, keys.key(0, 0, "adapter"))
+  state = training.init_state(fresh, recipe)
   with checkpoint.Checkpoints(Path(directory) / "checkpoints") as checkpoints:
     at = checkpoints.at(number)
     if at is None:

@@ -13,14 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import scoring, sharding, training
+from cpeal_jax import scoring, sharding, stochastic, training
 from cpeal_jax.data import batches, coop, digits, folders, images, pools, store
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import text, weights
+from cpeal_jax.models import descriptors, text, weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.progress import stage
+
+
+# Kept beyond scoring.neighbors, since labeled ones are skipped later.
+SPARE_NEIGHBORS = 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +65,7 @@ class Experiment:
     scorer, zero_scorer: the passes of both classifiers.
     init: (params, key) -> a fresh adapter.
     step: the training step.
+    stochastic: scoring passes with dropout on.
   """
 
   plan: Plan
@@ -71,6 +76,7 @@ class Experiment:
   zero_scorer: scoring.Scorer
   init: Callable
   step: Callable
+  stochastic: Callable
 
 
 def load_dataset(config: config_lib.Config) -> pools.Dataset:
@@ -135,29 +141,34 @@ def classifiers(
         f"adapter.lora.layers has {high}; the {tower} tower has "
         f"{own.layers} blocks, counted from 0."
       )
-  plain = text.tokenize(
-    text.from_template(classes, config.model.template),
-    tokenizer,
-    positions=sizes.positions,
-  )
+  phrases, owners = classes, tuple(range(len(classes)))
+  if config.model.descriptors:
+    phrases, owners = descriptors.with_descriptors(
+      classes, descriptors.read_descriptors(config.model.descriptors)
+    )
+
+  def fixed(template: str) -> text.Tokens:
+    texts = text.from_template(phrases, template)
+    tokens = text.tokenize(texts, tokenizer, positions=sizes.positions)
+    return dataclasses.replace(tokens, owners=owners)
+
+  plain = fixed(config.model.template)
   text.refuse_alike(plain, classes)
   if prompts is not None:
     tokens = text.tokenize_with_context(
-      classes, tokenizer, prompts, positions=sizes.positions
+      phrases, tokenizer, prompts, positions=sizes.positions
     )
+    tokens = dataclasses.replace(tokens, owners=owners)
   elif config.model.prompt == "x16":
     # The released LoRA code's text: frozen X's where CoOp's context would be.
-    tokens = text.tokenize(
-      text.from_template(classes, " ".join(["X"] * 16) + " {}."),
-      tokenizer,
-      positions=sizes.positions,
-    )
+    tokens = fixed(" ".join(["X"] * 16) + " {}.")
   else:
     tokens = plain
   trained = Clip(sizes, lora=lora, prompts=prompts, dtype=dtype)
+  average = config.model.descriptor_average
   return (
-    Classifier(trained, tokens, spec.mean, spec.std),
-    Classifier(Clip(sizes, dtype=dtype), plain, spec.mean, spec.std),
+    Classifier(trained, tokens, spec.mean, spec.std, average),
+    Classifier(Clip(sizes, dtype=dtype), plain, spec.mean, spec.std, average),
   )
 
 
@@ -170,6 +181,7 @@ def recipe_of(config: config_lib.Config) -> training.Recipe:
     calibration_weight=config.loss.weight,
     anneal=config.loss.anneal,
     avuc_threshold=config.loss.avuc_threshold or None,
+    loss_head=config.acquisition.name == "learning_loss",
     **train,
   )
 
@@ -241,17 +253,18 @@ def build(config: config_lib.Config, plan: Plan) -> Experiment:
     params=sharding.replicate(plan.pretrained.params, plan.mesh),
     scorer=scoring.make_scorer(plan.classifier, plan.mesh, **passes),
     zero_scorer=scoring.make_scorer(plan.zero_shot, plan.mesh, **passes),
-    init=jax.jit(plan.classifier.init),
+    init=jax.jit(training.make_init(plan.classifier, plan.recipe)),
     step=step,
+    stochastic=stochastic.make_passes(plan.classifier, plan.mesh, **passes),
   )
 
 
-def frozen_features(
+def frozen_key(
   experiment: Experiment, config: config_lib.Config, split: str
-) -> np.ndarray:
-  """The pretrained image tower's features of a split, cached on disk."""
-  plan, pixels = experiment.plan, experiment.stores[split]
-  key = "|".join(
+) -> str:
+  """What the pretrained image tower's features of a split depend on."""
+  plan = experiment.plan
+  return "|".join(
     (
       plan.pretrained.sha256,
       getattr(plan.dataset, split).fingerprint,
@@ -263,10 +276,43 @@ def frozen_features(
     )
   )
 
+
+def frozen_features(
+  experiment: Experiment, config: config_lib.Config, split: str
+) -> np.ndarray:
+  """The pretrained image tower's features of a split, cached on disk."""
+  plan, pixels = experiment.plan, experiment.stores[split]
+
   def compute() -> np.ndarray:
     with stage(f"encode {split}", len(pixels), "images") as advance:
       return scoring.encode_pool(
         experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
       )
 
-  return scoring.cached_features(plan.cache, key, compute)
+  key = frozen_key(experiment, config, split)
+  return scoring.cached(plan.cache, key, compute)
+
+
+def frozen_neighbors(
+  experiment: Experiment, config: config_lib.Config
+) -> tuple[np.ndarray, np.ndarray]:
+  """A wide list of neighbors over the whole pool, cached on disk.
+
+  While the image tower is frozen only the labels change from round to round,
+  and `neighbors.narrow` skips the labeled ones in this list.
+  """
+  plan = experiment.plan
+  wide = config.scoring.neighbors + SPARE_NEIGHBORS
+
+  def compute() -> np.ndarray:
+    with stage("neighbors", len(plan.dataset.train), "images") as advance:
+      found = experiment.zero_scorer.neighbors(
+        frozen_features(experiment, config, "train"), wide
+      )
+      advance(len(plan.dataset.train))
+    # One file for both: the similarities' bits beside the indices.
+    return np.stack([found[0], found[1].view(np.int32)])
+
+  key = frozen_key(experiment, config, "train") + f"|neighbors {wide}"
+  indices, bits = scoring.cached(plan.cache, key, compute)
+  return indices, bits.view(np.float32)

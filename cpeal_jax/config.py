@@ -28,13 +28,14 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "budget",
     "num_classes",
     RESULT,
-    "labels a round: a number, `num_classes`, or a fraction such as 0.01",
+    "labels a round: a number, `num_classes`, or a share: `1%` or 0.01",
   ),
   (
     "round0",
     "random",
     RESULT,
-    "first labels: `random`, or `zero_shot` for scores of the untrained model",
+    "first labels: `random`, `zero_shot` (acquisition.name on the untrained "
+    "model's scores), `typiclust` or `cb`",
   ),
   ("cache_dir", "", RUN, "decoded images and features; empty: user's cache"),
   ("dataset.layout", "coop", RESULT, "`coop`, `folders` or `digits`"),
@@ -43,7 +44,7 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ("dataset.image_dir", "", RESULT, "images below root; empty: found"),
   ("dataset.max_corrupt", 0, RUN, "unreadable images that are tolerated"),
   ("dataset.store_gb", 8.0, RUN, "a larger split is decoded on the fly"),
-  # A run key, since the file's sha256 is what must be the same on resume.
+  # Files are run keys, since their sha256 is what must be the same on resume.
   ("model.weights", "", RUN, "Hugging Face directory or hub id of a CLIP"),
   ("model.template", "a photo of a {}.", RESULT, "prompt, {} is the class"),
   (
@@ -51,6 +52,18 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "template",
     RESULT,
     "text LoRA trains with: `template`, or `x16` (16 times X, the class)",
+  ),
+  (
+    "model.descriptors",
+    "",
+    RUN,
+    "json of class name to traits: a prompt for each; empty: none",
+  ),
+  (
+    "model.descriptor_average",
+    "similarity",
+    RESULT,
+    "of a class's prompts: `similarity` (PCB's AS) or `embedding` (AE)",
   ),
   ("model.dtype", "float32", RESULT, "compute type: float32 or bfloat16"),
   ("adapter.kind", "lora", RESULT, "`lora` or `prompts`"),
@@ -107,6 +120,57 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "how PCB draws in a class: `random` or by `rank`",
   ),
   ("acquisition.candidates", 0.1, RESULT, "of the pool, shown to PCB"),
+  (
+    "acquisition.preselect",
+    "",
+    RESULT,
+    "a method whose best acquisition.gamma alone are offered; empty: all are",
+  ),
+  ("acquisition.gamma", 0.1, RESULT, "of the pool, left by preselect"),
+  (
+    "acquisition.min_distance",
+    0.0,
+    RESULT,
+    "between picks' unit features, against near-duplicates; 0: no guard",
+  ),
+  ("acquisition.cec.support", 20, RESULT, "most certain images of a class"),
+  (
+    "acquisition.cec.prior",
+    "pooled",
+    RESULT,
+    "over the classes' supports: `pooled`, or `per_class`",
+  ),
+  ("acquisition.cec.kernel", "cosine", RESULT, "`cosine` or `rbf`"),
+  ("acquisition.cec.rho", 1.0, RESULT, "of rbf, on the squared distance"),
+  ("acquisition.cec.normalize", True, RESULT, "neighbors' weights sum to 1"),
+  ("acquisition.cec.alpha", 0.5, RESULT, "weight of the neighbors"),
+  ("acquisition.clue.temperature", 1.0, RESULT, "of the entropy"),
+  ("acquisition.alfa_mix.step", 0.2, RESULT, "of the cap on the mixing"),
+  (
+    "acquisition.bald.noise",
+    "features",
+    RESULT,
+    "dropout on the `features`, or in the branches of `lora`",
+  ),
+  ("acquisition.bald.passes", 10, RESULT, "stochastic passes"),
+  ("acquisition.bald.dropout", 0.5, RESULT, "of the features"),
+  (
+    "acquisition.featdist.to",
+    "class_mean",
+    RESULT,
+    "labeled images: `class_mean`, `nearest` or `sum`",
+  ),
+  ("acquisition.featdist.space", "logits", RESULT, "`logits` or `image`"),
+  ("acquisition.probcover.radius", 0.0, RESULT, "0: estimated by purity"),
+  ("acquisition.probcover.purity", 0.95, RESULT, "share of pure balls"),
+  ("acquisition.cb.clusters_per_class", 1, RESULT, "4 in CB+SQ's code"),
+  (
+    "oracle.selective",
+    False,
+    RESULT,
+    "selective querying: sure picks take their prediction as label",
+  ),
+  ("scoring.neighbors", 10, RESULT, "nearest images of each; 0: none"),
   ("scoring.tile", 128, RUN, "rows of one product"),
   ("parallel.backend", "shard_map", RUN, "`shard_map` or `pmap`"),
   ("parallel.devices", 0, RUN, "0 takes all"),
@@ -155,24 +219,26 @@ def labels_per_round(budget: str, *, classes: int, pool: int) -> int:
   """
   if budget == "num_classes":
     return classes
+  percent = budget.endswith("%")
   try:
-    value = float(budget)
+    value = float(budget.removesuffix("%")) / (100 if percent else 1)
   except ValueError:
     value = 0.0
   if 0 < value < 1:
     return max(1, int(value * pool))
-  if value >= 1 and value == int(value):
+  if not percent and value >= 1 and value == int(value):
     return int(value)
   raise InputError(
-    f"budget={budget!r}; give a number of labels, num_classes, or a fraction "
-    "of the pool between 0 and 1."
+    f"budget={budget!r}; give a number of labels, num_classes, or a share of "
+    "the pool such as 1% or 0.01."
   )
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-  "round0": ("random", "zero_shot"),
+  "round0": ("random", "zero_shot", "typiclust", "cb"),
   "dataset.layout": ("coop", "folders", "digits"),
   "model.prompt": ("template", "x16"),
+  "model.descriptor_average": ("similarity", "embedding"),
   "model.dtype": ("float32", "bfloat16"),
   "adapter.kind": ("lora", "prompts"),
   "adapter.lora.scaling": adapters.SCALINGS,
@@ -182,6 +248,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "acquisition.name": tuple(acquisition.ACQUISITIONS),
   "acquisition.balance": ("repaired", "faithful", "off"),
   "acquisition.within": ("random", "rank"),
+  "acquisition.preselect": ("", *acquisition.ACQUISITIONS),
+  "acquisition.cec.prior": ("pooled", "per_class"),
+  "acquisition.cec.kernel": ("cosine", "rbf"),
+  "acquisition.bald.noise": ("features", "lora"),
+  "acquisition.featdist.to": ("class_mean", "nearest", "sum"),
+  "acquisition.featdist.space": ("logits", "image"),
   "parallel.backend": ("pmap", "shard_map"),
 }
 AT_LEAST: dict[str, float] = {
@@ -194,6 +266,12 @@ AT_LEAST: dict[str, float] = {
   "train.epochs": 1,
   "train.batch": 1,
   "train.warmup_epochs": 0,
+  "acquisition.min_distance": 0,
+  "acquisition.cec.support": 1,
+  "acquisition.bald.passes": 1,
+  "acquisition.probcover.radius": 0,
+  "acquisition.cb.clusters_per_class": 1,
+  "scoring.neighbors": 0,
   "scoring.tile": 1,
   "parallel.devices": 0,
   "checkpoint.keep": 1,
@@ -222,11 +300,19 @@ def validate(config: Config) -> None:
   for name, least in AT_LEAST.items():
     if float(values[name]) < least:  # type: ignore[arg-type]
       raise InputError(f"{name}={values[name]}; it is at least {least:g}.")
-  if not 0 < config.acquisition.candidates <= 1:
-    raise InputError(
-      f"acquisition.candidates={config.acquisition.candidates}; it is a "
-      "fraction of the pool, above 0 and up to 1."
-    )
+  for name in (
+    "acquisition.candidates",
+    "acquisition.gamma",
+    "acquisition.clue.temperature",
+    "acquisition.alfa_mix.step",
+    "acquisition.probcover.purity",
+  ):
+    if not 0 < float(values[name]) <= 1:  # type: ignore[arg-type]
+      raise InputError(f"{name}={values[name]}; it is above 0 and up to 1.")
+  for name in ("acquisition.cec.alpha", "acquisition.bald.dropout"):
+    if not 0 <= float(values[name]) <= 1:  # type: ignore[arg-type]
+      raise InputError(f"{name}={values[name]}; it is from 0 to 1.")
+  _validate_methods(config)
   if not 0 <= config.adapter.lora.dropout < 1:
     raise InputError(
       f"adapter.lora.dropout={config.adapter.lora.dropout}; it is in [0, 1)."
@@ -240,4 +326,27 @@ def validate(config: Config) -> None:
   if not config.model.weights:
     raise InputError(
       "model.weights is not set; give a Hugging Face directory or hub id."
+    )
+
+
+def _validate_methods(config: Config) -> None:
+  """What a method needs from elsewhere in the config."""
+  own = config.acquisition
+  used = {own.name, own.preselect}
+  if "cec" in used and not config.scoring.neighbors:
+    raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
+  if own.preselect == "learning_loss" or (
+    own.name == "learning_loss" and config.round0 == "zero_shot"
+  ):
+    raise InputError(
+      "learning_loss has no head before round 0 and none beside another "
+      "method: set round0=random and acquisition.name=learning_loss."
+    )
+  lora_noise = "bald" in used and own.bald.noise == "lora"
+  if lora_noise and (
+    config.adapter.kind != "lora" or config.round0 == "zero_shot"
+  ):
+    raise InputError(
+      "acquisition.bald.noise=lora needs adapter.kind=lora, whose dropout is "
+      "the noise, and a round0 that does not ask it before there is one."
     )

@@ -1,5 +1,6 @@
 """What a run is, in words: for a person before it, for the record after it."""
 
+import hashlib
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax
 
 from cpeal_jax import config as config_lib
+from cpeal_jax import training
 from cpeal_jax.build import Experiment, Plan, make_plan
 from cpeal_jax.data import batches
 from cpeal_jax.progress import say
@@ -25,11 +27,20 @@ def one_line(plan: Plan) -> str:
   )
 
 
+def settings(config: config_lib.Config, plan: Plan) -> dict:
+  """config.json: the settings, and the sha256 of the files they name."""
+  values = config.to_dict()
+  values["model"]["sha256"] = plan.pretrained.sha256
+  if config.model.descriptors:
+    content = Path(config.model.descriptors).read_bytes()
+    values["model"]["descriptors_sha256"] = hashlib.sha256(content).hexdigest()
+  return values
+
+
 def trainable(plan: Plan) -> int:
   """How many numbers the adapter holds."""
-  shapes = jax.eval_shape(
-    plan.classifier.init, plan.pretrained.params, jax.random.key(0)
-  )
+  init = training.make_init(plan.classifier, plan.recipe)
+  shapes = jax.eval_shape(init, plan.pretrained.params, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

@@ -17,6 +17,7 @@ PURPOSES = {
   "dropout": 5,
   "split": 6,
   "pretrain": 7,
+  "passes": 8,
 }
 
 

@@ -136,6 +136,35 @@ def avuc_loss(
   return jnp.where(jnp.any(where), -jnp.log(avu + 1e-10), 0.0)
 
 
+def loss_ranking_loss(
+  predicted: Float[Array, " B"],
+  logits: Logits,
+  labels: Labels,
+  *,
+  where: Where = None,
+) -> Scalar:
+  """Whether predicted losses rank pairs of rows as their true losses do.
+
+  Mean over pairs of `max(0, 1 - sign (l_i - l_j))`, sign being +1 if the true
+  cross entropy of i is the larger (no gradient through it), else -1. Row i is
+  paired with row n - 1 - i of the n selected ones, which must come first; the
+  middle of an odd number has no partner. 0 if there is no pair.
+
+  Source: Yoo and Kweon 2019 (arXiv 1905.03677), eq. 2, margin 1; the pairing
+  is that of the released code of C-PEAL, which wants an even batch.
+  """
+  logits, where = _selected(logits, labels, where)
+  labels = jnp.where(where, labels, 0)
+  log_probs = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
+  true = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+  count = jnp.sum(where)
+  rows = jnp.arange(len(labels))
+  partner = jnp.clip(count - 1 - rows, 0, len(labels) - 1)
+  sign = jnp.where(true > true[partner], 1.0, -1.0)
+  hinge = jnp.maximum(0, 1 - sign * (predicted - predicted[partner]))
+  return _mean(hinge, rows < count // 2)
+
+
 def _selected(logits, labels, where):
   """Float32 logits, 0 where masked: a NaN there must not reach a gradient."""
   if where is None:

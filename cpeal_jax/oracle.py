@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from cpeal_jax.errors import InputError
 
@@ -55,3 +55,35 @@ class SimulatedOracle:
           "it in the data set or leave it out of the pool."
         )
     return [known[i] for i in ids]
+
+
+# The source of a label that nobody was asked for.
+PSEUDO = "pseudo"
+
+
+def sure_enough(
+  confidence: Float[np.ndarray, " N"],
+  predictions: Int[np.ndarray, " N"],
+  labels: Int[np.ndarray, " N"],
+  picks: Int[np.ndarray, " n"],
+) -> Bool[np.ndarray, " n"]:
+  """Selective querying: which picks need not be asked about.
+
+  A pick predicted as class c is sure if its confidence is at least the mean
+  confidence of the images labeled c; never, if there is none. Its prediction
+  is then its label, at no cost.
+
+  Source: CB+SQ (arXiv 2411.16722). As in its code, pseudo-labels count among
+  the labels from then on, which raises the bar.
+
+  Args:
+    confidence: the largest probability of each image, by the current model.
+    predictions: its class.
+    labels: known labels, else -1.
+    picks: indices of the selected images.
+  """
+  # An infinite bar for a class without a label.
+  bars = np.full(max(predictions.max(), labels.max()) + 1, np.inf)
+  for label in np.unique(labels[labels >= 0]):
+    bars[label] = confidence[labels == label].mean()
+  return confidence[picks] >= bars[predictions[picks]]

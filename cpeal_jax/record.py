@@ -5,6 +5,7 @@ after labels.csv and the round's row in metrics.jsonl. Both markers hold the
 size and sha256 of what they commit; what comes after the last one is redone.
 """
 
+import collections
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -90,7 +91,8 @@ def write_selection(
     workdir: where.
     round_: counted from 0.
     selection: columns over the picks, in order: id, and any of path, rank,
-      score, its parts, prediction, confidence, reason. No labels.
+      score, its parts, prediction, confidence, reason. No labels, but a
+      pseudo_label where the prediction is to be taken for one.
     scores: columns over the whole pool.
 
   Raises:
@@ -128,16 +130,25 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
   return [row["id"] for row in files.read_csv(folder / "selection.csv")]
 
 
+def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
+  """Class names by id of a selected round's picks that need no answer."""
+  path = round_dir(workdir, round_) / "selection.csv"
+  rows = files.read_csv(path)
+  return {
+    row["id"]: row["pseudo_label"] for row in rows if row.get("pseudo_label")
+  }
+
+
 def write_labels(
   workdir: str | os.PathLike,
   round_: int,
   ids: Sequence[str],
   labels: Sequence[str],
   *,
-  source: str,
+  sources: Sequence[str],
 ) -> None:
   """Writes labels.csv: id, label (the class name), source (who answered)."""
-  rows = [(i, label, source) for i, label in zip(ids, labels, strict=True)]
+  rows = list(zip(ids, labels, sources, strict=True))
   text = files.csv_text(("id", "label", "source"), rows)
   files.write_atomic(round_dir(workdir, round_) / "labels.csv", text)
 
@@ -153,6 +164,17 @@ def read_labels(
       if labels.setdefault(row["id"], row["label"]) != row["label"]:
         raise files.damaged(path, f"{row['id']!r} has two labels")
   return labels
+
+
+def count_sources(
+  workdir: str | os.PathLike, rounds: Iterable[int]
+) -> dict[str, int]:
+  """How many labels of the given rounds came from each source."""
+  return collections.Counter(
+    row["source"]
+    for round_ in rounds
+    for row in files.read_csv(round_dir(workdir, round_) / "labels.csv")
+  )
 
 
 def write_metrics(

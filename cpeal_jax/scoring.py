@@ -10,15 +10,19 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cpeal_jax import metrics, sharding
+from cpeal_jax.acquisition.cec import neighbor_uncertainty
+from cpeal_jax.acquisition.scores import entropy_of
 from cpeal_jax.models.classifier import Classifier, cosine_logits
+from cpeal_jax.neighbors import narrow, nearest_neighbors
 
 # Two tiles a device at least: a loop of one trip would be inlined and could
 # be fused otherwise than a longer one.
@@ -43,10 +47,18 @@ class PoolScores:
   Attributes:
     logits: scaled cosines, float32.
     features: unit image features, float32.
+    entropy: of the prediction, nats.
+    neighbor_indices, neighbor_similarities: the nearest K by cosine, -1 and
+      -inf where there are fewer; None where they were not asked for.
+    neighbor_uncertainty: the entropy's mean over them, weighted by cosine.
   """
 
   logits: Float[np.ndarray, "N C"]
   features: Float[np.ndarray, "N D"]
+  entropy: Float[np.ndarray, " N"]
+  neighbor_indices: Int[np.ndarray, "N K"] | None = None
+  neighbor_similarities: Float[np.ndarray, "N K"] | None = None
+  neighbor_uncertainty: Float[np.ndarray, " N"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,12 +69,14 @@ class Scorer:
     embed: (params, adapter) -> class embeddings [C, D].
     encode: (params, adapter, images [n, S, S, 3]) -> features [n, D].
     compare: (class embeddings, logit scale, features) -> logits [n, C].
+    neighbors: `nearest_neighbors` over the same devices.
     chunk: n, the rows of one dispatch.
   """
 
   embed: Callable
   encode: Callable
   compare: Callable
+  neighbors: Callable
   chunk: int
 
 
@@ -81,31 +95,40 @@ def make_scorer(
     tile: rows of one product. Another tile may change the last bits.
     backend: `shard_map` or `pmap`.
   """
-  devices = mesh.devices.size
-  tiles = -(-max(TILES_PER_CHUNK, 2 * devices) // devices) * devices
-
-  def in_tiles(one: Callable, rows: Array) -> Array:
-    stacked = rows.reshape(-1, tile, *rows.shape[1:])
-    out = jax.lax.map(one, stacked)
-    return out.reshape(-1, *out.shape[2:])
 
   def encode(params, adapter, images):
     return in_tiles(
-      lambda x: classifier.image_features(params, adapter, x), images
+      lambda x: classifier.image_features(params, adapter, x), images, tile
     )
 
   def compare(texts, scale, features):
-    return in_tiles(lambda x: cosine_logits(x, texts, scale), features)
+    return in_tiles(lambda x: cosine_logits(x, texts, scale), features, tile)
 
   return Scorer(
     embed=jax.jit(classifier.class_embeddings),
     encode=sharding.spmd(encode, mesh, shared=2, backend=backend),
     compare=sharding.spmd(compare, mesh, shared=2, backend=backend),
-    chunk=tiles * tile,
+    neighbors=partial(nearest_neighbors, mesh=mesh, backend=backend),
+    chunk=chunk_rows(mesh, tile),
   )
 
 
-def _by_chunks(
+def chunk_rows(mesh: jax.sharding.Mesh, tile: int) -> int:
+  """Rows of one dispatch: the same number of tiles for every device."""
+  devices = mesh.devices.size
+  return -(-max(TILES_PER_CHUNK, 2 * devices) // devices) * devices * tile
+
+
+def in_tiles(one: Callable, rows: Any, tile: int) -> Array:
+  """`one` on `tile` rows at a time; `rows` is an array or a tree of them."""
+  stacked = jax.tree.map(
+    lambda x: x.reshape(-1, tile, *x.shape[1:]), rows
+  )
+  out = jax.lax.map(one, stacked)
+  return out.reshape(-1, *out.shape[2:])
+
+
+def by_chunks(
   run: Callable,
   rows: Callable[[int, int], np.ndarray],
   total: int,
@@ -144,7 +167,7 @@ def encode_pool(
   progress: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "N D"]:
   """Unit features of every image; `progress` gets the rows just finished."""
-  return _by_chunks(
+  return by_chunks(
     lambda x: scorer.encode(params, adapter, x),
     images.rows,
     len(images),
@@ -158,26 +181,55 @@ def score_pool(
   params: dict,
   adapter: dict,
   features: Float[np.ndarray, "N D"],
+  *,
+  neighbors: int = 0,
+  where: Bool[np.ndarray, " N"] | None = None,
+  known: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> PoolScores:
-  """Logits of every image from its features.
+  """Logits and entropy of every image from its features, and its neighbors.
 
-  `features` are `encode_pool`'s of the same adapter, or cached ones where
-  the image tower is frozen.
+  Args:
+    scorer: the passes.
+    params, adapter: the model's.
+    features: `encode_pool`'s of the same adapter, or cached ones where the
+      image tower is frozen.
+    neighbors: how many nearest neighbors, K; 0 for none.
+    where: images that may be a neighbor; all if None. Every image has its
+      own neighbors, whether it may be one or not.
+    known: (indices, similarities) of more than K neighbors among all images,
+      if these features have been searched before.
   """
   texts = scorer.embed(params, adapter)
-  logits = _by_chunks(
+  logits = by_chunks(
     lambda x: scorer.compare(texts, params["logit_scale"], x),
     lambda start, stop: features[start:stop],
     len(features),
     scorer.chunk,
     None,
   )
-  return PoolScores(logits=logits, features=features)
+  entropy = np.asarray(_entropy(logits))
+  if not neighbors:
+    return PoolScores(logits, features, entropy)
+  if where is None:
+    where = np.ones(len(features), bool)
+  enough = False
+  if known is not None:
+    indices, similarities, enough = narrow(*known, where, neighbors)
+  if not enough:
+    indices, similarities = scorer.neighbors(features, neighbors, where=where)
+  around = _around(entropy, indices, similarities)
+  return PoolScores(
+    logits, features, entropy, indices, similarities, np.asarray(around)
+  )
 
 
-def cached_features(
+_entropy = jax.jit(entropy_of)
+_around = jax.jit(neighbor_uncertainty)
+
+
+def cached(
   directory: Path, key: str, compute: Callable[[], np.ndarray]
-) -> Float[np.ndarray, "N D"]:
+) -> np.ndarray:
   """What `compute` returns, kept in `directory` under a hash of `key`.
 
   For a frozen tower, whose output depends on nothing but `key`: weights,

@@ -15,17 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax import losses, sharding
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.errors import InputError
+from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier, cosine_logits
 
 # What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
 # is bound in `make_loss`.
 CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
 OPTIMIZERS = ("sgd", "adamw")
+# Learning Loss's own recipe: weight of its loss; rate, and from which epoch a
+# tenth of it; L2.
+HEAD_WEIGHT, HEAD_RATE, HEAD_DROP, HEAD_DECAY = 0.01, 0.1, 160, 5e-4
 
 
 class TrainingError(RuntimeError):
@@ -49,6 +54,7 @@ class Recipe:
     anneal: whether the weight grows over the epochs.
     avuc_threshold: entropy in nats that splits certain from uncertain;
       None takes ln(C) / 2.
+    loss_head: train Learning Loss's head beside the adapter.
   """
 
   epochs: int = 10
@@ -63,6 +69,7 @@ class Recipe:
   calibration_weight: float = 1.0
   anneal: bool = True
   avuc_threshold: float | None = None
+  loss_head: bool = False
 
 
 @flax.struct.dataclass
@@ -93,8 +100,43 @@ def learning_rate(epoch: int, recipe: Recipe) -> float:
   return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * done))
 
 
+def make_init(classifier: Classifier, recipe: Recipe) -> Callable:
+  """(params, key) -> what is trained: a fresh adapter, and the loss head."""
+
+  def init(params, key):
+    adapter = classifier.init(params, key)
+    if recipe.loss_head:
+      logits = jnp.zeros((1, classifier.classes))
+      own = jax.random.fold_in(key, 1)
+      adapter[loss_head.NAME] = loss_head.HEAD.init(own, logits)["params"]
+    return adapter
+
+  return init
+
+
+@jax.jit
+def predicted_loss(
+  adapter: dict, logits: Float[ArrayLike, "N C"]
+) -> Float[Array, " N"]:
+  """What the trained loss head says of every image."""
+  head = adapter[loss_head.NAME]
+  return loss_head.HEAD.apply({"params": head}, jnp.asarray(logits))
+
+
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
   """The descent direction for a unit learning rate (PyTorch's order)."""
+  if recipe.loss_head:
+    sgd = optax.chain(
+      optax.add_decayed_weights(HEAD_DECAY), optax.trace(decay=0.9)
+    )
+    own = make_optimizer(dataclasses.replace(recipe, loss_head=False))
+    return optax.partition(
+      {"head": sgd, "adapter": own},
+      # Labels may cover whole branches.
+      lambda tree: {
+        name: "head" if name == loss_head.NAME else "adapter" for name in tree
+      },
+    )
   if recipe.optimizer == "adamw":
     return optax.chain(
       optax.scale_by_adam(),
@@ -120,12 +162,13 @@ def place(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
 def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
   """(adapter, params, texts, batch, key, weight) -> (loss, its terms).
 
-  `batch` has `images`, `labels` and `where`; `texts` are the class embeddings
-  where the text tower is frozen, else None.
+  `batch` has `images` (pixels, or features where these are frozen), `labels`
+  and `where`; `texts` are the class embeddings where the text tower is frozen,
+  else None.
   """
   threshold = recipe.avuc_threshold
   if threshold is None:
-    threshold = math.log(len(classifier.tokens.texts)) / 2
+    threshold = math.log(classifier.classes) / 2
 
   def calibration(logits, labels, where):
     match recipe.calibration:
@@ -144,9 +187,11 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     image_key, text_key = jax.random.split(key)
     if texts is None:
       texts = classifier.class_embeddings(params, adapter, dropout=text_key)
-    features = classifier.image_features(
-      params, adapter, batch["images"], dropout=image_key
-    )
+    features = batch["images"]
+    if features.ndim == 4:
+      features = classifier.image_features(
+        params, adapter, features, dropout=image_key
+      )
     logits = cosine_logits(features, texts, params["logit_scale"])
     terms = {
       "cross_entropy": losses.cross_entropy(
@@ -155,6 +200,14 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
       "calibration": calibration(logits, batch["labels"], batch["where"]),
     }
     total = terms["cross_entropy"] + weight * terms["calibration"]
+    if recipe.loss_head:
+      terms["loss_ranking"] = losses.loss_ranking_loss(
+        predicted_loss(adapter, logits),
+        logits,
+        batch["labels"],
+        where=batch["where"],
+      )
+      total = total + HEAD_WEIGHT * terms["loss_ranking"]
     return total, {"loss": total, **terms}
 
   return loss
@@ -183,7 +236,7 @@ def make_step(
   optimizer = make_optimizer(recipe)
   loss = make_loss(classifier, recipe)
 
-  def step(state, params, texts, batch, key, rate, weight):
+  def step(state, params, texts, batch, key, rate, weight, head_rate):
     key = jax.random.fold_in(key, state.step)
     gradient, terms = jax.grad(loss, has_aux=True)(
       state.adapter, params, texts, batch, key, weight
@@ -192,18 +245,25 @@ def make_step(
     direction, moments = optimizer.update(
       gradient, state.optimizer, state.adapter
     )
-    adapter = jax.tree.map(lambda x, d: x - rate * d, state.adapter, direction)
+    adapter = {
+      name: jax.tree.map(
+        lambda x, d, r=head_rate if name == loss_head.NAME else rate: x - r * d,
+        branch,
+        direction[name],
+      )
+      for name, branch in state.adapter.items()
+    }
     return TrainState(state.step + 1, adapter, moments), terms
 
   whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
   compiled = jax.jit(
     step,
-    in_shardings=(whole, whole, whole, rows, whole, whole, whole),
+    in_shardings=(whole, whole, whole, rows, *4 * (whole,)),
     out_shardings=whole,
     donate_argnums=0,
   )
 
-  def run(state, params, texts, batch, key, rate, weight):
+  def run(state, params, texts, batch, key, rate, weight, head_rate=HEAD_RATE):
     out = compiled(
       state,
       params,
@@ -212,6 +272,7 @@ def make_step(
       key,
       np.float32(rate),
       np.float32(weight),
+      np.float32(head_rate),
     )
     return sharding.settle(out, mesh)
 
@@ -277,8 +338,11 @@ def fit(
     weight = losses.calibration_weight(
       epoch, recipe.epochs, recipe.calibration_weight, recipe.anneal
     )
+    head_rate = HEAD_RATE if epoch < HEAD_DROP else HEAD_RATE / 10
     for batch in batches(epoch, done % steps_per_epoch):
-      state, terms = step(state, params, texts, batch, key, rate, weight)
+      state, terms = step(
+        state, params, texts, batch, key, rate, weight, head_rate
+      )
       values = check_finite(
         terms, round_=round_, epoch=epoch, step=done % steps_per_epoch
       )

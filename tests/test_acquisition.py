@@ -17,7 +17,11 @@ N, C, D = 64, 5, 8
 KEY = jax.random.key(7)
 RULES = (None, *acquisition.RULES)
 # All others draw nothing: permuting the pool permutes their picks.
-DRAWS = {"random"}
+DRAWS = {"random", "badge", "bald", "gcnal"}
+# k-means draws its seeds.
+DRAWS |= {"cec", "clue", "alfa_mix", "typiclust", "probcover", "cb"}
+# Equal logits leave these no choice.
+BY_LOGITS = ("entropy", "least_confidence", "margin")
 DETERMINISTIC = tuple(
   name for name in acquisition.ACQUISITIONS if name not in DRAWS
 )
@@ -40,12 +44,38 @@ def make_pool(labeled=20, seed=0, logits=None, rows=N):
   features /= np.linalg.norm(features, axis=1, keepdims=True)
   labels = np.full(rows, -1, np.int32)
   bought = rng.permutation(rows)[:labeled]
-  labels[bought] = rng.integers(0, C, labeled)
+  classes = np.shape(logits)[1]
+  labels[bought] = rng.integers(0, classes, labeled)
+  texts = rng.normal(size=(classes, D))
+  texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+  cosines = features @ features.T
+  cosines[:, labels >= 0] = -np.inf
+  np.fill_diagonal(cosines, -np.inf)
+  near = np.argsort(-cosines, axis=1, kind="stable")[:, :3]
+  similarities = np.take_along_axis(cosines, near, axis=1)
   return PoolView(
     logits=np.asarray(logits, np.float32),
     features=features.astype(np.float32),
     labeled=labels >= 0,
     labels=labels,
+    class_embeddings=texts.astype(np.float32),
+    logit_scale=np.float32(10),
+    neighbor_indices=np.where(np.isfinite(similarities), near, -1),
+    neighbor_similarities=similarities.astype(np.float32),
+    predicted_loss=rng.normal(size=rows).astype(np.float32),
+  )
+
+
+def permuted(pool, order):
+  place = np.append(np.argsort(order), -1)  # Where each row went; -1 stays.
+  rows = {
+    name: getattr(pool, name)[order]
+    for name in ("logits", "features", "labeled", "labels", "predicted_loss")
+  }
+  return pool.replace(
+    neighbor_indices=place[pool.neighbor_indices[order]],
+    neighbor_similarities=pool.neighbor_similarities[order],
+    **rows,
   )
 
 
@@ -89,9 +119,38 @@ def test_exactly_n_unlabeled(name, rule, n):
 )
 def test_degenerate_pools(name, rule, logits):
   pool = make_pool(logits=logits)
-  if logits.shape[1] == 1:
-    pool = pool.replace(labels=np.minimum(pool.labels, 0))
   assert_valid(choose(name, pool, 20, rule), pool, 20)
+
+
+@every_method
+@every_rule
+def test_duplicated_images(name, rule):
+  whole = make_pool(labeled=0, rows=N // 8)
+  pool = permuted(whole, np.repeat(np.arange(N // 8), 8))
+  near = np.arange(N)[:, None] // 8 * 8 + np.arange(3)[None]
+  labels = np.where(np.arange(N) % 8 == 3, 1, -1)
+  pool = pool.replace(
+    labels=labels,
+    labeled=labels >= 0,
+    neighbor_indices=near,
+    neighbor_similarities=np.ones((N, 3), np.float32),
+  )
+  assert_valid(choose(name, pool, 20, rule), pool, 20)
+
+
+@every_method
+@pytest.mark.parametrize("labeled", [0, N - 1])
+def test_nothing_labeled_and_all_but_one(name, labeled):
+  pool = make_pool(labeled=labeled)
+  assert_valid(choose(name, pool, 1), pool, 1)
+
+
+@every_method
+def test_what_is_set_aside_is_not_picked(name):
+  """An image may be unavailable without being labeled."""
+  pool = make_pool()
+  aside = pool.replace(labeled=pool.labeled | (np.arange(N) % 2 == 0))
+  assert_valid(choose(name, aside, 9), aside, 9)
 
 
 @every_method
@@ -130,17 +189,27 @@ def test_candidates_are_a_tenth_of_the_pool_by_default():
 def test_permuting_the_pool_permutes_the_picks(name):
   pool = make_pool()
   order = np.random.default_rng(1).permutation(N)
-  shuffled = jax.tree.map(lambda x: x[order], pool)
+  shuffled = permuted(pool, order)
   for hyper in ({}, {"rule": "repaired", "within": "rank"}):
     picks = order[choose(name, shuffled, 12, **hyper)]
     np.testing.assert_array_equal(picks, choose(name, pool, 12, **hyper))
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", BY_LOGITS)
 def test_ties_go_to_the_lower_index(name):
   pool = make_pool(logits=np.zeros((N, C)))
   free = np.flatnonzero(~pool.labeled)
   np.testing.assert_array_equal(choose(name, pool, 9), free[:9])
+
+
+def spread_over(devices, pool):
+  mesh = sharding.make_mesh(devices)
+  rows = NamedSharding(mesh, P(mesh.axis_names[0]))
+  count = len(pool.labeled)
+  return jax.tree.map(
+    lambda x: jax.device_put(x, rows) if np.shape(x)[:1] == (count,) else x,
+    pool,
+  )
 
 
 @every_method
@@ -148,24 +217,19 @@ def test_ties_go_to_the_lower_index(name):
 @pytest.mark.parametrize("devices", [2, 8])
 def test_same_picks_on_any_device_count(name, rule, devices):
   pool = make_pool()
-  mesh = sharding.make_mesh(devices)
-  rows = NamedSharding(mesh, P(mesh.axis_names[0]))
-  spread = jax.tree.map(lambda x: jax.device_put(x, rows), pool)
   np.testing.assert_array_equal(
-    choose(name, spread, 10, rule), choose(name, pool, 10, rule)
+    choose(name, spread_over(devices, pool), 10, rule),
+    choose(name, pool, 10, rule),
   )
 
 
-@every_method
 @pytest.mark.parametrize("devices", [2, 8])
-def test_same_bits_on_any_device_count(name, devices):
+def test_same_bits_on_any_device_count(devices):
   # With these sizes a softmax over split rows differs in the last bit.
   pool = make_pool(rows=1000)
-  mesh = sharding.make_mesh(devices)
-  rows = NamedSharding(mesh, P(mesh.axis_names[0]))
-  spread = jax.tree.map(lambda x: jax.device_put(x, rows), pool)
-  want = acquisition.columns(pool, name)
-  for column, values in acquisition.columns(spread, name).items():
+  want = acquisition.columns(pool)
+  got = acquisition.columns(spread_over(devices, pool))
+  for column, values in got.items():
     np.testing.assert_array_equal(values, want[column])
 
 
@@ -176,9 +240,16 @@ def test_nothing_is_compiled_after_the_first_round(name, rule):
 
   def play(labeled):
     before, pool = len(compiled), make_pool(labeled)
-    picks = choose(name, pool, 10, rule, key=jax.random.fold_in(KEY, labeled))
+    picks = acquisition.choose(
+      name,
+      jax.random.fold_in(KEY, labeled),
+      pool,
+      10,
+      balance_rule=rule,
+      candidates=16,
+    )
     acquisition.explain(name, pool, picks, balance_rule=rule)
-    acquisition.columns(pool)
+    acquisition.columns(pool, picks)
     return len(compiled) - before
 
   assert play(0) > 0
@@ -202,7 +273,7 @@ def test_a_score_that_is_not_finite_is_refused(rule):
   # Finite logits, yet 3e38 - (-3e38) overflows and the entropy has 0 * inf.
   logits = make_pool().logits
   logits[3, :2] = 3e38, -3e38
-  with pytest.raises(InputError, match="entropy scores of 1 of 64"):
+  with pytest.raises(InputError, match="entropy score of 1 of 64"):
     choose("entropy", make_pool(logits=logits), 5, rule)
 
 
@@ -234,8 +305,9 @@ def test_scores_by_hand_and_against_scipy():
     "margin": top[:, 1] - top[:, 0],
     "least_confidence": -top[:, 0],
   }
-  for name, score in acquisition.SCORES.items():
-    np.testing.assert_allclose(score(pool), want[name], atol=1e-6)
+  columns = acquisition.columns(pool)
+  for name, values in want.items():
+    np.testing.assert_allclose(columns[name], values, atol=1e-6)
 
 
 def test_random_is_uniform_and_keyed_by_item():
@@ -283,15 +355,16 @@ def test_balance_against_a_slow_rewrite(rule, within, seed):
   candidates = rng.permutation(100)[:30]
   predictions = rng.integers(0, 4, 30)
   counts = rng.integers(0, 5, 6)
-  got = balance(
-    np.random.default_rng(seed),
-    candidates,
-    predictions,
-    counts,
-    12,
-    rule=rule,
-    within=within,
-  )
+  got = candidates[
+    balance(
+      np.random.default_rng(seed),
+      predictions,
+      counts,
+      12,
+      rule=rule,
+      within=within,
+    )
+  ]
   want = slow_balance(
     np.random.default_rng(seed),
     candidates,
@@ -311,9 +384,9 @@ def test_balance_by_hand():
 
   def run(rule):
     rng = np.random.default_rng(0)
-    return balance(
-      rng, candidates, predictions, counts, 4, rule=rule, within="rank"
-    )
+    return candidates[
+      balance(rng, predictions, counts, 4, rule=rule, within="rank")
+    ]
 
   # 0 (0 labels), 0 and 2 have one each: 0 first, then 2, then 0 again.
   assert run("repaired").tolist() == [10, 11, 15, 12]
@@ -325,7 +398,6 @@ def test_balance_by_hand():
     tuple(
       balance(
         np.random.default_rng(s),
-        candidates,
         predictions,
         counts,
         4,
@@ -343,17 +415,9 @@ def test_balance_by_hand():
 @pytest.mark.parametrize("size", [0, 2])
 def test_balance_ends_when_candidates_run_out(rule, within, size):
   rng, counts = np.random.default_rng(0), np.zeros(6, int)
-  candidates = np.array([7, 9])[:size]
-  picks = balance(
-    rng,
-    candidates,
-    np.array([4, 4])[:size],
-    counts,
-    5,
-    rule=rule,
-    within=within,
-  )
-  assert sorted(picks) == [7, 9][:size]
+  predictions = np.array([4, 4])[:size]
+  picks = balance(rng, predictions, counts, 5, rule=rule, within=within)
+  assert sorted(picks) == [0, 1][:size]
   assert not counts.any()
 
 
@@ -361,58 +425,139 @@ def test_random_and_pcb():
   """Faithful gets no choice: the set is the random draw's own."""
   pool = make_pool()
   draw, _ = jax.random.split(KEY)
-  drawn = np.asarray(acquisition.ACQUISITIONS["random"](draw, pool, 10))
+  drawn = acquisition.ACQUISITIONS["random"](draw, pool, 10).indices.tolist()
   assert set(choose("random", pool, 10, "faithful")) == set(drawn)
   assert set(choose("random", pool, 10, "repaired")) != set(drawn)
 
 
+def chosen(name, pool, n, **options):
+  return acquisition.choose(name, KEY, pool, n, candidates=16, **options)
+
+
 def test_reasons():
   pool = make_pool()
-  picks = choose("entropy", pool, 10)
-  told = acquisition.explain("entropy", pool, picks)
+  told = acquisition.explain("entropy", pool, chosen("entropy", pool, 10))
   assert told["reason"][0] == "entropy rank 1 of 44"
   assert told["reason"][9] == "entropy rank 10 of 44"
   np.testing.assert_array_equal(told["score"], told["entropy"])
-  told = acquisition.explain("random", pool, picks)
+  told = acquisition.explain("random", pool, chosen("random", pool, 10))
   assert told["score"] == [None] * 10
   assert told["reason"] == ["random draw"] * 10
+  classes = tuple("abcde")
   for rule in acquisition.RULES:
-    picks = choose("entropy", pool, 10, rule)
-    told = acquisition.explain("entropy", pool, picks, balance_rule=rule)
-    assert len(told["reason"]) == 10
-    guess = pool.logits[picks].argmax(1)
+    picks = chosen("entropy", pool, 10, balance_rule=rule)
+    told = acquisition.explain(
+      "entropy", pool, picks, balance_rule=rule, classes=classes
+    )
+    guess = pool.logits[picks.indices].argmax(1)
+    assert told["prediction"] == [classes[i] for i in guess]
     counts = class_counts(pool.labels, C)
-    notes = why(guess, counts, rule)
+    notes = why(guess, counts, rule, classes)
     assert [r.split("; ")[1] for r in told["reason"]] == notes
-  drawn = why(np.array([1, 1]), np.array([0, 5]), "faithful")
+  drawn = why(np.array([1, 1]), np.array([0, 5]), "faithful", "ab")
   assert drawn == ["the class due had no candidate: drawn at random"] * 2
 
 
 def test_the_prediction_told_is_the_one_balanced():
   # By probability the two classes tie, and argmax would say 0.
   logits = np.tile(np.float32([0, 1e-9]), (N, 1))
-  pool = make_pool(logits=logits).replace(labels=np.full(N, -1, np.int32))
-  picks = choose("entropy", pool, 1, "faithful")
+  pool = make_pool(0, logits=logits)
+  picks = chosen("entropy", pool, 1, balance_rule="faithful")
   told = acquisition.explain("entropy", pool, picks, balance_rule="faithful")
-  assert told["prediction"] == [1]
+  assert told["prediction"] == ["1"]
   assert told["reason"][0].endswith("drawn at random")
 
 
 @every_method
-def test_columns_cover_the_whole_pool(name):
-  columns = acquisition.columns(make_pool(), name)
-  assert {"prediction", "confidence", "entropy", "margin"} < set(columns)
-  assert (name in columns) == (name in acquisition.SCORES)
-  assert {len(values) for values in columns.values()} == {N}
+@every_rule
+def test_every_pick_is_explained(name, rule):
+  pool = make_pool()
+  picks = chosen(name, pool, 10, balance_rule=rule)
+  told = acquisition.explain(name, pool, picks, balance_rule=rule)
+  assert {len(values) for values in told.values()} == {10}
+  for key in ("confidence", "entropy", "margin", "neighbor_uncertainty"):
+    assert np.isfinite(told[key]).all()
+  columns = acquisition.columns(pool, picks)
+  for key, values in columns.items():
+    assert len(values) == N and np.isfinite(values).all(), key
+    if key in told and key not in (*picks.parts, "prediction"):
+      np.testing.assert_array_equal(told[key], values[picks.indices])
+  if name != "random":
+    assert all(value is not None for value in told["score"])
 
 
-def test_a_score_may_need_what_other_pools_lack(monkeypatch):
-  monkeypatch.setitem(
-    acquisition.SCORES, "predicted_loss", lambda pool: pool.predicted_loss
+@every_method
+def test_preselection_offers_only_its_best(name):
+  pool = make_pool()
+  best = choose("entropy", pool, 12)
+  options = {"preselect": "entropy", "gamma": 12 / N}
+  picks = choose(name, pool, 7, **options)
+  assert_valid(picks, pool, 7)
+  assert set(picks) <= set(best)
+  assert set(choose(name, pool, 12, **options)) == set(best)
+
+
+@every_method
+@every_rule
+def test_minimum_distance(name, rule):
+  """Sixteen images, each with three copies a hair away; one is labeled."""
+  rng = np.random.default_rng(0)
+  whole = make_pool(labeled=0)
+  group = np.arange(N) // 4
+  features = whole.features[group] + 1e-3 * rng.normal(size=(N, D))
+  features /= np.linalg.norm(features, axis=1, keepdims=True)
+  labels = np.where(np.arange(N) == 5, 1, -1)
+  pool = whole.replace(
+    features=features.astype(np.float32), labels=labels, labeled=labels >= 0
   )
-  losses = np.arange(N, dtype=np.float32)
-  assert "predicted_loss" not in acquisition.columns(make_pool())
-  columns = acquisition.columns(
-    make_pool().replace(predicted_loss=losses), "predicted_loss"
+  picks = choose(name, pool, 15, rule, min_distance=0.1)
+  assert_valid(picks, pool, 15)
+  assert sorted(group[picks]) == [0, *range(2, 16)]
+  # When nothing else is left, duplicates are taken after all.
+  picks = choose(name, pool, 40, rule, min_distance=0.1)
+  assert_valid(picks, pool, 40)
+
+
+def test_what_a_method_misses_is_named():
+  pool = make_pool()
+  for name, field in (
+    ("learning_loss", "predicted_loss"),
+    ("cec", "neighbor_indices"),
+    ("alfa_mix", "class_embeddings"),
+    ("cb", "class_embeddings"),
+    ("bald", "class_embeddings"),
+  ):
+    with pytest.raises(InputError, match="stage") as error:
+      choose(name, pool.replace(**{field: None}), 5)
+    assert "\n" not in str(error.value)
+
+
+def test_bald_takes_the_passes_it_is_given():
+  probs = np.random.default_rng(0).dirichlet(np.ones(C), (7, N))
+  mean = probs.mean(0)
+  each = stats.entropy(probs, axis=2).mean(0)
+  pool = make_pool().replace(
+    mean_probs=mean.astype(np.float32), mean_entropy=each.astype(np.float32)
   )
-  np.testing.assert_array_equal(columns["predicted_loss"], losses)
+  score = chosen("bald", pool, 5, noise="lora").columns["score"]
+  np.testing.assert_allclose(score, stats.entropy(mean, axis=1) - each, atol=1e-6)
+  with pytest.raises(InputError, match="passes"):
+    choose("bald", make_pool(), 5, noise="lora")
+
+
+def test_bald_feature_dropout_against_a_loop():
+  pool = make_pool()
+  passes, kept = 200, 0.5
+  rng = np.random.default_rng(0)
+  probs = []
+  for _ in range(passes):
+    noisy = pool.features * (rng.random((N, D)) < kept) / kept
+    logits = 10 * noisy @ pool.class_embeddings.T
+    probs.append(np.exp(logits - logits.max(1, keepdims=True)))
+    probs[-1] /= probs[-1].sum(1, keepdims=True)
+  want = stats.entropy(np.mean(probs, 0), axis=1)
+  want -= np.mean([stats.entropy(p, axis=1) for p in probs], axis=0)
+  score = chosen("bald", pool, 5, passes=passes).columns["score"]
+  # Other draws: means over 200 passes of values below ln 5 agree to a few %.
+  np.testing.assert_allclose(score, want, atol=0.1)
+  assert np.corrcoef(score, want)[0, 1] > 0.98

@@ -273,3 +273,24 @@ def test_annealing_off_and_short():
 def test_annealing_refuses_other_epochs(epoch):
   with pytest.raises(ValueError, match="not among 0 to 9"):
     losses.calibration_weight(epoch, 10, 1.0)
+
+
+@pytest.mark.parametrize("valid", [0, 1, 2, 5, 8])
+def test_loss_ranking_against_a_loop(valid):
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(8, 3)).astype(np.float32)
+  labels = rng.integers(0, 3, 8)
+  predicted = rng.normal(size=8).astype(np.float32)
+  true = [-np.log(np.exp(z)[y] / np.exp(z).sum()) for z, y in zip(logits, labels)]
+  hinges = []
+  for i in range(valid // 2):
+    j = valid - 1 - i
+    sign = 1 if true[i] > true[j] else -1
+    hinges.append(max(0, 1 - sign * (predicted[i] - predicted[j])))
+  want = np.mean(hinges) if hinges else 0
+  where = np.arange(8) < valid
+  logits[~where] = np.nan
+  got = losses.loss_ranking_loss(
+    jnp.asarray(predicted), logits, labels, where=where
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5)

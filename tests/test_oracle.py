@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.oracle import SimulatedOracle
+from cpeal_jax.oracle import SimulatedOracle, sure_enough
 
 
 @pytest.fixture
@@ -33,3 +33,14 @@ def test_missing_label_is_an_error_not_a_class(oracle):
 def test_lengths_must_agree():
   with pytest.raises(ValueError, match="1 ids, 2 labels"):
     SimulatedOracle(("a",), np.zeros(2, np.int32))
+
+
+def test_sure_enough_by_hand():
+  confidence = np.array([0.9, 0.5, 0.6, 0.7, 0.71, 0.99])
+  predictions = np.array([0, 0, 1, 0, 0, 2])
+  labels = np.array([0, 0, 1, -1, -1, -1])
+  # Class 0's bar is 0.7; nothing is labeled 2, so no bar can be met.
+  sure = sure_enough(confidence, predictions, labels, np.array([5, 4, 3]))
+  assert sure.tolist() == [False, True, True]
+  none = np.full(6, -1)
+  assert not sure_enough(confidence, predictions, none, np.arange(6)).any()

@@ -35,7 +35,11 @@ def finish(root, round_=0, **more):
   select(root, round_)
   ids = record.selected(root, round_)
   record.write_labels(
-    root, round_, [f"{round_}/{i}" for i in ids], ["cat", "dog"], source="me"
+    root,
+    round_,
+    [f"{round_}/{i}" for i in ids],
+    ["cat", "dog"],
+    sources=["me", "pseudo"],
   )
   record.write_metrics(root, [row(round_, **more)])
   record.mark_done(root, round_)
@@ -247,3 +251,13 @@ def test_the_plain_files_need_no_jax(module):
     names = [alias.name for alias in getattr(node, "names", [])]
     names.append(getattr(node, "module", None) or "")
     assert not [name for name in names if name.split(".")[0] == "jax"]
+
+
+def test_sources_and_pseudo_labels(tmp_path):
+  for round_ in range(2):
+    finish(tmp_path, round_)
+  assert record.count_sources(tmp_path, range(2)) == {"me": 2, "pseudo": 2}
+  assert record.pseudo_labels(tmp_path, 0) == {}
+  sure = {**SELECTION, "pseudo_label": ["", "dog"]}
+  record.write_selection(tmp_path, 2, selection=sure, scores=SCORES)
+  assert record.pseudo_labels(tmp_path, 2) == {"y.jpg": "dog"}

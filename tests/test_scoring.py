@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from cpeal_jax import acquisition, scoring, sharding
+from cpeal_jax import acquisition, scoring, sharding, stochastic
 from cpeal_jax.models.adapters import Lora
 
 ROWS = 150  # no multiple of a chunk, a tile or a device count
@@ -47,7 +48,7 @@ def run(setup, devices, backend="shard_map"):
     scorer, params, adapter, images, progress=seen.append
   )
   assert sum(seen) == ROWS
-  return scoring.score_pool(scorer, params, adapter, features)
+  return scoring.score_pool(scorer, params, adapter, features, neighbors=5)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,68 @@ def test_scores_are_those_of_the_plain_model(setup, one_device):
   np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
+def test_entropy_and_neighbor_uncertainty_of_the_whole_pool(one_device):
+  logits = np.float64(one_device.logits)
+  p = np.exp(logits - logits.max(1, keepdims=True))
+  entropy = stats.entropy(p, axis=1)
+  np.testing.assert_allclose(one_device.entropy, entropy, atol=1e-5)
+  cosines = np.float64(one_device.features) @ one_device.features.T
+  np.fill_diagonal(cosines, -np.inf)
+  near = np.argsort(-cosines, axis=1)[:, :5]
+  weights = np.take_along_axis(cosines, near, axis=1)
+  want = (weights * entropy[near]).sum(1) / weights.sum(1)
+  np.testing.assert_allclose(one_device.neighbor_uncertainty, want, atol=1e-5)
+
+
+def test_known_neighbors_are_those_found_anew(setup, one_device):
+  classifier, params, adapter, _ = setup
+  scorer = scoring.make_scorer(classifier, sharding.make_mesh(2), tile=4)
+  where = np.random.default_rng(0).random(ROWS) < 0.5
+  for wide in (40, 6):  # Enough, and not enough for every image.
+    known = scorer.neighbors(one_device.features, wide)
+    anew, fast = (
+      scoring.score_pool(
+        scorer,
+        params,
+        adapter,
+        one_device.features,
+        neighbors=5,
+        where=where,
+        known=k,
+      )
+      for k in (None, known)
+    )
+    assert where[anew.neighbor_indices].all()
+    for name in ("neighbor_indices", "neighbor_similarities", "entropy"):
+      np.testing.assert_array_equal(getattr(anew, name), getattr(fast, name))
+
+
+@pytest.mark.parametrize("lora", [Lora(dropout=0.5), Lora(dropout=0.0)])
+def test_stochastic_passes(setup, one_device, lora):
+  _, params, adapter, images = setup
+  found = []
+  for devices, backend in ((1, "shard_map"), (8, "shard_map"), (2, "pmap")):
+    mesh = sharding.make_mesh(devices)
+    passes = stochastic.make_passes(
+      tiny.classifier(lora), mesh, tile=4, backend=backend
+    )
+    key = jax.random.key(5)
+    found.append(passes(params, adapter, images, key, 3))
+  for other in found[1:]:
+    np.testing.assert_array_equal(other[0], found[0][0])
+    np.testing.assert_array_equal(other[1], found[0][1])
+  probs, entropy = found[0]
+  np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+  gap = stats.entropy(probs, axis=1) - entropy
+  if lora.dropout:
+    # Mutual information: never negative, and here there is some.
+    assert gap.min() > -1e-5
+    assert gap.mean() > 1e-5
+  else:
+    np.testing.assert_allclose(gap, 0, atol=1e-5)
+    np.testing.assert_allclose(entropy, one_device.entropy, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("devices", "backend"),
   [(2, "shard_map"), (8, "shard_map"), (1, "pmap"), (8, "pmap")],
@@ -74,6 +137,12 @@ def test_bits_do_not_depend_on_devices(setup, one_device, devices, backend):
   got = run(setup, devices, backend)
   np.testing.assert_array_equal(got.features, one_device.features)
   np.testing.assert_array_equal(got.logits, one_device.logits)
+  np.testing.assert_array_equal(
+    got.neighbor_indices, one_device.neighbor_indices
+  )
+  np.testing.assert_array_equal(
+    got.neighbor_uncertainty, one_device.neighbor_uncertainty
+  )
   for name in acquisition.ACQUISITIONS:
     picks = [
       acquisition.select(
@@ -84,6 +153,11 @@ def test_bits_do_not_depend_on_devices(setup, one_device, devices, backend):
           features=scores.features,
           labeled=np.zeros(ROWS, bool),
           labels=np.full(ROWS, -1, np.int32),
+          class_embeddings=np.eye(3, scores.features.shape[1], dtype="f4"),
+          logit_scale=np.float32(10),
+          neighbor_indices=scores.neighbor_indices,
+          neighbor_similarities=scores.neighbor_similarities,
+          predicted_loss=scores.entropy,
         ),
         20,
         balance_rule="repaired",
@@ -133,6 +207,6 @@ def test_features_are_computed_once_per_key(tmp_path):
     return np.arange(6, dtype=np.float32).reshape(3, 2)
 
   for key in ("a", "a", "b"):
-    got = scoring.cached_features(tmp_path / "cache", key, compute)
+    got = scoring.cached(tmp_path / "cache", key, compute)
     np.testing.assert_array_equal(got, np.arange(6).reshape(3, 2))
   assert len(calls) == 2

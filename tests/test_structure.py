@@ -8,8 +8,27 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cpeal_jax"
 LEAVES = {"errors", "keys"}
 DATA = {f"data.{name}" for name in ("files", "images", "pools")}
+# Methods stand on these; only the table knows the methods.
 ACQUISITION = {
-  f"acquisition.{name}" for name in ("balance", "pool", "scores", "selectors")
+  f"acquisition.{name}"
+  for name in ("pool", "scores", "selectors", "kmeans", "coreset")
+}
+METHODS = {
+  f"acquisition.{name}"
+  for name in (
+    "alfa_mix",
+    "badge",
+    "cec",
+    "clustering",
+    "featdist",
+    "gcnal",
+    "passes",
+    "probcover",
+    "typiclust",
+  )
+}
+CHOICE = {
+  f"acquisition.{name}" for name in ("balance", "choice", "table", "wrappers")
 }
 MODELS = {f"models.{name}" for name in ("adapters", "clip", "classifier")}
 MAY_IMPORT = {
@@ -24,11 +43,16 @@ MAY_IMPORT = {
   "sharding": {"errors"},
   "losses": set(),
   "metrics": {"losses"},
-  "acquisition": {"errors"} | ACQUISITION,
+  "acquisition": ACQUISITION | METHODS | CHOICE,
   "acquisition.pool": set(),
   "acquisition.balance": set(),
-  "acquisition.scores": ACQUISITION,
-  "acquisition.selectors": ACQUISITION,
+  "acquisition.kmeans": set(),
+  "acquisition.wrappers": {"acquisition.pool"},
+  **dict.fromkeys(ACQUISITION - {"acquisition.pool", "acquisition.kmeans"}, {"errors"} | ACQUISITION),
+  **dict.fromkeys(METHODS, {"errors"} | ACQUISITION),
+  "acquisition.table": ACQUISITION | METHODS,
+  "acquisition.choice": {"errors", "acquisition.cec"} | ACQUISITION | CHOICE,
+  "neighbors": {"errors", "sharding"},
   "data.images": {"errors"},
   "data.pools": {"errors", "data.images"},
   "data.files": {"errors"} | DATA,
@@ -43,6 +67,8 @@ MAY_IMPORT = {
   "models.text": {"errors", "models.adapters"},
   "models.weights": {"errors", "models.clip"},
   "models.classifier": MODELS | {"models.text"},
+  "models.descriptors": {"errors", "models.text"},
+  "models.loss_head": set(),
   "quickstart": set(),
   "quickstart.glyphs": LEAVES | {"data.digits"},
   "quickstart.tokenizer": LEAVES | {"quickstart", "quickstart.glyphs"},
@@ -51,12 +77,23 @@ MAY_IMPORT = {
   | MODELS
   | {"models.text", "models.weights", "data.digits"}
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
-  "scoring": {"metrics", "sharding", "models.classifier"},
+  "scoring": {"metrics", "sharding", "neighbors", "models.classifier"}
+  | {"acquisition.cec", "acquisition.scores"},
+  "stochastic": {"scoring", "sharding", "models.classifier"},
   "training": LEAVES
-  | {"losses", "sharding", "models.classifier", "data.batches"},
+  | {"losses", "sharding", "data.batches"}
+  | {"models.classifier", "models.loss_head"},
 }
 # From here on a config may be read.
-DRIVERS = ("config", "build", "describe", "trajectory", "api", "main")
+DRIVERS = (
+  "config",
+  "build",
+  "describe",
+  "stages",
+  "trajectory",
+  "api",
+  "main",
+)
 ONLY_IN = {
   "ml_collections": set(DRIVERS),
   "orbax": {"checkpoint"},

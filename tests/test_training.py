@@ -29,7 +29,8 @@ class Harness:
     self.step = training.make_step(self.classifier, self.recipe, self.mesh)
 
   def state(self):
-    adapter = self.classifier.init(self.params, jax.random.key(0))
+    init = training.make_init(self.classifier, self.recipe)
+    adapter = init(self.params, jax.random.key(0))
     state = training.init_state(adapter, self.recipe)
     return training.place(state, self.mesh)
 
@@ -207,3 +208,53 @@ def test_one_compilation_while_labels_grow(monkeypatch):
 def test_a_batch_that_does_not_divide_is_refused():
   with pytest.raises(training.InputError, match="not a multiple of 8"):
     Harness(8, lora=Lora(), batch=12)
+
+
+def test_features_train_as_their_images_do():
+  """A frozen tower's features in place of its pixels: the same step."""
+  harness = Harness(prompts=Prompts(tokens=4))
+  pixels = batch(20)
+  encode = jax.jit(harness.classifier.image_features)
+  features = Batch(
+    np.asarray(encode(harness.params, {}, pixels.images)),
+    pixels.labels,
+    pixels.where,
+  )
+  (one, terms), (other, same) = (
+    harness(harness.state(), rows) for rows in (pixels, features)
+  )
+  for name, value in terms.items():
+    np.testing.assert_allclose(same[name], value, rtol=1e-5, atol=1e-6)
+  for a, b in zip(
+    jax.tree.leaves(one.adapter), jax.tree.leaves(other.adapter), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_the_loss_head_is_trained_by_its_own_rule(optimizer):
+  """The adapter as without a head but for the small extra gradient."""
+  recipe = {"optimizer": optimizer, "calibration": "none"}
+  harness = Harness(lora=Lora(dropout=0.0), loss_head=True, **recipe)
+  plain = Harness(lora=Lora(dropout=0.0), **recipe)
+  state = harness.state()
+  before = jax.tree.map(np.array, state.adapter["loss_head"])
+  rest = {k: v for k, v in state.adapter.items() if k != "loss_head"}
+  for a, b in zip(
+    jax.tree.leaves(rest), jax.tree.leaves(plain.state().adapter), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  state, terms = harness(state, batch(21))
+  assert float(terms["loss_ranking"]) > 0
+  total = terms["cross_entropy"] + 0.01 * terms["loss_ranking"]
+  np.testing.assert_allclose(terms["loss"], total, rtol=1e-6)
+  # SGD at 0.1 with L2: the last bias has gradient 0 (only differences count).
+  after = state.adapter["loss_head"]
+  last = after["Dense_1"]["bias"]
+  np.testing.assert_allclose(last, before["Dense_1"]["bias"] * (1 - 5e-5))
+  assert np.abs(after["Dense_0"]["kernel"] - before["Dense_0"]["kernel"]).max() > 0
+  logits = np.zeros((2, tiny.CLASSES), np.float32)
+  got = training.predicted_loss(state.adapter, logits)
+  hidden = np.maximum(after["Dense_0"]["bias"], 0)
+  want = hidden @ after["Dense_1"]["kernel"][:, 0] + last[0]
+  np.testing.assert_allclose(got, [want, want], rtol=1e-5, atol=1e-7)

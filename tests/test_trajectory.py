@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cpeal_jax import acquisition, build, describe, record, trajectory
 from cpeal_jax import config as config_lib
-from cpeal_jax import describe, record, trajectory
 from cpeal_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -109,13 +109,113 @@ def test_labels_are_bought_not_seen(cache, tmp_path):
     {"model.prompt": "x16", "loss.calibration": "avuc"},
     {"budget": "0.05", "acquisition.balance": "faithful"},
     {"acquisition.name": "random", "loss.calibration": "none"},
+    {"acquisition.name": "bald", "acquisition.bald.noise": "lora"},
+    {"acquisition.name": "cec", "round0": "zero_shot", "budget": "1%"},
+    {"acquisition.name": "learning_loss", "train.optimizer": "adamw"},
+    {"acquisition.preselect": "margin", "acquisition.name": "coreset"},
+    {"acquisition.min_distance": 0.05, "scoring.neighbors": 0},
   ],
   ids=str,
 )
 def test_options_run(cache, tmp_path, changes):
   rows = trajectory.run(quickstart(cache, **changes), tmp_path)
   assert len(rows) == 3
-  assert rows[-1]["labeled"] == (88 if "budget" in changes else 20)
+  labeled = {"0.05": 88, "1%": 16}.get(changes.get("budget"), 20)
+  assert rows[-1]["labeled"] == labeled
+
+
+@pytest.fixture(scope="module")
+def shared(cache):
+  """What frozen-feature prompt runs that differ in acquisition share."""
+  config = quickstart(cache, **PROMPTS)
+  return build.build(config, build.make_plan(config))
+
+
+PROMPTS = {"adapter.kind": "prompts", "train.augment": False, "rounds": 5}
+
+
+@pytest.mark.parametrize("name", acquisition.ACQUISITIONS)
+def test_every_method_plays_five_rounds(cache, tmp_path, shared, name):
+  config = quickstart(
+    cache,
+    **PROMPTS,
+    **{"acquisition.name": name, "acquisition.balance": "off"},
+  )
+  # The head is part of what is trained, so it needs an experiment of its own.
+  own = None if name == "learning_loss" else shared
+  rows = trajectory.run(config, tmp_path, experiment=own)
+  assert [row["labeled"] for row in rows] == [0, 10, 20, 30, 40, 50]
+  chosen = picks(tmp_path)
+  assert len({row["id"] for row in chosen}) == 50
+  later = [row for row in chosen if row["round"] != "000"]
+  assert all(row["reason"].startswith(name) for row in later)
+  assert all(float(row["confidence"]) > 0 for row in later)
+  assert {row["prediction"] for row in later} <= {*shared.plan.dataset.classes}
+  scores = pq.read_table(tmp_path / "rounds/004/scores.parquet")
+  assert {"entropy", "neighbor_uncertainty"} <= {*scores.column_names}
+
+
+@pytest.mark.parametrize("start", ["zero_shot", "typiclust", "cb"])
+def test_cold_starts(cache, tmp_path, shared, start):
+  changes = {**PROMPTS, "round0": start, "rounds": 1}
+  trajectory.run(quickstart(cache, **changes), tmp_path, experiment=shared)
+  name = "entropy" if start == "zero_shot" else start
+  assert all(row["reason"].startswith(name) for row in picks(tmp_path))
+
+
+def test_selective_querying_asks_less(cache, tmp_path, shared):
+  """Sure picks take the prediction; the others what the data set says."""
+  changes = {
+    **PROMPTS,
+    "oracle.selective": True,
+    "acquisition.name": "cb",
+    "acquisition.cb.clusters_per_class": 4,
+    "acquisition.balance": "off",
+  }
+  config = quickstart(cache, **changes)
+  rows = trajectory.run(config, tmp_path, experiment=shared)
+  told = {row["id"]: row["pseudo_label"] for row in picks(tmp_path)}
+  sure = {id_: label for id_, label in told.items() if label}
+  assert 0 < len(sure) < 40
+  assert [row["labeled"] for row in rows][1] == 10
+  assert rows[-1]["labeled"] + rows[-1]["pseudo_labeled"] == 50
+  assert rows[-1]["pseudo_labeled"] == len(sure)
+  labels = record.read_labels(tmp_path, range(5))
+  dataset = shared.plan.dataset
+  truth = {
+    id_: dataset.classes[label]
+    for id_, label in zip(dataset.train.ids, dataset.train.labels, strict=True)
+  }
+  for id_, label in labels.items():
+    assert label == sure.get(id_, truth[id_])
+  again = trajectory.run(config, tmp_path, experiment=shared)
+  assert again == rows
+
+
+def test_descriptors_are_prompts_of_their_class(cache, tmp_path):
+  names = ("zero one two three four five six seven eight nine").split()
+  traits = {name.upper(): ["a round shape", "has a tail"] for name in names}
+  path = tmp_path / "descriptors.json"
+  path.write_text(json.dumps(traits))
+  first = {}
+  for average in ("similarity", "embedding"):
+    changes = {
+      "model.descriptors": str(path),
+      "model.descriptor_average": average,
+      "rounds": 1,
+    }
+    config = quickstart(cache, **changes)
+    rows = trajectory.run(config, tmp_path / average)
+    first[average] = rows[0]["nll"]
+    kept = json.loads((tmp_path / average / "environment.json").read_text())
+    assert kept["prompts"][:2] == [
+      "a photo of the digit zero, which is a round shape.",
+      "a photo of the digit zero, which has a tail.",
+    ]
+  assert first["similarity"] != first["embedding"]
+  path.write_text(json.dumps(traits | {"NINE": ["a hook"]}))
+  with pytest.raises(InputError, match="descriptors_sha256"):
+    trajectory.run(config, tmp_path / "embedding")
 
 
 def test_same_seed_same_start_for_every_method(cache, tmp_path):
@@ -166,6 +266,20 @@ def test_dry_run_writes_nothing(cache, tmp_path, capsys):
     ({"budget": "some"}, "budget='some'"),
     ({"acquisition.name": "entrpy"}, "Did you mean 'entropy'"),
     ({"acquisition.candidates": 0.0}, "above 0"),
+    ({"acquisition.gamma": 2.0}, "above 0 and up to 1"),
+    ({"acquisition.cec.alpha": 1.5}, "from 0 to 1"),
+    ({"acquisition.name": "cec", "scoring.neighbors": 0}, "needs neighbors"),
+    ({"acquisition.preselect": "learning_loss"}, "learning_loss has no head"),
+    (
+      {
+        "acquisition.name": "bald",
+        "acquisition.bald.noise": "lora",
+        "adapter.kind": "prompts",
+      },
+      "needs adapter.kind=lora",
+    ),
+    ({"model.descriptors": "/nowhere.json"}, "cannot read descriptors"),
+    ({"budget": "150%"}, "budget='150%'"),
     ({"adapter.lora.towers": "vision,sound"}, "unknown adapter.lora.towers"),
     ({"adapter.lora.rank": 0}, "adapter.lora.rank=0; it is at least 1"),
     ({"adapter.prompts.tokens": 60, "adapter.kind": "prompts"}, "positions"),

@@ -5,6 +5,8 @@ labels, judged by the current model's prediction. On the host: B steps over a
 few thousand candidates.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
@@ -27,7 +29,6 @@ def class_counts(
 
 def balance(
   rng: np.random.Generator,
-  candidates: Int[np.ndarray, " Q"],
   predictions: Int[np.ndarray, " Q"],
   counts: Int[np.ndarray, " C"],
   n: int,
@@ -49,21 +50,20 @@ def balance(
 
   Args:
     rng: for draws within a class.
-    candidates: indices into the pool, best first.
-    predictions: predicted class of each candidate.
+    predictions: predicted class of each candidate, best candidate first.
     counts: labels per true class before this round.
     n: picks wanted.
     rule: `repaired` or `faithful`.
     within: draw in the class at `random`, or take the best `rank`.
 
   Returns:
-    Indices into the pool, in the order they were picked: n, or all the
-    candidates if there are fewer.
+    Positions among the candidates, in the order they were picked: n, or all
+    of them if there are fewer.
   """
   counts = counts.copy()
-  left = np.ones(len(candidates), bool)
+  left = np.ones(len(predictions), bool)
   picks = []
-  for _ in range(min(n, len(candidates))):
+  for _ in range(min(n, len(predictions))):
     present = np.zeros(len(counts), bool)
     present[predictions[left]] = True
     eligible = present if rule == "repaired" else np.ones_like(present)
@@ -76,13 +76,14 @@ def balance(
       pick = rng.choice(np.flatnonzero(left))
     left[pick] = False
     picks.append(pick)
-  return candidates[np.array(picks, int)]
+  return np.array(picks, int)
 
 
 def why(
   predictions: Int[np.ndarray, " n"],
   counts: Int[np.ndarray, " C"],
   rule: str,
+  classes: Sequence[str],
 ) -> list[str]:
   """For each pick in order, whether it is of the class that was due."""
   counts = counts.copy()
@@ -92,7 +93,7 @@ def why(
     due = rule == "repaired" or prediction == np.argmin(counts)
     if due:
       counts[prediction] += 1
-      reasons.append(f"class {prediction} was due")
+      reasons.append(f"class {classes[prediction]} was due")
     else:
       reasons.append("the class due had no candidate: drawn at random")
   return reasons

@@ -2,18 +2,25 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from cpeal_jax.acquisition.pool import PoolView
+from cpeal_jax.errors import InputError
 
 
-def entropy(pool: PoolView) -> Float[Array, " N"]:
-  """Predictive entropy in nats, C-PEAL's acquisition.
+def entropy_of(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
+  """Entropy of softmax(logits) in nats.
 
   From `log_softmax`: the reference's ln(p + 1e-6) makes sure rows tie.
   """
-  log_p = jax.nn.log_softmax(pool.logits)
+  log_p = jax.nn.log_softmax(jnp.asarray(logits))
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def entropy(pool: PoolView) -> Float[Array, " N"]:
+  """Predictive entropy in nats, C-PEAL's acquisition."""
+  return entropy_of(pool.logits)
 
 
 def margin(pool: PoolView) -> Float[Array, " N"]:
@@ -28,3 +35,19 @@ def margin(pool: PoolView) -> Float[Array, " N"]:
 def least_confidence(pool: PoolView) -> Float[Array, " N"]:
   """Minus the largest probability, in [-1, 0)."""
   return -jnp.max(jax.nn.softmax(pool.logits), axis=-1)
+
+
+def learning_loss(pool: PoolView) -> Float[Array, " N"]:
+  """The loss that a head trained beside the adapter predicts.
+
+  Yoo and Kweon 2019 (arXiv 1905.03677), as the prompt code of C-PEAL has it.
+
+  Raises:
+    InputError: the pool has no predicted loss.
+  """
+  if pool.predicted_loss is None:
+    raise InputError(
+      "learning_loss needs predicted_loss, of the head that the fit stage "
+      "trains beside the adapter (training.Recipe.loss_head)."
+    )
+  return jnp.asarray(pool.predicted_loss)

@@ -1,7 +1,7 @@
 """From scores to picks: the `n` images to label next, best first.
 
-A selector is a function (key, pool, n) -> indices into the full pool. It may
-assume finite inputs and n <= unlabeled images: `select` checks both.
+A selector is a function (key, pool, n) -> Picks. It may assume finite inputs
+and n <= unlabeled images: `choose` checks both.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from cpeal_jax.acquisition.pool import PoolView
+from cpeal_jax.acquisition.pool import Picks, PoolView
 
 Score = Callable[[PoolView], Float[Array, " N"]]
-Selector = Callable[[PRNGKeyArray, PoolView, int], Int[Array, " n"]]
+# (key, pool, n, *, hyperparameters) -> Picks.
+Selector = Callable[..., Picks]
 
 
 def best(
@@ -31,13 +32,14 @@ def by_score(score: Score) -> Selector:
   @partial(jax.jit, static_argnames="n")
   def select(key, pool, n):
     del key  # Deterministic; kept so that all selectors share a signature.
-    return best(score(pool), pool, n)
+    values = score(pool)
+    return Picks(best(values, pool, n), columns={"score": values})
 
   return select
 
 
 @partial(jax.jit, static_argnames="n")
-def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Int[Array, " n"]:
+def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   """Uniform without replacement: the baseline.
 
   Each image draws its own noise from (key, index), so the draw does not
@@ -45,4 +47,4 @@ def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Int[Array, " n"]:
   """
   items = jnp.arange(pool.labeled.shape[0])
   noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
-  return best(noise(items), pool, n)
+  return Picks(best(noise(items), pool, n))

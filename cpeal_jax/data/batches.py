@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Bool, Int32, Integer, UInt8
+from jaxtyping import Bool, Float, Int32, Integer, UInt8
 from PIL import Image
 
 from cpeal_jax import keys
@@ -18,9 +18,13 @@ from cpeal_jax.data.pools import Split
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-  """One step's images; where `where` is False the row is padding (zeros)."""
+  """One step's rows; where `where` is False the row is padding (zeros).
 
-  images: UInt8[np.ndarray, "B S S 3"]
+  `images` are pixels or, where the image tower and the pixels are frozen,
+  the features of `encode_pool`.
+  """
+
+  images: UInt8[np.ndarray, "B S S 3"] | Float[np.ndarray, "B D"]
   labels: Int32[np.ndarray, " B"]
   where: Bool[np.ndarray, " B"]
 
@@ -90,13 +94,7 @@ def epoch_batches(
     ValueError: no label, an unknown one, or not one label per index.
     CorruptImage: while iterating, naming the image.
   """
-  if not len(indices) == len(labels) > 0:
-    raise ValueError(f"got {len(indices)} indices and {len(labels)} labels")
-  if labels.min() < 0:
-    raise ValueError("an unknown label (-1) cannot be trained on")
-  # Sorted first, so that the order of revealing does not matter.
-  by_index = np.argsort(indices, kind="stable")
-  order = keys.generator(seed, round_, "order", epoch).permutation(by_index)
+  order = _order(indices, labels, seed=seed, round_=round_, epoch=epoch)
 
   def pixels(index: int) -> UInt8[np.ndarray, "S S 3"]:
     if not augment:
@@ -109,12 +107,8 @@ def epoch_batches(
 
   def build(step: int, threads: ThreadPoolExecutor) -> Batch:
     rows = order[step * batch : (step + 1) * batch]
-    made = Batch(
-      images=np.zeros((batch, spec.size, spec.size, 3), np.uint8),
-      labels=np.zeros(batch, np.int32),
-      where=np.arange(batch) < len(rows),
-    )
-    made.labels[: len(rows)] = labels[rows]
+    blank = np.zeros((batch, spec.size, spec.size, 3), np.uint8)
+    made = _padded(blank, labels[rows])
     found = threads.map(pixels, [int(i) for i in indices[rows]])
     for row, image in enumerate(found):
       made.images[row] = image
@@ -122,6 +116,59 @@ def epoch_batches(
 
   steps = range(start_step, steps_per_epoch(len(indices), batch))
   return _one_ahead(build, steps)
+
+
+def feature_batches(
+  features: Float[np.ndarray, "N D"],
+  indices: Integer[np.ndarray, " n"],
+  labels: Integer[np.ndarray, " n"],
+  *,
+  seed: int,
+  round_: int,
+  epoch: int,
+  batch: int = 32,
+  start_step: int = 0,
+) -> Iterator[Batch]:
+  """`epoch_batches` from features: the same rows in the same order.
+
+  For a frozen image tower without augmentation, where encoding the same
+  pixels at every step would give the same numbers.
+  """
+  order = _order(indices, labels, seed=seed, round_=round_, epoch=epoch)
+  for step in range(start_step, steps_per_epoch(len(indices), batch)):
+    rows = order[step * batch : (step + 1) * batch]
+    made = _padded(
+      np.zeros((batch, features.shape[1]), np.float32), labels[rows]
+    )
+    made.images[: len(rows)] = features[indices[rows]]
+    yield made
+
+
+def _order(
+  indices: Integer[np.ndarray, " n"],
+  labels: Integer[np.ndarray, " n"],
+  *,
+  seed: int,
+  round_: int,
+  epoch: int,
+) -> Integer[np.ndarray, " n"]:
+  if not len(indices) == len(labels) > 0:
+    raise ValueError(f"got {len(indices)} indices and {len(labels)} labels")
+  if labels.min() < 0:
+    raise ValueError("an unknown label (-1) cannot be trained on")
+  # Sorted first, so that the order of revealing does not matter.
+  by_index = np.argsort(indices, kind="stable")
+  return keys.generator(seed, round_, "order", epoch).permutation(by_index)
+
+
+def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
+  made = Batch(
+    images=images,
+    labels=np.zeros(len(images), np.int32),
+    where=np.arange(len(images)) < len(labels),
+  )
+  made.labels[: len(labels)] = labels
+  return made
 
 
 def _one_ahead(

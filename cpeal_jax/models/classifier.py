@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
@@ -21,14 +22,21 @@ class Classifier:
 
   Attributes:
     model: the CLIP with its adapters.
-    tokens: one prompt per class.
+    tokens: one prompt per class, or one per class and descriptor.
     mean, std: of the checkpoint's preprocessing, RGB in [0, 1].
+    descriptor_average: of a class's prompts, `similarity` or `embedding`.
   """
 
   model: Clip
   tokens: Tokens
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+  descriptor_average: str = "similarity"
+
+  @property
+  def classes(self) -> int:
+    """C: with descriptors there are more prompts than classes."""
+    return max(self.tokens.owners) + 1
 
   @property
   def trains_images(self) -> bool:
@@ -59,7 +67,13 @@ class Classifier:
   def class_embeddings(
     self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
   ) -> Float[Array, "C D"]:
-    """Unit text features of the prompts; `dropout` switches training on."""
+    """Text features of the classes; `dropout` switches training on.
+
+    A class with several prompts (descriptors) has their mean: of the unit
+    features (`similarity`: its cosine is then the mean of theirs; not unit),
+    or of the raw ones, normalised after (`embedding`). PCB's AS and AE (Bang
+    et al. 2024, arXiv 2311.11178).
+    """
     texts: Any = self.model.apply(
       {"params": params, "adapter": adapter},
       self.tokens.ids,
@@ -68,7 +82,12 @@ class Classifier:
       rngs=None if dropout is None else {"dropout": dropout},
       method="encode_texts",
     )
-    return normalize(texts)
+    owners = self.tokens.owners
+    if len(owners) == self.classes:
+      return normalize(texts)
+    if self.descriptor_average == "embedding":
+      return normalize(_mean_by(owners, self.classes, texts))
+    return _mean_by(owners, self.classes, normalize(texts))
 
   def image_features(
     self,
@@ -93,6 +112,15 @@ class Classifier:
       method="encode_images",
     )
     return normalize(features)
+
+
+def _mean_by(
+  owners: tuple[int, ...], classes: int, rows: Float[Array, "P D"]
+) -> Float[Array, "C D"]:
+  """Means of the rows of each class, as one small product."""
+  own = np.equal.outer(np.arange(classes), owners)
+  share = (own / own.sum(axis=1, keepdims=True)).astype(np.float32)
+  return jnp.matmul(share, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def cosine_logits(

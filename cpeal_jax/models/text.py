@@ -12,18 +12,24 @@ from cpeal_jax.models.adapters import Prompts
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """Tokenised prompts, one row a class.
+  """Tokenised prompts, one row a class (or P rows, see `owners`).
 
   Attributes:
     texts: the exact strings, `X` standing for a learnable token.
     ids: token ids, cut to the longest prompt, rounded up to a multiple of 8.
       Exact: the tower is causal and pooled at the first end token.
     slots: index of the learnable token at this place, -1 where there is none.
+    owners: the class of each row; by default each row is a class.
   """
 
   texts: tuple[str, ...]
   ids: Int[np.ndarray, "C L"]
   slots: Int[np.ndarray, "C L"]
+  owners: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    if not self.owners:
+      object.__setattr__(self, "owners", tuple(range(len(self.texts))))
 
 
 def readable(name: str) -> str:

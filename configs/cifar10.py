@@ -1,0 +1,52 @@
+"""CIFAR-10 as class folders: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png.
+
+Papers: C-PEAL (arXiv 2507.21521) and CEC (arXiv 2410.22187) for the methods;
+neither reports CIFAR-10. A fifth of the training images, class by class, is
+the validation split, unless there is a DIR/val.
+
+Command:  python -m cpeal_jax.main --config=configs/cifar10.py \
+            --config.dataset.root=DIR --config.model.weights=CLIP
+Variants: cpeal_lora (default), cpeal_prompt, cec; after a colon.
+Time:     see docs/results.md for a small CLIP on one core.
+Expected: see docs/results.md.
+"""
+
+from cpeal_jax.config import base
+from cpeal_jax.errors import one_of
+
+
+def get_config(variant: str = "cpeal_lora"):
+  one_of("variant of configs/cifar10.py", variant, VARIANTS)
+  config = base()
+  config.name = "cifar10"
+  config.variant = variant
+  config.dataset.layout = "folders"
+  config.model.weights = "openai/clip-vit-base-patch32"
+  config.model.template = "a photo of a {}."
+  VARIANTS[variant](config)
+  return config
+
+
+def cpeal_lora(config):
+  config.adapter.kind = "lora"
+
+
+def cpeal_prompt(config):
+  config.adapter.kind = "prompts"
+
+
+def cec(config):
+  config.adapter.kind = "prompts"
+  config.loss.calibration = "none"
+  config.round0 = "zero_shot"
+  config.acquisition.name = "cec"
+  config.acquisition.balance = "off"
+  config.train.epochs = 200
+  config.rounds = 8
+
+
+VARIANTS = {
+  "cpeal_lora": cpeal_lora,
+  "cpeal_prompt": cpeal_prompt,
+  "cec": cec,
+}

@@ -1,0 +1,204 @@
+"""CLUE and CB: picks spread over clusters of the features."""
+
+import heapq
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from cpeal_jax.acquisition.kmeans import kmeans, nearest_distinct
+from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.errors import InputError
+
+# CB's clusters grow with the labels: room for so many more compiles once.
+ROOM = 512
+
+
+def spread(
+  key: PRNGKeyArray, pool: PoolView, n: int, score: Float[Array, " N"]
+) -> tuple[Int[Array, " n"], dict[str, Array]]:
+  """n picks from k-means on the unlabeled features, weighted by `score`.
+
+  Each centre takes the nearest image that no earlier one took. All weigh the
+  same if all scores are 0.
+
+  Returns:
+    Indices, highest score first, and the parts `cluster`, `distance`
+    (Euclidean, to its centre) and `score`.
+  """
+  features, free = jnp.asarray(pool.features), ~jnp.asarray(pool.labeled)
+  weights = jnp.where(free, score, 0)
+  weights = jnp.where(jnp.any(weights > 0), weights, free.astype(score.dtype))
+  clusters = kmeans(key, features, weights, n, size=n)
+  indices, squares = nearest_distinct(features, free, clusters.centers)
+  order = jnp.argsort(-score[indices], stable=True)
+  indices = indices[order]
+  parts = {
+    "cluster": order.astype(jnp.int32),
+    "distance": jnp.sqrt(squares[order]),
+    "score": score[indices],
+  }
+  return indices, parts
+
+
+@partial(jax.jit, static_argnames=("n", "temperature"))
+def clue(
+  key: PRNGKeyArray, pool: PoolView, n: int, *, temperature: float = 1.0
+) -> Picks:
+  """Clusters of the unlabeled images, weighted by their entropy.
+
+    w = entropy of softmax(logits / temperature), in nats
+
+  k-means with n centres on the features, weighted by w; each centre takes the
+  image nearest to it that no earlier one took.
+
+  Source: Prabhu et al. 2021 (arXiv 2010.08666). Its code adds 1e-8 to every
+  probability; here equal weights step in only where all are 0. The temperature
+  is 1 since CLIP's logits are scaled already.
+
+  Args:
+    key: seeds the clusters.
+    pool: logits, features.
+    n: picks, and centres.
+    temperature: above 0.
+
+  Returns:
+    Picks, highest w first; parts `cluster`, `distance` to its centre, `score`;
+    column `score` is w.
+  """
+  if not temperature > 0:
+    raise InputError(f"clue: temperature={temperature}, but must be above 0.")
+  score = entropy_of(pool.logits / temperature)
+  return Picks(*spread(key, pool, n, score), columns={"score": score})
+
+
+@jax.jit
+def multimodal(
+  logits: Float[Array, "N C"],
+  features: Float[Array, "N D"],
+  class_embeddings: Float[Array, "C D"],
+) -> Float[Array, "N 2*D"]:
+  """Image feature and expected text embedding side by side, of unit length."""
+  texts = jnp.matmul(
+    jax.nn.softmax(logits),
+    class_embeddings,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  both = jnp.concatenate([features, texts], axis=1)
+  norms = jnp.sqrt(jnp.sum(jnp.square(both), axis=1, keepdims=True))
+  return both / jnp.where(norms > 0, norms, 1)
+
+
+def cb(
+  key: PRNGKeyArray, pool: PoolView, n: int, *, clusters_per_class: int = 1
+) -> Picks:
+  """Picks from the clusters that have the fewest labels for their size.
+
+  Each image is [h ; p T] of unit length: its feature and the embedding of its
+  expected class. k-means with `clusters_per_class` C + |L| centres on labeled
+  and unlabeled together; without a label, with n. Then `allocate`.
+
+  One rule serves both cases: without labels every cluster's ratio is 0, so
+  each gives one; and among unit rows of one cluster the nearest to the
+  centroid is the one of largest cosine, which the first round asks for. Here n
+  need not be C as it is there, and clusters that are used up are skipped.
+
+  Source: CB of "Active learning for vision-language models" as its released
+  code behaves, without its pseudo-labels (SQ). O(n log N) time beside k-means.
+
+  Args:
+    key: seeds the clusters.
+    pool: logits, features, labels, class embeddings.
+    n: picks.
+    clusters_per_class: at least 1.
+
+  Returns:
+    Picks in the order of allocation; parts `cluster`, `distance` to its
+    centroid, and `score`, minus the labeled share of the cluster by then.
+
+  Raises:
+    InputError: no class embeddings, or no clusters.
+  """
+  if pool.class_embeddings is None:
+    raise InputError(
+      "cb needs the pool's class embeddings, which the stage `score` provides: "
+      "run it first."
+    )
+  if clusters_per_class < 1:
+    raise InputError(
+      f"cb: clusters_per_class={clusters_per_class}, but must be at least 1."
+    )
+  rows, classes = pool.logits.shape
+  anchors, free = np.asarray(pool.labels) >= 0, ~np.asarray(pool.labeled)
+  # What is neither labeled nor to be had takes no part.
+  member = anchors | free
+  labels = int(anchors.sum())
+  count = clusters_per_class * classes + labels if labels else n
+  count = min(count, int(member.sum()))
+  clusters = kmeans(
+    key,
+    multimodal(pool.logits, pool.features, pool.class_embeddings),
+    member.astype(np.float32),
+    np.int32(count),
+    size=min(rows, -(-count // ROOM) * ROOM),
+  )
+  clusters = jax.device_get(clusters)
+  indices, shares = allocate(
+    clusters.assignments, clusters.distances, anchors, free, n
+  )
+  return Picks(
+    indices,
+    parts={
+      "cluster": clusters.assignments[indices],
+      "distance": np.sqrt(clusters.distances[indices]),
+      "score": -shares,
+    },
+  )
+
+
+def allocate(
+  assignments: Int[np.ndarray, " N"],
+  distances: Float[np.ndarray, " N"],
+  anchors: Bool[np.ndarray, " N"],
+  free: Bool[np.ndarray, " N"],
+  n: int,
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+  """One by one, a pick for the cluster of the lowest ratio labeled / size.
+
+  Picks count as labeled. Ties go to the largest cluster, then to the lowest
+  index. Inside it the free member nearest the centroid is picked; a cluster
+  without one is skipped.
+
+  Args:
+    assignments: each image's cluster.
+    distances: to its centroid, in any monotone unit.
+    anchors: what is labeled.
+    free: what may be picked, n or more.
+    n: picks.
+
+  Returns:
+    Indices, and each one's cluster's ratio before it was picked.
+  """
+  size = np.bincount(assignments[anchors | free])
+  labeled = np.bincount(assignments[anchors], minlength=len(size))
+  rows = np.flatnonzero(free)
+  # By cluster, then distance, then index; lists are read from their end.
+  rows = rows[np.lexsort((rows, distances[rows], assignments[rows]))]
+  left: dict[int, list[int]] = {}
+  for row in rows[::-1].tolist():
+    left.setdefault(int(assignments[row]), []).append(row)
+  heap = [(labeled[c] / size[c], -size[c], c) for c in left]
+  heapq.heapify(heap)
+  indices, shares = np.zeros(n, np.int32), np.zeros(n, np.float32)
+  for i in range(n):
+    shares[i], _, c = heap[0]
+    indices[i] = left[c].pop()
+    labeled[c] += 1
+    if left[c]:
+      heapq.heapreplace(heap, (labeled[c] / size[c], -size[c], c))
+    else:
+      heapq.heappop(heap)
+  return indices, shares

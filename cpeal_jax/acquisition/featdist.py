@@ -1,0 +1,94 @@
+"""Featdist: label what lies farthest from the labeled images."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from cpeal_jax.acquisition.coreset import squared_distances, to_nearest
+from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.selectors import best
+from cpeal_jax.errors import one_of
+
+TO = ("class_mean", "nearest", "sum")
+SPACES = ("logits", "image")
+
+
+def class_means(
+  rows: Float[Array, "N V"], labels: Int[Array, " N"], classes: int
+) -> tuple[Float[Array, "C V"], Int[Array, " C"]]:
+  """Mean row of each class, 0 where it has no label, and labels per class."""
+  # What is unlabeled falls into a class of its own.
+  bins = jnp.where(labels >= 0, labels, classes)
+  counts = jax.ops.segment_sum(jnp.ones_like(bins), bins, classes + 1)
+  totals = jax.ops.segment_sum(rows, bins, classes + 1)
+  means = totals / jnp.maximum(counts, 1)[:, None]
+  return means[:classes], counts[:classes]
+
+
+def _sum_of_distances(
+  rows: Float[Array, "N V"], anchors: Bool[Array, " N"]
+) -> Float[Array, " N"]:
+  order = jnp.argsort(~anchors, stable=True)
+
+  def add(i, total):
+    return total + jnp.sqrt(squared_distances(rows, rows[order[i]]))
+
+  start = jnp.zeros(rows.shape[0], rows.dtype)
+  return jax.lax.fori_loop(0, jnp.sum(anchors), add, start)
+
+
+@partial(jax.jit, static_argnames=("n", "to", "space"))
+def featdist(
+  key: PRNGKeyArray,
+  pool: PoolView,
+  n: int,
+  *,
+  to: str = "class_mean",
+  space: str = "logits",
+) -> Picks:
+  """The largest distances to what is labeled.
+
+    class_mean: |v_i - mean of v over the images labeled as i's prediction|
+    nearest: min over labeled l of |v_i - v_l|
+    sum: sum over labeled l of |v_i - v_l|
+
+  Source: `class_mean` on the logits is the behaviour of C-PEAL's released
+  code (arXiv 2507.21521). It leaves out images predicted as a class without
+  labels and so can return too few; here they come after all others, with a
+  score of -1. Featdist of PEAL (arXiv 2406.09296) is published without a
+  definition; `nearest` and `sum` on the image features are two readings of
+  its name.
+
+  Args:
+    key: unused.
+    pool: logits, features, labels.
+    n: picks.
+    to: `class_mean`, `nearest` or `sum`.
+    space: v is the `logits`, scaled cosines, or the unit `image` features.
+
+  Returns:
+    Picks; column `score` is the distance, -1 where there is nothing to measure
+    to. If nothing is labeled that is everywhere, and the lowest indices win.
+  """
+  del key  # Deterministic.
+  one_of("featdist distance", to, TO)
+  one_of("featdist space", space, SPACES)
+  logits, labels = jnp.asarray(pool.logits), jnp.asarray(pool.labels)
+  rows = logits if space == "logits" else jnp.asarray(pool.features)
+  anchors = labels >= 0
+  if to == "class_mean":
+    means, counts = class_means(rows, labels, logits.shape[1])
+    predicted = jnp.argmax(logits, axis=1)
+    squares = jnp.sum(jnp.square(rows - means[predicted]), axis=1)
+    known, distances = counts[predicted] > 0, jnp.sqrt(squares)
+  else:
+    known = jnp.any(anchors)
+    distances = (
+      jnp.sqrt(to_nearest(rows, anchors))
+      if to == "nearest"
+      else _sum_of_distances(rows, anchors)
+    )
+  score = jnp.where(known, distances, -1)
+  return Picks(best(score, pool, n), columns={"score": score})

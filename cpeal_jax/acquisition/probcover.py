@@ -1,0 +1,192 @@
+"""ProbCover: cover the pool with balls of one radius around labeled images."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from cpeal_jax.acquisition.coreset import squared_distances, to_nearest
+from cpeal_jax.acquisition.kmeans import kmeans
+from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.errors import InputError
+
+# Columns of one product; a pick that covers one image still pays for these.
+BLOCK = 32
+# In float32, unit rows closer than this are not told apart by a product.
+LEAST, MOST = 1e-3, 2.0
+
+
+def probcover(
+  key: PRNGKeyArray,
+  pool: PoolView,
+  n: int,
+  *,
+  radius: float = 0.0,
+  purity: float = 0.95,
+) -> Picks:
+  """The image whose ball covers most of what is not covered yet, n times.
+
+    x -> y if |z_x - z_y| < radius;  pick argmax_x |{y uncovered: x -> y}|,
+    then its y are covered. The labeled images cover their balls first.
+
+  Once no image left would cover anything, the rest is farthest-first: the
+  image farthest from all that is labeled or picked.
+
+  O(N D) memory: of the graph only the out-degrees are kept, and when a pick
+  covers a set S, the edges into S are computed and subtracted. Each image is
+  covered once, so a call does the N^2 D multiply-adds of all pairs at most
+  twice (degrees, subtractions), and 32 N D or less more for a pick; besides
+  N |L| D for the labeled, and `estimate_radius` where it is asked for.
+
+  Source: Yehuda et al. 2022 (arXiv 2205.11320), and the reference code's
+  behaviour, which differs in two points repaired here: its last N mod 500
+  images have no edges, and with all covered it picks index 0, labeled or not.
+
+  Args:
+    key: for the estimate; nothing else is drawn.
+    pool: unit features; what is masked is still to be covered.
+    n: picks.
+    radius: Euclidean distance, 0.001 to 2; 0 estimates it, anew each round.
+    purity: for the estimate, see there.
+
+  Returns:
+    Picks; part `score` is how many images the pick newly covered; column
+    `score` how many the image would have as the first pick.
+
+  Raises:
+    InputError: a radius or purity out of range.
+  """
+  if radius != 0 and not LEAST <= radius <= MOST:
+    raise InputError(
+      f"probcover: radius={radius}; allowed are {LEAST} to {MOST}, or 0 to "
+      "estimate it."
+    )
+  if not 0 < purity <= 1:
+    raise InputError(f"probcover: purity={purity}; allowed are (0, 1].")
+  features = jnp.asarray(pool.features)
+  if radius == 0:
+    classes = pool.logits.shape[1]
+    radius = estimate_radius(key, features, classes, purity=purity)
+  picks, gains, degrees = _cover(
+    features, jnp.asarray(pool.labels) >= 0, ~pool.labeled, radius, n
+  )
+  return Picks(picks, parts={"score": gains}, columns={"score": degrees})
+
+
+def estimate_radius(
+  key: PRNGKeyArray,
+  features: Float[Array | np.ndarray, "N D"],
+  classes: int,
+  *,
+  purity: float,
+  samples: int = 2048,
+) -> float:
+  """The largest radius at which a share `purity` of the balls is pure.
+
+  A ball is pure if all its images have one pseudo-label: one of max(C, 2)
+  k-means clusters. So it is the 1 - purity quantile of the distance to the
+  nearest image of another cluster, over `samples` images drawn without
+  replacement (all, if there are fewer). O(samples N D) and the clustering.
+
+  Source: Yehuda et al. 2022, section 4; they read it off a grid of radii. At
+  least two clusters, since with one every ball is pure.
+
+  Returns:
+    The radius, at least 0.001, and 2 where no image has another label.
+  """
+  seeding, drawing = jax.random.split(key)
+  rows, size = features.shape[0], max(classes, 2)
+  labels = kmeans(
+    seeding, features, jnp.ones(rows), min(size, rows), size=size
+  ).assignments
+  drawn = jax.random.permutation(drawing, rows)[:samples]
+  distances = np.sort(_to_other(jnp.asarray(features), labels, drawn))
+  # So many balls may be mixed; 1e-6 since 1 - 0.9 is less than 0.1.
+  mixed = int((1 - purity) * len(distances) + 1e-6)
+  # A hair less: the ball is open, but the very image at this distance could
+  # fall inside when another product rounds it otherwise.
+  return float(np.clip(distances[mixed] - 1e-5, LEAST, MOST))
+
+
+@jax.jit
+def _to_other(
+  features: Float[Array, "N D"],
+  labels: Int[Array, " N"],
+  drawn: Int[Array, " M"],
+) -> Float[Array, " M"]:
+  """Distance to the nearest row with another label; inf without any."""
+
+  def one(row: Array) -> Array:
+    cosines = jnp.matmul(
+      features, features[row], precision=jax.lax.Precision.HIGHEST
+    )
+    nearest = jnp.max(jnp.where(labels != labels[row], cosines, -jnp.inf))
+    return jnp.sqrt(jnp.maximum(2 - 2 * nearest, 0))
+
+  return jax.lax.map(one, drawn, batch_size=BLOCK)
+
+
+@partial(jax.jit, static_argnames="n")
+def _cover(
+  features: Float[Array, "N D"],
+  anchors: Bool[Array, " N"],
+  free: Bool[Array, " N"],
+  radius: Float[Array, ""] | float,
+  n: int,
+) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " N"]]:
+  """Picks, what each newly covered, and every row's degree at the start."""
+  within = jnp.square(radius)
+  nearest = to_nearest(features, anchors)
+  start = edges_into(features, nearest >= within, radius)
+
+  def step(i: Array, state: tuple) -> tuple:
+    degrees, nearest, free, picks, gains = state
+    open_degrees = jnp.where(free, degrees, 0)
+    pick = jnp.where(
+      jnp.max(open_degrees) > 0,
+      jnp.argmax(open_degrees),
+      jnp.argmax(jnp.where(free, nearest, -1)),
+    ).astype(jnp.int32)
+    closer = jnp.minimum(nearest, squared_distances(features, features[pick]))
+    new = (closer < within) & (nearest >= within)
+    return (
+      degrees - edges_into(features, new, radius),
+      closer,
+      free.at[pick].set(False),
+      picks.at[i].set(pick),
+      gains.at[i].set(jnp.sum(new)),
+    )
+
+  state = (start, nearest, free, jnp.zeros(n, jnp.int32), jnp.zeros(n))
+  _, _, _, picks, gains = jax.lax.fori_loop(0, n, step, state)
+  return picks, gains, start.astype(jnp.float32)
+
+
+def edges_into(
+  features: Float[Array, "N D"],
+  targets: Bool[Array, " N"],
+  radius: Float[Array, ""] | float,
+) -> Int[Array, " N"]:
+  """How many `targets` lie within `radius` of each unit row.
+
+  A block of targets at a time, as many blocks as it takes: all products have
+  one shape, so an edge that was counted is found again when subtracted.
+  """
+  block = min(BLOCK, *features.shape)
+  threshold = 1 - jnp.square(radius) / 2
+
+  def visit(state: tuple) -> tuple:
+    left, counts = state
+    live, members = jax.lax.top_k(left.astype(jnp.float32), block)
+    cosines = jnp.matmul(
+      features, features[members].T, precision=jax.lax.Precision.HIGHEST
+    )
+    edges = (cosines > threshold) & (live > 0)[None, :]
+    counts += jnp.sum(edges, axis=1, dtype=jnp.int32)
+    return left.at[members].set(False), counts
+
+  counts = jnp.zeros(features.shape[0], jnp.int32)
+  state = jax.lax.while_loop(lambda x: jnp.any(x[0]), visit, (targets, counts))
+  return state[1]

@@ -1,0 +1,41 @@
+"""The acquisition functions by name: a new one is a function and a line here.
+
+`docs/acquisition.md` shows how; the contract tests run on every line.
+"""
+
+from cpeal_jax.acquisition.alfa_mix import alfa_mix
+from cpeal_jax.acquisition.badge import badge
+from cpeal_jax.acquisition.cec import cec
+from cpeal_jax.acquisition.clustering import cb, clue
+from cpeal_jax.acquisition.coreset import coreset
+from cpeal_jax.acquisition.featdist import featdist
+from cpeal_jax.acquisition.gcnal import gcnal
+from cpeal_jax.acquisition.passes import bald
+from cpeal_jax.acquisition.probcover import probcover
+from cpeal_jax.acquisition.scores import (
+  entropy,
+  learning_loss,
+  least_confidence,
+  margin,
+)
+from cpeal_jax.acquisition.selectors import Selector, by_score, random
+from cpeal_jax.acquisition.typiclust import typiclust
+
+ACQUISITIONS: dict[str, Selector] = {
+  "random": random,
+  "entropy": by_score(entropy),
+  "least_confidence": by_score(least_confidence),
+  "margin": by_score(margin),
+  "cec": cec,
+  "coreset": coreset,
+  "badge": badge,
+  "clue": clue,
+  "alfa_mix": alfa_mix,
+  "bald": bald,
+  "gcnal": gcnal,
+  "featdist": featdist,
+  "learning_loss": by_score(learning_loss),
+  "typiclust": typiclust,
+  "probcover": probcover,
+  "cb": cb,
+}

@@ -1,0 +1,196 @@
+"""Exact nearest neighbours of a feature matrix spread over the devices.
+
+Each device keeps its rows and passes a copy round a ring, so it meets every
+row while holding O(N/P (D + k) + tile) numbers: never a row of N similarities.
+Products have a constant shape and equal similarities are ordered by index, so
+1, 2, 4 and 8 devices give the same bits on CPU.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+
+from cpeal_jax import sharding
+from cpeal_jax.errors import InputError
+
+MOST = 1024
+# With 1024 keys and k = 10, a CPU core runs at 60 % of a bare product's speed.
+QUERIES = 256
+
+
+def nearest_neighbors(
+  features: Float[Array | np.ndarray, "N D"],
+  k: int,
+  *,
+  where: Bool[Array | np.ndarray, " N"] | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  tile: int = 1024,
+  backend: str = "shard_map",
+) -> tuple[Int32[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
+  """The k rows of largest inner product with each row, itself excluded.
+
+  The inner product is the cosine, and the order that of Euclidean distance,
+  if the rows are unit vectors; they are not normalised here. Exact: 2 N^2 D
+  floating-point operations, at the highest matmul precision.
+
+  Args:
+    features: finite; unit rows for cosines.
+    k: neighbours a row, 1 to 1024; may exceed what there is.
+    where: which rows may be neighbours, by default all. The others get their
+      own neighbours but are nobody's.
+    mesh: the devices to use, by default all.
+    tile: keys of one product. Another tile may change the last bits.
+    backend: `shard_map` or `pmap`.
+
+  Returns:
+    Indices and similarities, nearest first, ties by lower index. A missing
+    neighbour is index -1 with similarity -inf.
+
+  Raises:
+    InputError: k out of range, or features that are not finite.
+  """
+  if not 1 <= k <= MOST:
+    raise InputError(f"k={k} neighbours; allowed are 1 to {MOST}.")
+  features = np.asarray(features, np.float32)
+  bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+  if len(bad):
+    raise InputError(
+      f"features of {len(bad)} of {len(features)} rows are not finite, the "
+      f"first at {bad[0]}."
+    )
+  mesh = sharding.make_mesh() if mesh is None else mesh
+  total = len(features)
+  allowed = np.ones(total, bool) if where is None else np.asarray(where)
+  gap = -total % (mesh.devices.size * tile)
+  similarities, indices = _ring(mesh, k, tile, backend)(
+    jnp.int32(total),
+    np.pad(features, ((0, gap), (0, 0))),
+    np.pad(allowed, (0, gap)),
+  )
+  return np.asarray(indices)[:total], np.asarray(similarities)[:total]
+
+
+def narrow(
+  indices: Int[np.ndarray, "N K"],
+  similarities: Float[np.ndarray, "N K"],
+  where: Bool[np.ndarray, " N"],
+  k: int,
+) -> tuple[Int32[np.ndarray, "N k"], Float32[np.ndarray, "N k"], bool]:
+  """The k nearest among the rows `where`, read off a longer list.
+
+  Args:
+    indices, similarities: what `nearest_neighbors` gave for all rows, or for
+      a superset of `where`.
+    where: which rows may be neighbours now.
+    k: neighbours a row.
+
+  Returns:
+    What `nearest_neighbors(features, k, where=where)` gives, and whether that
+    is certain: False if a row's list ends before k of its neighbours `where`
+    are found although there are more. Then search anew.
+  """
+  fits = (indices >= 0) & where[indices]
+  found = np.minimum(fits.sum(axis=1), k)
+  # Stable: the fitting ones first, each group in its order.
+  columns = np.argsort(~fits, axis=1, kind="stable")[:, :k]
+  missing = np.arange(columns.shape[1])[None, :] >= found[:, None]
+  near = np.where(missing, -1, np.take_along_axis(indices, columns, axis=1))
+  how = np.take_along_axis(similarities, columns, axis=1)
+  how = np.where(missing, -np.inf, how)
+  gap = ((0, 0), (0, k - columns.shape[1]))
+  there = where.sum() - where  # not itself
+  return (
+    np.pad(near, gap, constant_values=-1).astype(np.int32),
+    np.pad(how, gap, constant_values=-np.inf).astype(np.float32),
+    bool((found >= np.minimum(k, there)).all()),
+  )
+
+
+@functools.cache
+def _ring(mesh: jax.sharding.Mesh, k: int, tile: int, backend: str) -> Callable:
+  """Compiled once per shape: (total, features, allowed) -> (values, ids)."""
+  devices = mesh.devices.size
+  # Downwards, so that blocks arrive in the order of their ids.
+  hops = [(d, (d - 1) % devices) for d in range(devices)]
+  queries = math.gcd(QUERIES, tile)  # divides a device's share
+
+  def body(total: Array, features: Array, allowed: Array):
+    share = features.shape[0]
+    me = jax.lax.axis_index(sharding.AXIS)
+
+    def tiles(device: Array, rows: int) -> Array:
+      # Real rows only. And a traced trip count: a loop that is known to run
+      # once is inlined, and fused otherwise than a longer one.
+      return jnp.clip(-((device * share - total) // rows), 0, share // rows)
+
+    def hop(step: Array, carry: tuple) -> tuple:
+      keys, usable, *lists = carry
+      origin = (me + step) % devices
+      # After the last block comes the first: its lower ids get a second list.
+      turn = (me + step) // devices
+
+      def query_tile(index: Array, lists: list[Array]) -> list[Array]:
+        start = index * queries
+        mine = _rows(features, start, queries)
+        my_ids = me * share + start + jnp.arange(queries)
+
+        def key_tile(index: Array, best: list[Array]) -> list[Array]:
+          at = index * tile
+          first = origin * share + at
+          ids = first + jnp.arange(tile)
+          fits = _rows(usable, at, tile)[None, :]
+          fits &= my_ids[:, None] != ids[None, :]
+          values = _similarities(mine, _rows(keys, at, tile))
+          return _merge(best, jnp.where(fits, values, -jnp.inf), first)
+
+        where, size = (turn, start, 0), (1, queries, k)
+        best = [jax.lax.dynamic_slice(x, where, size)[0] for x in lists]
+        best = jax.lax.fori_loop(0, tiles(origin, tile), key_tile, best)
+        return [
+          jax.lax.dynamic_update_slice(x, new[None], where)
+          for x, new in zip(lists, best, strict=True)
+        ]
+
+      lists = jax.lax.fori_loop(0, tiles(me, queries), query_tile, lists)
+      keys, usable = jax.lax.ppermute((keys, usable), sharding.AXIS, hops)
+      return keys, usable, *lists
+
+    start = (
+      features,
+      allowed,
+      jnp.full((2, share, k), -jnp.inf),
+      jnp.full((2, share, k), -1, jnp.int32),
+    )
+    lists = jax.lax.fori_loop(0, devices, hop, start)[2:]
+    low_first = [jnp.concatenate([x[1], x[0]], axis=1) for x in lists]
+    values, columns = jax.lax.top_k(low_first[0], k)
+    ids = jnp.take_along_axis(low_first[1], columns, axis=1)
+    return values, jnp.where(values > -jnp.inf, ids, -1)
+
+  return sharding.spmd(body, mesh, shared=1, backend=backend)
+
+
+def _rows(rows: Array, start: Array, count: int) -> Array:
+  return jax.lax.dynamic_slice_in_dim(rows, start, count)
+
+
+def _similarities(queries: Array, keys: Array) -> Array:
+  values = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
+  # A zero without a sign: top_k puts 0.0 before -0.0, where they should tie.
+  return jnp.where(values == 0, 0.0, values)
+
+
+def _merge(best: list[Array], values: Array, first: Array) -> list[Array]:
+  """The best so far and a tile of keys, whose ids ascend from `first`.
+
+  All ids so far are lower, so top_k's lower position is the lower id.
+  """
+  k = best[0].shape[1]
+  top, columns = jax.lax.top_k(jnp.concatenate([best[0], values], axis=1), k)
+  old = jnp.take_along_axis(best[1], jnp.minimum(columns, k - 1), axis=1)
+  return [top, jnp.where(columns < k, old, first + columns - k)]

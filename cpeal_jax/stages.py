@@ -1,0 +1,289 @@
+"""The stages of a round, each one function of the run and what came before.
+
+They read the config, so that what they call takes plain arguments.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from cpeal_jax import (
+  acquisition,
+  build,
+  checkpoint,
+  keys,
+  oracle,
+  record,
+  scoring,
+  training,
+)
+from cpeal_jax import config as config_lib
+from cpeal_jax.data import batches
+from cpeal_jax.progress import stage
+
+Labels = Int32[np.ndarray, " N"]
+
+
+class Preempted(Exception):
+  """The run was asked to stop, and is saved."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """What every stage of a round needs.
+
+  Attributes:
+    experiment: data, model and compiled passes.
+    config: read here and nowhere below.
+    workdir: where rounds are recorded.
+    checkpoints: of this workdir.
+    oracle: who answers.
+    stop: whether the process was asked to end.
+  """
+
+  experiment: build.Experiment
+  config: config_lib.Config
+  workdir: Path
+  checkpoints: checkpoint.Checkpoints
+  oracle: oracle.SimulatedOracle
+  stop: Callable[[], bool]
+
+
+def score(
+  run: Run,
+  adapter: dict | None,
+  split: str,
+  labels: Labels | None = None,
+) -> scoring.PoolScores:
+  """Logits and features of a split; `adapter` None is zero-shot.
+
+  With `labels` also the nearest images that may still be bought.
+  """
+  x = run.experiment
+  scorer = x.zero_scorer if adapter is None else x.scorer
+  frozen = adapter is None or not x.plan.classifier.trains_images
+  if frozen:
+    features = build.frozen_features(x, run.config, split)
+  else:
+    images = x.stores[split]
+    with stage(f"score {split}", len(images), "images") as advance:
+      features = scoring.encode_pool(
+        scorer, x.params, adapter, images, progress=advance
+      )
+  around = {}
+  if labels is not None and run.config.scoring.neighbors:
+    around["neighbors"] = run.config.scoring.neighbors
+    around["where"] = (labels < 0) & x.stores[split].ok
+    if frozen:
+      around["known"] = build.frozen_neighbors(x, run.config)
+  return scoring.score_pool(scorer, x.params, adapter or {}, features, **around)
+
+
+def pool_view(
+  run: Run,
+  round_: int,
+  adapter: dict | None,
+  labels: Labels,
+  scores: scoring.PoolScores,
+) -> acquisition.PoolView:
+  """What the methods may see, with what the chosen one needs beyond scores."""
+  x, own = run.experiment, run.config.acquisition
+  scorer = x.zero_scorer if adapter is None else x.scorer
+  more = {}
+  if own.name == "learning_loss" and adapter is not None:
+    more["predicted_loss"] = training.predicted_loss(adapter, scores.logits)
+  lora_noise = "bald" in (own.name, own.preselect) and own.bald.noise == "lora"
+  if lora_noise and adapter is not None:
+    images = x.stores["train"]
+    total = own.bald.passes * len(images)
+    with stage("stochastic passes", total, "images") as advance:
+      more["mean_probs"], more["mean_entropy"] = x.stochastic(
+        x.params,
+        adapter,
+        images,
+        keys.key(run.config.seed, round_, "passes"),
+        own.bald.passes,
+        advance,
+      )
+  return acquisition.PoolView(
+    logits=scores.logits,
+    features=scores.features,
+    # An image that cannot be decoded is never offered.
+    labeled=(labels >= 0) | ~x.stores["train"].ok,
+    labels=labels,
+    class_embeddings=np.asarray(scorer.embed(x.params, adapter or {})),
+    logit_scale=np.exp(x.plan.pretrained.params["logit_scale"]),
+    neighbor_indices=scores.neighbor_indices,
+    neighbor_similarities=scores.neighbor_similarities,
+    **more,
+  )
+
+
+def select(
+  run: Run,
+  round_: int,
+  adapter: dict | None,
+  labels: Labels,
+  scores: scoring.PoolScores,
+) -> list[str]:
+  """Chooses the round's images and commits them; returns their ids."""
+  x, own = run.experiment, run.config.acquisition
+  dataset = x.plan.dataset
+  ids, paths = dataset.train.ids, dataset.train.paths
+  pool = pool_view(run, round_, adapter, labels, scores)
+  name, options = own.name, {}
+  if round_ == 0:
+    # Cold start: the paper's first labels are uniform, whatever the method.
+    name = own.name if run.config.round0 == "zero_shot" else run.config.round0
+  else:
+    options = {
+      "balance_rule": None if own.balance == "off" else own.balance,
+      "candidates": int(own.candidates * len(ids)),
+      "within": own.within,
+      "preselect": own.preselect or None,
+      "gamma": own.gamma,
+    }
+  picks = acquisition.choose(
+    name,
+    keys.key(run.config.seed, round_, "select"),
+    pool,
+    x.plan.budget,
+    min_distance=own.min_distance,
+    **options,
+    **(own[name].to_dict() if name in own else {}),
+  )
+  balance = options.get("balance_rule")
+  reasons = acquisition.explain(
+    name, pool, picks, balance_rule=balance, classes=dataset.classes
+  )
+  if run.config.oracle.selective:
+    sure = oracle.sure_enough(
+      acquisition.columns(pool)["confidence"],
+      scores.logits.argmax(axis=1),
+      labels,
+      picks.indices,
+    )
+    guesses = zip(reasons["prediction"], sure, strict=True)
+    reasons["pseudo_label"] = [name if yes else "" for name, yes in guesses]
+  record.write_selection(
+    run.workdir,
+    round_,
+    selection={
+      "id": [ids[i] for i in picks.indices],
+      "path": [paths[i] for i in picks.indices],
+      "rank": list(range(len(picks.indices))),
+      **reasons,
+    },
+    scores={"id": list(ids), **acquisition.columns(pool, picks)},
+  )
+  return [ids[i] for i in picks.indices]
+
+
+def fit(
+  run: Run, round_: int, labels: Labels
+) -> tuple[dict, dict[str, float]]:
+  """Trains a fresh adapter, or goes on from this round's checkpoint."""
+  x, plan = run.experiment, run.experiment.plan
+  seed, every = run.config.seed, run.config.checkpoint.every_seconds
+  state = fresh_state(run, round_)
+  terms: dict[str, float] = {}
+  if at := run.checkpoints.at(round_):
+    state, loop = run.checkpoints.restore(*at, state)
+    terms = loop["terms"]
+  chosen = np.flatnonzero(labels >= 0)
+  steps = batches.steps_per_epoch(len(chosen), plan.recipe.batch)
+  saved = time.monotonic()
+
+  def save(step: int, state: training.TrainState, terms: dict) -> None:
+    loop = {"terms": terms, "weights": plan.pretrained.sha256}
+    run.checkpoints.save(round_, step, state, loop)
+
+  def after_step(step: int, state: training.TrainState, terms: dict) -> None:
+    nonlocal saved
+    advance(1)
+    stopping = run.stop()
+    if stopping or time.monotonic() - saved >= every:
+      save(step, state, terms)
+      saved = time.monotonic()
+    if stopping:
+      raise Preempted
+
+  def epoch_batches(epoch: int, start: int) -> Iterator[batches.Batch]:
+    common = {
+      "seed": seed,
+      "round_": round_,
+      "epoch": epoch,
+      "batch": plan.recipe.batch,
+      "start_step": start,
+    }
+    own = labels[chosen]
+    augment = run.config.train.augment
+    # The same pixels through a frozen tower give the same features.
+    if not augment and not plan.classifier.trains_images:
+      features = build.frozen_features(x, run.config, "train")
+      return batches.feature_batches(features, chosen, own, **common)
+    return batches.epoch_batches(
+      x.originals, chosen, own, plan.spec, augment=augment, **common
+    )
+
+  frozen = None
+  if not plan.classifier.trains_texts:
+    frozen = x.scorer.embed(x.params, state.adapter)
+  begun = int(state.step)
+  total = steps * plan.recipe.epochs
+  with stage(f"fit round {round_}", total - begun, "steps") as advance:
+    state, new = training.fit(
+      x.step,
+      state,
+      x.params,
+      frozen,
+      epoch_batches,
+      keys.key(seed, round_, "dropout"),
+      plan.recipe,
+      steps_per_epoch=steps,
+      round_=round_,
+      after_step=after_step,
+    )
+  if begun < total:
+    terms = new
+    save(total, state, terms)
+  run.checkpoints.wait()
+  return state.adapter, terms
+
+
+def evaluate(
+  run: Run, adapter: dict | None, round_: int, labeled: int
+) -> dict[str, object]:
+  """One row of metrics.jsonl."""
+  x = run.experiment
+  val, test = (score(run, adapter, split) for split in ("val", "test"))
+  row = scoring.evaluate(
+    test.logits,
+    x.plan.dataset.test.labels,
+    where=x.stores["test"].ok,
+    validation_logits=val.logits,
+    validation_labels=x.plan.dataset.val.labels,
+    validation_where=x.stores["val"].ok,
+  )
+  return {"round": round_, "labeled": labeled, **row}
+
+
+def fresh_state(run: Run, round_: int) -> training.TrainState:
+  """Where a round's training starts; also the shape of its checkpoints."""
+  x = run.experiment
+  adapter = x.init(x.params, keys.key(run.config.seed, round_, "adapter"))
+  state = training.init_state(adapter, x.plan.recipe)
+  return training.place(state, x.plan.mesh)
+
+
+def restore_adapter(run: Run, round_: int) -> dict | None:
+  """The adapter that a finished round ended with; None before round 0."""
+  at = run.checkpoints.at(round_)
+  if round_ < 0 or round_ + 1 >= run.config.rounds or at is None:
+    return None
+  return run.checkpoints.restore(*at, fresh_state(run, round_))[0].adapter
