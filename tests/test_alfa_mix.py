@@ -64,8 +64,7 @@ def flips_by_mixing(pool, step):
   return first
 
 
-@pytest.mark.parametrize("scale", [1.0, 20.0])
-@pytest.mark.parametrize("step", [0.2, 0.1])
+@pytest.mark.parametrize(("step", "scale"), [(0.2, 20.0), (0.1, 1.0)])
 @pytest.mark.parametrize("labels", [(2,), (0, 0, 1, 3, 3, 3), (0, 1, 2, 3, 4)])
 def test_predictions_change_where_those_of_the_mixes_do(labels, step, scale):
   pool = make_pool(labels, scale)

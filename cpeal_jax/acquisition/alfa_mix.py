@@ -114,11 +114,11 @@ def alfa_mix(
   distance at which a class overtakes, and no loop over anchor and class
   exists: O(N C D) time, O(N (C + D)) memory.
 
-  Source: Parvaneh et al. 2022 (arXiv 2203.07034), the closed form of their
-  equation for the mixing ratio; the released code divides by a_c - h + 1e-8,
-  which the factorised move never does, and fills up with replacement, so that
-  an image may come twice; here without. The learned and the random ratios are
-  not offered. Default step: a port of the method to CLIP; the paper's code has
+  Source: Parvaneh et al. 2022 (arXiv 2203.07034) and their released code, with
+  the mixing ratio in closed form. The code divides by a_c - h + 1e-8, which the
+  factorised move never does, and fills up with replacement, so that an image
+  may come twice; here without. The learned and the random ratios are not
+  offered. The default step is that of a port to CLIP; the code's own is
   0.03125.
 
   Args:

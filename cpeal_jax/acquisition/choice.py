@@ -110,7 +110,7 @@ def choose(
     rows = ACQUISITIONS[preselect](first, pool, size).indices
     seen = shortlist(pool, np.asarray(rows))
   if min_distance > 0:
-    picks = spaced(ask, seen, wanted, min_distance=min_distance)
+    picks = spaced(ask, seen, wanted, min_distance=min_distance, least=n)
   else:
     picks = ask(seen, wanted)
   if balance_rule is None:

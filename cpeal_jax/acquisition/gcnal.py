@@ -113,8 +113,8 @@ def draw_nodes(
   noise = jax.vmap(jax.random.uniform)(keys)
   _, drawn = jax.lax.top_k(jnp.where(free, noise, -1), min(size, nodes))
   chosen = jnp.zeros(size, bool).at[drawn].set(True) & free
-  # Noise is below 1, so each group stays together.
-  order = 2.0 * chosen + 1.0 * labeled + noise
+  # Noise is at most 1, so the groups stay apart.
+  order = 4.0 * chosen + 2.0 * labeled + noise
   rows = jnp.sort(jax.lax.top_k(order, min(size, 2 * nodes))[1])
   return rows, (chosen | labeled)[rows]
 

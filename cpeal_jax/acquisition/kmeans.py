@@ -89,10 +89,12 @@ def kmeans(
     centers, _, _ = jax.lax.while_loop(unfinished, iterate, start)
     which, far = _assign(tiled, centers, count)
     which, far = which.reshape(-1)[:rows], far.reshape(-1)[:rows]
-    return Clusters(centers, which, far, jnp.sum(weights * far))
+    return centers, which, far, jnp.sum(weights * far)
 
+  # A tuple: a record of all restarts at once would fail its own shapes.
   found = jax.lax.map(lloyd, jax.random.split(key, restarts))
-  return jax.tree.map(lambda x: x[jnp.argmin(found.inertia)], found)
+  best = jnp.argmin(found[-1])
+  return Clusters(*(x[best] for x in found))
 
 
 def _to_row(

@@ -97,12 +97,13 @@ def estimate_radius(
     The radius, at least 0.001, and 2 where no image has another label.
   """
   seeding, drawing = jax.random.split(key)
+  features = jnp.asarray(features)
   rows, size = features.shape[0], max(classes, 2)
   labels = kmeans(
     seeding, features, jnp.ones(rows), min(size, rows), size=size
   ).assignments
   drawn = jax.random.permutation(drawing, rows)[:samples]
-  distances = np.sort(_to_other(jnp.asarray(features), labels, drawn))
+  distances = np.sort(_to_other(features, labels, drawn))
   # So many balls may be mixed; 1e-6 since 1 - 0.9 is less than 0.1.
   mixed = int((1 - purity) * len(distances) + 1e-6)
   # A hair less: the ball is open, but the very image at this distance could

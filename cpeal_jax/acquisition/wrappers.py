@@ -45,18 +45,20 @@ def spaced(
   n: int,
   *,
   min_distance: float,
+  least: int,
 ) -> Picks:
-  """Picks at least `min_distance` from each other and from what is labeled.
+  """Up to n picks at least `min_distance` from each other and from what is labeled.
 
   Near-duplicates of labeled images are set aside; of the picks, those too
   close to an earlier one are dropped and others asked for in their place.
-  Only when nothing else is left are near-duplicates taken after all.
+  Only if that gives fewer than `least` are near-duplicates taken after all.
 
   Args:
     ask: (pool, n) -> n picks, any selector.
     pool: the pool on the host.
     n: how many.
     min_distance: Euclidean, between unit features, in [0, 2].
+    least: how many at least, up to n.
   """
   features = np.asarray(pool.features)
   aside = np.array(pool.labeled)
@@ -72,11 +74,12 @@ def spaced(
     missing -= len(apart)
     aside[rows] = True
     aside |= near(features, features[rows[apart]], min_distance)
-  if missing:
+  short = least - (n - missing)
+  if short > 0:
     taken = np.array(pool.labeled)
     for picks in kept:
       taken[picks.indices] = True
-    kept.append(ask(pool.replace(labeled=taken), missing))
+    kept.append(ask(pool.replace(labeled=taken), short))
   return joined(kept)
 
 
