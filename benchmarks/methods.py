@@ -45,7 +45,10 @@ SPECIAL: dict[str, dict] = {
     "oracle.selective": True,
   },
   "cec, cold": {"acquisition.name": "cec", "round0": "zero_shot"},
-  "random after typiclust": {"acquisition.name": "random", "round0": "typiclust"},
+  "random after typiclust": {
+    "acquisition.name": "random",
+    "round0": "typiclust",
+  },
   "random after cb": {"acquisition.name": "random", "round0": "cb"},
 }
 METHODS = (*acquisition.ACQUISITIONS, *SPECIAL)

@@ -66,9 +66,7 @@ def sign_flip(gaps: np.ndarray) -> float:
 def interval(gaps: np.ndarray) -> tuple[float, float]:
   """95 %: BCa bootstrap over ten seeds or more, else paired t."""
   if len(gaps) < 10:
-    return stats.t.interval(
-      0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps)
-    )
+    return stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))
   found = stats.bootstrap(
     (gaps,), np.mean, method="BCa", rng=np.random.default_rng(0)
   )

@@ -22,7 +22,6 @@ from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.progress import stage
 
-
 # Kept beyond scoring.neighbors, since labeled ones are skipped later.
 SPARE_NEIGHBORS = 30
 

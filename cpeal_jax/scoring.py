@@ -121,9 +121,7 @@ def chunk_rows(mesh: jax.sharding.Mesh, tile: int) -> int:
 
 def in_tiles(one: Callable, rows: Any, tile: int) -> Array:
   """`one` on `tile` rows at a time; `rows` is an array or a tree of them."""
-  stacked = jax.tree.map(
-    lambda x: x.reshape(-1, tile, *x.shape[1:]), rows
-  )
+  stacked = jax.tree.map(lambda x: x.reshape(-1, tile, *x.shape[1:]), rows)
   out = jax.lax.map(one, stacked)
   return out.reshape(-1, *out.shape[2:])
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Int32
 
@@ -184,9 +183,7 @@ def select(
   return [ids[i] for i in picks.indices]
 
 
-def fit(
-  run: Run, round_: int, labels: Labels
-) -> tuple[dict, dict[str, float]]:
+def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
   """Trains a fresh adapter, or goes on from this round's checkpoint."""
   x, plan = run.experiment, run.experiment.plan
   seed, every = run.config.seed, run.config.checkpoint.every_seconds

@@ -479,7 +479,8 @@ def test_every_pick_is_explained(name, rule):
     assert np.isfinite(told[key]).all()
   columns = acquisition.columns(pool, picks)
   for key, values in columns.items():
-    assert len(values) == N and np.isfinite(values).all(), key
+    assert len(values) == N
+    assert np.isfinite(values).all(), key
     if key in told and key not in (*picks.parts, "prediction"):
       np.testing.assert_array_equal(told[key], values[picks.indices])
   # ALFA-Mix has candidates, not scores.
@@ -541,7 +542,9 @@ def test_bald_takes_the_passes_it_is_given():
     mean_probs=mean.astype(np.float32), mean_entropy=each.astype(np.float32)
   )
   score = chosen("bald", pool, 5, noise="lora").columns["score"]
-  np.testing.assert_allclose(score, stats.entropy(mean, axis=1) - each, atol=1e-6)
+  np.testing.assert_allclose(
+    score, stats.entropy(mean, axis=1) - each, atol=1e-6
+  )
   with pytest.raises(InputError, match="passes"):
     choose("bald", make_pool(), 5, noise="lora")
 

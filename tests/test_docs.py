@@ -1,8 +1,13 @@
 """What the documents promise is what is run."""
 
+import re
 from pathlib import Path
 
-from cpeal_jax import config
+import jax.numpy as jnp
+import numpy as np
+import test_acquisition as contract
+
+from cpeal_jax import acquisition, config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,3 +30,28 @@ def test_readme_names_keys_and_values_that_exist():
     for row in rows:
       if f"`{name}`" in row.split("|")[1]:
         assert all(f"`{choice}`" in row for choice in choices), name
+
+
+def test_the_example_method_keeps_the_contract(monkeypatch):
+  """The six lines of docs/acquisition.md, run as a reader would."""
+  page = (ROOT / "docs" / "acquisition.md").read_text()
+  code, line = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+  body = code[code.index('"""\n') + 4 :]
+  assert len(body.splitlines()) + 2 <= 6
+  scope = {"jnp": jnp, "Picks": acquisition.Picks, "best": acquisition.best}
+  exec(code, scope)
+  table = eval("{" + line + "}", scope)
+  ((name, method),) = table.items()
+  monkeypatch.setitem(acquisition.ACQUISITIONS, name, method)
+  for rule in contract.RULES:
+    for n in (1, 10, contract.N - 20):
+      contract.test_exactly_n_unlabeled(name, rule, n)
+    contract.test_every_pick_is_explained(name, rule)
+    contract.test_same_picks_on_any_device_count(name, rule, 8)
+    contract.test_minimum_distance(name, rule)
+  contract.test_permuting_the_pool_permutes_the_picks(name)
+  contract.test_preselection_offers_only_its_best(name)
+  pool = contract.make_pool()
+  mean = pool.features.mean(axis=0)
+  want = np.argsort(-(pool.features @ mean) + 9 * pool.labeled)[:10]
+  np.testing.assert_array_equal(contract.choose(name, pool, 10), want)

@@ -281,7 +281,10 @@ def test_loss_ranking_against_a_loop(valid):
   logits = rng.normal(size=(8, 3)).astype(np.float32)
   labels = rng.integers(0, 3, 8)
   predicted = rng.normal(size=8).astype(np.float32)
-  true = [-np.log(np.exp(z)[y] / np.exp(z).sum()) for z, y in zip(logits, labels)]
+  true = [
+    -np.log(np.exp(z)[y] / np.exp(z).sum())
+    for z, y in zip(logits, labels, strict=True)
+  ]
   hinges = []
   for i in range(valid // 2):
     j = valid - 1 - i

@@ -252,7 +252,9 @@ def test_the_loss_head_is_trained_by_its_own_rule(optimizer):
   after = state.adapter["loss_head"]
   last = after["Dense_1"]["bias"]
   np.testing.assert_allclose(last, before["Dense_1"]["bias"] * (1 - 5e-5))
-  assert np.abs(after["Dense_0"]["kernel"] - before["Dense_0"]["kernel"]).max() > 0
+  assert (
+    np.abs(after["Dense_0"]["kernel"] - before["Dense_0"]["kernel"]).max() > 0
+  )
   logits = np.zeros((2, tiny.CLASSES), np.float32)
   got = training.predicted_loss(state.adapter, logits)
   hidden = np.maximum(after["Dense_0"]["bias"], 0)

@@ -192,8 +192,8 @@ def test_selective_querying_asks_less(cache, tmp_path, shared):
   assert again == rows
 
 
-def test_descriptors_are_prompts_of_their_class(cache, tmp_path):
-  names = ("zero one two three four five six seven eight nine").split()
+def test_descriptors_are_prompts_of_their_class(cache, tmp_path, shared):
+  names = shared.plan.dataset.classes
   traits = {name.upper(): ["a round shape", "has a tail"] for name in names}
   path = tmp_path / "descriptors.json"
   path.write_text(json.dumps(traits))

@@ -47,7 +47,7 @@ def spaced(
   min_distance: float,
   least: int,
 ) -> Picks:
-  """Up to n picks at least `min_distance` from each other and from what is labeled.
+  """Up to n picks, `min_distance` from each other and from what is labeled.
 
   Near-duplicates of labeled images are set aside; of the picks, those too
   close to an earlier one are dropped and others asked for in their place.

@@ -65,7 +65,7 @@ def with_descriptors(
 
 
 def clause(trait: str) -> str:
-  """`"a band of blue"` as `"which is a band of blue"`, else `"which has ..."`."""
+  """`"a band of blue"` as `"which is a band of blue"`; else with "has"."""
   trait = trait.strip().rstrip(".")
   first = trait.split(" ")[0].lower()
   if first == "which":
