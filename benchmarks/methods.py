@@ -78,15 +78,11 @@ def recipe_arms() -> dict[str, dict]:
   return arms
 
 
-def strongest(names: str) -> list[str]:
-  return ["random", *(n for n in names.split(";") if n)]
-
-
 def arms_of(options: argparse.Namespace) -> dict[str, dict]:
   if options.group == "recipe":
     return recipe_arms()
   recipe = {"prompt": PROMPT, "lora": LORA}[options.group]
-  names = strongest(options.only) if options.only else METHODS
+  names = options.only.split(";") if options.only else METHODS
   return {name: recipe | arm(name) for name in names}
 
 

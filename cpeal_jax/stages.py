@@ -66,7 +66,7 @@ def score(
   x = run.experiment
   scorer = x.zero_scorer if adapter is None else x.scorer
   frozen = adapter is None or not x.plan.classifier.trains_images
-  if frozen:
+  if adapter is None or frozen:
     features = build.frozen_features(x, run.config, split)
   else:
     images = x.stores[split]
@@ -165,7 +165,7 @@ def select(
       acquisition.columns(pool)["confidence"],
       scores.logits.argmax(axis=1),
       labels,
-      picks.indices,
+      np.asarray(picks.indices),
     )
     guesses = zip(reasons["prediction"], sure, strict=True)
     reasons["pseudo_label"] = [name if yes else "" for name, yes in guesses]

@@ -119,8 +119,9 @@ def predicted_loss(
   adapter: dict, logits: Float[ArrayLike, "N C"]
 ) -> Float[Array, " N"]:
   """What the trained loss head says of every image."""
-  head = adapter[loss_head.NAME]
-  return loss_head.HEAD.apply({"params": head}, jnp.asarray(logits))
+  head = {"params": adapter[loss_head.NAME]}
+  values: Any = loss_head.HEAD.apply(head, jnp.asarray(logits))
+  return values
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -245,13 +246,14 @@ def make_step(
     direction, moments = optimizer.update(
       gradient, state.optimizer, state.adapter
     )
+    rates = {
+      name: head_rate if name == loss_head.NAME else rate
+      for name in state.adapter
+    }
+    moves: Any = direction
     adapter = {
-      name: jax.tree.map(
-        lambda x, d, r=head_rate if name == loss_head.NAME else rate: x - r * d,
-        branch,
-        direction[name],
-      )
-      for name, branch in state.adapter.items()
+      name: jax.tree.map(lambda x, d, r=rates[name]: x - r * d, x, moves[name])
+      for name, x in state.adapter.items()
     }
     return TrainState(state.step + 1, adapter, moments), terms
 

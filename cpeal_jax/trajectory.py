@@ -133,8 +133,9 @@ def reveal(run: Run, round_: int, ids: list[str]) -> None:
   classes = run.experiment.plan.dataset.classes
   sure = record.pseudo_labels(run.workdir, round_)
   asked = [id_ for id_ in ids if id_ not in sure]
-  answers = dict(zip(asked, run.oracle.reveal(asked), strict=True))
-  names = [sure[i] if i in sure else classes[answers[i]] for i in ids]
+  answers = zip(asked, run.oracle.reveal(asked), strict=True)
+  known = sure | {i: classes[a] for i, a in answers if a is not None}
+  names = [known[i] for i in ids]
   sources = [PSEUDO if i in sure else run.oracle.source for i in ids]
   record.write_labels(run.workdir, round_, ids, names, sources=sources)
 

@@ -153,9 +153,10 @@ def _always(pool: PoolView) -> dict[str, Float[Array, " N"]]:
     "least_confidence": least_confidence(pool),
     "margin": margin(pool),
   }
-  if pool.neighbor_indices is not None:
+  near, how = pool.neighbor_indices, pool.neighbor_similarities
+  if near is not None and how is not None:
     columns["neighbor_uncertainty"] = neighbor_uncertainty(
-      columns["entropy"], pool.neighbor_indices, pool.neighbor_similarities
+      columns["entropy"], near, how
     )
   return columns
 

@@ -106,8 +106,8 @@ def cb(
   centroid is the one of largest cosine, which the first round asks for. Here n
   need not be C as it is there, and clusters that are used up are skipped.
 
-  Source: CB of CB+SQ (arXiv 2411.16722) as its released
-  code behaves, without its pseudo-labels (SQ). O(n log N) time beside k-means.
+  Source: CB of CB+SQ (arXiv 2411.16722) as its released code behaves, without
+  its pseudo-labels (SQ). O(N log N + n log K) time beside k-means.
 
   Args:
     key: seeds the clusters.

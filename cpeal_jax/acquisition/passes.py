@@ -69,12 +69,13 @@ def feature_dropout(
   Kept features are scaled by 1 / (1 - dropout), as in training, and not
   normalised again, so the mean of the logits is the logits.
   """
-  if pool.class_embeddings is None or pool.logit_scale is None:
+  texts, scale = pool.class_embeddings, pool.logit_scale
+  if texts is None or scale is None:
     raise InputError(
       "bald needs class_embeddings and logit_scale; the score stage provides "
       "them."
     )
-  texts = jnp.asarray(pool.class_embeddings)
+  texts, scale = jnp.asarray(texts), jnp.asarray(scale)
   features = jnp.asarray(pool.features)
 
   def of_image(item, feature):
@@ -82,7 +83,7 @@ def feature_dropout(
     keep = jax.random.bernoulli(own, 1 - dropout, (passes, feature.shape[0]))
     noisy = jnp.where(keep, feature[None] / (1 - dropout), 0)
     cosines = jnp.matmul(noisy, texts.T, precision=jax.lax.Precision.HIGHEST)
-    probs = jax.nn.softmax(pool.logit_scale * cosines)
+    probs = jax.nn.softmax(scale * cosines)
     return probs.mean(axis=0), entropy_of(probs).mean()
 
   items = jnp.arange(features.shape[0])

@@ -185,7 +185,7 @@ def _lists(
   norms = jnp.sum(jnp.square(rows), axis=1)
   # The last tile of keys starts wherever a group does.
   padded = jnp.pad(rows, ((0, keys), (0, 0)))
-  key_norms, key_group = jnp.pad(norms, (0, keys)), group
+  key_norms = jnp.pad(norms, (0, keys))
   key_group = jnp.pad(group, (0, keys), constant_values=-1)
 
   def of_tile(first: Array) -> tuple[Array, Array]:

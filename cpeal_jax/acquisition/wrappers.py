@@ -4,6 +4,7 @@ PCB's class balance is in `balance.py`. All work on the host, between calls of
 a compiled selector.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -23,7 +24,7 @@ def shortlist(pool: PoolView, rows: Int[np.ndarray, " Q"]) -> PoolView:
   """
   aside = np.ones(len(pool.labeled), bool)
   aside[rows] = False
-  return pool.replace(labeled=np.asarray(pool.labeled) | aside)
+  return dataclasses.replace(pool, labeled=np.asarray(pool.labeled) | aside)
 
 
 def near(
@@ -67,7 +68,8 @@ def spaced(
   missing = n
   while missing and not aside.all():
     free = int(np.sum(~aside))
-    found = ask(pool.replace(labeled=aside.copy()), min(missing, free))
+    seen = dataclasses.replace(pool, labeled=aside.copy())
+    found = ask(seen, min(missing, free))
     rows = np.asarray(found.indices)
     apart = first_of_each(features[rows], min_distance)
     kept.append(take(found, apart))
@@ -79,7 +81,7 @@ def spaced(
     taken = np.array(pool.labeled)
     for picks in kept:
       taken[picks.indices] = True
-    kept.append(ask(pool.replace(labeled=taken), short))
+    kept.append(ask(dataclasses.replace(pool, labeled=taken), short))
   return joined(kept)
 
 
@@ -101,7 +103,7 @@ def take(picks: Picks, positions: Int[np.ndarray, " k"]) -> Picks:
   indices, parts = jax.tree.map(
     lambda x: np.asarray(x)[positions], (picks.indices, picks.parts)
   )
-  return picks.replace(indices=indices, parts=parts)
+  return dataclasses.replace(picks, indices=indices, parts=parts)
 
 
 def joined(several: list[Picks]) -> Picks:
@@ -110,4 +112,4 @@ def joined(several: list[Picks]) -> Picks:
     lambda *x: np.concatenate([np.asarray(a) for a in x]),
     *((picks.indices, picks.parts) for picks in several),
   )
-  return several[0].replace(indices=indices, parts=parts)
+  return dataclasses.replace(several[0], indices=indices, parts=parts)
