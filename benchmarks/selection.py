@@ -91,7 +91,9 @@ def main() -> None:
     print(json.dumps(measure(options.one, int(options.rows))))
     return
   names = options.methods or ",".join(("neighbors", *acquisition.ACQUISITIONS))
-  print("| method | N | seconds | first call | extra MiB | of the pool's size |")
+  print(
+    "| method | N | seconds | first call | extra MiB | of the pool's size |"
+  )
   print("|---" * 6 + "|")
   for rows in options.rows.split(","):
     for name in names.split(","):

@@ -16,7 +16,7 @@ def entropy_of(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
   return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
 
 
-@partial(jax.jit, static_argnames=("n", "passes", "noise"))
+@partial(jax.jit, static_argnames=("n", "noise", "passes", "dropout"))
 def bald(
   key: PRNGKeyArray,
   pool: PoolView,

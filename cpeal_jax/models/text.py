@@ -125,11 +125,11 @@ def refuse_alike(tokens: Tokens, classes: Sequence[str]) -> None:
   The tokenizer folds case and may not know a script, so names that differ on
   the page need not differ in tokens.
   """
-  seen: dict[bytes, str] = {}
-  for row, name in zip(tokens.ids, classes, strict=True):
-    other = seen.setdefault(row.tobytes(), name)
-    if other is not name:
+  seen: dict[bytes, int] = {}
+  for row, owner in zip(tokens.ids, tokens.owners, strict=True):
+    other = seen.setdefault(row.tobytes(), owner)
+    if other != owner:
       raise InputError(
-        f"classes {other!r} and {name!r} are the same to this tokenizer: "
-        "rename one."
+        f"classes {classes[other]!r} and {classes[owner]!r} are the same to "
+        "this tokenizer: rename one."
       )
