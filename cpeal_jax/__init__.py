@@ -12,7 +12,7 @@ from typing import Any
 # transformers announces at import that there is no PyTorch; none is needed.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-MODULES = ("acquisition", "losses", "metrics")
+MODULES = ("acquisition", "losses", "metrics", "neighbors")
 FUNCTIONS = ("load_clip", "load_run")
 
 
