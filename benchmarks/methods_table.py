@@ -110,8 +110,14 @@ def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
     ends = [rows[-1] for rows in arms[name].values()]
     last = {k: np.mean([row[k] for row in ends]) for k in ends[0] if k in KEYS}
     nll = np.mean([area(rows, "nll") for rows in arms[name].values()])
+    # A round that was killed after its selection has no time for it.
     seconds = np.median(
-      [r["seconds_select"] for rows in arms[name].values() for r in rows[1:]]
+      [
+        row["seconds_select"]
+        for rows in arms[name].values()
+        for row in rows[1:]
+        if "seconds_select" in row
+      ]
     )
     cells = [name + (" (*)" if name in OTHER_START else "")]
     cells.append(f"{100 * means[name]:.1f}")
