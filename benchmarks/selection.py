@@ -1,10 +1,12 @@
 """Time and peak memory of selecting, each method in a process of its own.
 
-  python benchmarks/selection.py --rows=13500,200000
+  taskset -c 0 python benchmarks/selection.py --rows=13500,200000
 
 Synthetic pool: unit features [N, 512] around 200 centres, 100 classes, 500
-labels, 100 picks. Seconds are of a second call, compilation apart, unless the
-first took over 20 seconds and is all there is. Memory is
+labels, 100 picks. Seconds are the process's CPU time, so that other work on the
+machine does not count; pinned to one core it is the time to wait. They are of a
+second call, compilation apart, unless the first took over 20 seconds and is all
+there is. Memory is
 the process's peak beyond what it held with the pool in hand, over the size of
 the pool (its features and logits): at most a small multiple for every method.
 `neighbors` is the pass that CEC and the score stage need, k = 10.
@@ -62,12 +64,12 @@ def measure(name: str, rows: int) -> dict:
   before = peak()
 
   def once(seed: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     if name == "neighbors":
       nearest_neighbors(pool.features, 10, where=~pool.labeled)
     else:
       acquisition.select(name, jax.random.key(seed), pool, PICKS)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
   first = once(0)
   second = once(1) if first < 20 else first
@@ -93,9 +95,7 @@ def main() -> None:
     print(json.dumps(measure(options.one, int(options.rows))))
     return
   names = options.methods or ",".join(("neighbors", *acquisition.ACQUISITIONS))
-  print(
-    "| method | N | seconds | first call | extra MiB | of the pool's size |"
-  )
+  print("| method | N | CPU s | first call | extra MiB | of the pool's size |")
   print("|---" * 6 + "|")
   for rows in options.rows.split(","):
     for name in names.split(","):
