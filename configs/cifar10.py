@@ -7,8 +7,10 @@ the validation split, unless there is a DIR/val.
 Command:  python -m cpeal_jax.main --config=configs/cifar10.py \
             --config.dataset.root=DIR --config.model.weights=CLIP
 Variants: cpeal_lora (default), cpeal_prompt, cec; after a colon.
-Time:     see docs/results.md for a small CLIP on one core.
-Expected: see docs/results.md.
+Time:     with the small CLIP of docs/results.md a few seconds for ten rounds of
+          cpeal_prompt without augmentation, on one core.
+Expected: with that CLIP, on 500 training images a class, 16 % zero-shot and 29 %
+          after 100 random labels (docs/results.md).
 """
 
 from cpeal_jax.config import base
