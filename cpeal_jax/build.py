@@ -19,7 +19,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models import descriptors, text, weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.clip import Clip
+from cpeal_jax.models.clip import Clip, TowerConfig, refuse_lora
 from cpeal_jax.progress import stage
 
 # Kept beyond scoring.neighbors, since labeled ones are skipped later.
@@ -133,9 +133,13 @@ def classifiers(
   lora, prompts = adapters_of(config)
   dtype = jnp.dtype(config.model.dtype)
   tokenizer, sizes = pretrained.tokenizer, pretrained.config
+  refuse_lora(sizes, lora)
   for tower, own in (("vision", sizes.vision), ("text", sizes.text)):
-    high = [i for i in (lora and lora.layers) or () if i >= own.layers]
-    if high and lora and lora.towers == (tower,):
+    if lora is None or lora.towers != (tower,):
+      continue
+    assert isinstance(own, TowerConfig)  # refuse_lora saw to it.
+    high = [i for i in lora.layers or () if i >= own.layers]
+    if high:
       raise InputError(
         f"adapter.lora.layers has {high}; the {tower} tower has "
         f"{own.layers} blocks, counted from 0."
@@ -195,8 +199,8 @@ def make_plan(config: config_lib.Config) -> Plan:
   spec = images.image_spec(pretrained.preprocessor)
   if spec.size != pretrained.config.image_size:
     raise InputError(
-      f"preprocessor_config.json crops to {spec.size} pixels, config.json "
-      f"wants {pretrained.config.image_size}."
+      f"{pretrained.preprocessor.name} crops to {spec.size} pixels, the "
+      f"weights want {pretrained.config.image_size}."
     )
   dataset = load_dataset(config)
   for split in dataset.splits:

@@ -30,6 +30,7 @@ METHODS = {
 CHOICE = {
   f"acquisition.{name}" for name in ("balance", "choice", "table", "wrappers")
 }
+SIZES = {"models.clip", "models.resnet"}
 MODELS = {f"models.{name}" for name in ("adapters", "clip", "classifier")}
 MAY_IMPORT = {
   "errors": set(),
@@ -68,9 +69,16 @@ MAY_IMPORT = {
   "data.augment": {"errors"} | DATA,
   "data.batches": LEAVES | DATA | {"data.augment"},
   "models.adapters": {"errors"},
-  "models.clip": {"errors", "models.adapters"},
+  "models.resnet": {"models.adapters"},
+  "models.clip": {"errors", "models.adapters", "models.resnet"},
   "models.text": {"errors", "models.adapters"},
-  "models.weights": {"errors", "models.clip"},
+  "models.hub": {"errors"},
+  "models.tensors": {"errors"},
+  "models.naming": SIZES,
+  "models.open_clip": {"errors"} | SIZES,
+  "models.weights": {"errors", "models.hub", "models.tensors"}
+  | {"models.naming", "models.open_clip"}
+  | SIZES,
   "models.classifier": MODELS | {"models.text"},
   "models.descriptors": {"errors", "models.text"},
   "models.loss_head": set(),

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021): two transformers, one cosine similarity.
+"""CLIP (Radford et al. 2021): two towers, one cosine similarity.
 
 Shapes: B images, C prompts, L tokens, W tower width, D joint dimension.
 """
@@ -12,8 +12,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from cpeal_jax.errors import one_of
+from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models.adapters import Linear, Lora, Prompts
+from cpeal_jax.models.resnet import ResNetConfig, ResNetTower
 
 AnyArray = Array | np.ndarray
 
@@ -43,9 +44,9 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """Sizes of one CLIP."""
+  """Sizes of one CLIP; a ResNet has no `patch_size` (0)."""
 
-  vision: TowerConfig
+  vision: TowerConfig | ResNetConfig
   text: TowerConfig
   image_size: int
   patch_size: int
@@ -184,6 +185,7 @@ class VisionTower(nn.Module):
   """ViT with a class token; returns its projected state."""
 
   config: ClipConfig
+  tower: TowerConfig
   lora: Lora | None
   dtype: DTypeLike
 
@@ -191,8 +193,7 @@ class VisionTower(nn.Module):
   def __call__(
     self, pixels: Float[AnyArray, "B S S 3"], *, train: bool
   ) -> Float[Array, "B D"]:
-    config = self.config.vision
-    patch = self.config.patch_size
+    config, patch = self.tower, self.config.patch_size
     batch, side = pixels.shape[0], self.config.image_size // patch
     # A convolution whose stride is its size is a product over patches.
     x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(
@@ -273,6 +274,17 @@ class TextTower(nn.Module):
     )(x)
 
 
+def refuse_lora(config: ClipConfig, lora: Lora | None) -> None:
+  """Raises InputError if LoRA is asked for where there is no transformer."""
+  resnet = isinstance(config.vision, ResNetConfig)
+  if lora is not None and resnet and "vision" in lora.towers:
+    raise InputError(
+      "adapter.lora.towers has 'vision', but this CLIP's image tower is a "
+      "ResNet, which takes no LoRA: set --config.adapter.lora.towers=text, or "
+      "learn prompts."
+    )
+
+
 class Clip(nn.Module):
   """Both towers, with adapters where asked.
 
@@ -285,7 +297,13 @@ class Clip(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    self.vision = VisionTower(self.config, self.lora, self.dtype)
+    config, vision = self.config, self.config.vision
+    refuse_lora(config, self.lora)
+    if isinstance(vision, ResNetConfig):
+      side, dim = config.image_size, config.dim
+      self.vision = ResNetTower(vision, side, dim, self.dtype)
+    else:
+      self.vision = VisionTower(config, vision, self.lora, self.dtype)
     self.text = TextTower(self.config, self.lora, self.prompts, self.dtype)
     self.logit_scale = self.param(
       "logit_scale", nn.initializers.constant(2.6592), ()

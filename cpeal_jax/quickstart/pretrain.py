@@ -198,7 +198,7 @@ def to_hf(params: dict, config: ClipConfig) -> dict[str, np.ndarray]:
   for ours, theirs, _ in weights.key_table(config):
     value = np.asarray(flat[ours])
     if ours == "vision/patch/kernel":
-      patch, width = config.patch_size, config.vision.width
+      patch, width = config.patch_size, value.shape[1]
       value = value.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1)
     elif ours.endswith("/kernel"):
       value = value.T
@@ -209,6 +209,7 @@ def to_hf(params: dict, config: ClipConfig) -> dict[str, np.ndarray]:
 
 def hf_config(config: ClipConfig) -> dict:
   """config.json, for this project and for transformers.CLIPModel."""
+  assert isinstance(config.vision, TowerConfig)
 
   def tower(own: TowerConfig) -> dict:
     return {
