@@ -110,6 +110,7 @@ def preprocess(
 def image_spec(path: Path | str) -> ImageSpec:
   """Reads a `preprocessor_config.json`, or the one in a checkpoint's folder.
 
+  An `open_clip_config.json` is read too, its `preprocess_cfg`.
   `size` may be a number or `{"shortest_edge": S}` (keeps the aspect ratio) or
   `{"height": S, "width": S}` (does not).
 
@@ -126,6 +127,8 @@ def image_spec(path: Path | str) -> ImageSpec:
     raise InputError(f"{path} is not JSON: {error}") from error
   if not isinstance(config, dict):
     raise InputError(f"{path} must hold one JSON object")
+  if path.name == "open_clip_config.json":
+    config = _from_open_clip(path, config)
 
   def setting(name, default):
     value = config.get(name)
@@ -177,3 +180,35 @@ def _side(size: Any) -> int | None:
     case _:
       side = size
   return side if type(side) is int and side > 0 else None
+
+
+def _from_open_clip(path: Path, raw: dict) -> dict:
+  """OpenCLIP's preprocessing in the words of a `preprocessor_config.json`.
+
+  Its defaults are CLIP's own. Where an odd number of pixels is cropped, its
+  crop may lie one pixel beside ours, which is transformers'.
+  """
+  try:
+    own = raw.get("preprocess_cfg") or {}
+    size = own.get("size") or raw["model_cfg"]["vision_cfg"]["image_size"]
+    side = size if isinstance(size, int) else max(size)
+    mode = own.get("resize_mode") or "shortest"
+    filters = {"bicubic": 3, "bilinear": 2, "random": 3}
+    resample = filters[own.get("interpolation") or "bicubic"]
+    square = {"height": side, "width": side}
+    if size not in (side, [side, side]) or own.get("mode", "RGB") != "RGB":
+      raise ValueError(f"size {size}, mode {own.get('mode')!r}")
+    sizes = {"shortest": {"shortest_edge": side}, "squash": square}
+    return {
+      "size": sizes[mode],
+      "crop_size": square,
+      "resample": resample,
+      "image_mean": own.get("mean"),
+      "image_std": own.get("std"),
+    }
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(
+      f"{path}: preprocess_cfg is not supported ({error}); it may have a "
+      "square size, mode RGB, resize_mode shortest or squash, interpolation "
+      "bicubic or bilinear, mean and std"
+    ) from error
