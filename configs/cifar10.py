@@ -9,8 +9,8 @@ Command:  python -m cpeal_jax.main --config=configs/cifar10.py \
 Variants: cpeal_lora (default), cpeal_prompt, cec; after a colon.
 Time:     with the small CLIP of docs/results.md a few seconds for ten rounds of
           cpeal_prompt without augmentation, on one core.
-Expected: with that CLIP, on 500 training images a class, 16 % zero-shot and 29 %
-          after 100 random labels (docs/results.md).
+Expected: with that CLIP, on 500 training images a class, 16 % zero-shot and
+          29 % after 100 random labels (docs/results.md).
 """
 
 from cpeal_jax.config import base
