@@ -72,18 +72,47 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
   return whole[0] if whole else None
 
 
-def locate(source: str) -> tuple[Path, Layout]:
-  """The directory with the checkpoint's files; downloads a hub id.
+def read_json(path: Path) -> dict:
+  """A checkpoint's config.
 
   Raises:
-    InputError: neither a directory with a CLIP nor a hub id that has one.
+    InputError: no JSON object.
+  """
+  try:
+    raw = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise InputError(f"{path} is not JSON: {error}") from error
+  if not isinstance(raw, dict):
+    raise InputError(f"{path} must hold one JSON object.")
+  return raw
+
+
+def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
+  """InputError where a config's `model_type` is none of `types`."""
+  if raw.get("model_type") not in types:
+    raise InputError(
+      f"{path} has model_type {raw.get('model_type')!r}; "
+      f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora "
+      "and prompts want a CLIP, head and lora_head a DINOv2."
+    )
+
+
+def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
+  """The directory with the checkpoint's files; downloads a hub id.
+
+  Args:
+    source: directory or hub id.
+    kind: of model, for the messages.
+
+  Raises:
+    InputError: neither a directory with the files nor a hub id that has them.
   """
   path = Path(source).expanduser()
   if path.is_dir():
     names = [file.name for file in path.iterdir() if file.is_file()]
     layout = choose(path, names)
     if layout is None:
-      raise InputError(f"{path} {_lacks(names)}: not a CLIP.")
+      raise InputError(f"{path} {_lacks(names)}: not a {kind}.")
     return path, layout
   if (
     path.is_absolute()
@@ -91,7 +120,7 @@ def locate(source: str) -> tuple[Path, Layout]:
     or (source.count("/") > 1)
   ):
     raise InputError(f"model.weights: no directory {source}.")
-  return _from_hub(source)
+  return _from_hub(source, kind)
 
 
 def _lacks(names: Iterable[str]) -> str:
@@ -105,7 +134,7 @@ def _reason(error: Exception) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _from_hub(source: str) -> tuple[Path, Layout]:
+def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
   import huggingface_hub  # Slow to import, and not needed for local weights.
 
   # The hub's transport library changed with its versions, and its exceptions
@@ -125,7 +154,7 @@ def _from_hub(source: str) -> tuple[Path, Layout]:
       revision = _conversion(source)
       layout = LAYOUTS[0] if revision else layout
     if layout is None:
-      raise InputError(f"{source} on the hub {_lacks(names)}: not a CLIP.")
+      raise InputError(f"{source} on the hub {_lacks(names)}: not a {kind}.")
     wanted = [*SMALL_FILES, layout.weights]
     return Path(
       huggingface_hub.snapshot_download(

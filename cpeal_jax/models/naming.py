@@ -11,28 +11,14 @@ import numpy as np
 
 from cpeal_jax.models.clip import ClipConfig
 from cpeal_jax.models.resnet import ResNetConfig
-
-# (our path, its tensor in the file, how to turn one into the other).
-Turn = Callable[[np.ndarray], np.ndarray]
-Row = tuple[str, str, Turn]
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-  return x
-
-
-def _transpose(x: np.ndarray) -> np.ndarray:
-  return x.T
-
-
-def _convolution(x: np.ndarray) -> np.ndarray:
-  """PyTorch's [O, I, h, w] to [h, w, I, O]."""
-  return x.transpose(2, 3, 1, 0)
-
-
-def _patches(x: np.ndarray) -> np.ndarray:
-  """Convolution [W, 3, p, p] to a matrix over flattened patches."""
-  return _convolution(x).reshape(-1, x.shape[0])
+from cpeal_jax.models.tensors import (
+  Row,
+  Turn,
+  convolution,
+  patches,
+  same,
+  transpose,
+)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
@@ -47,28 +33,28 @@ def _third(x: np.ndarray, part: int, turn: Turn) -> np.ndarray:
 
 # Patches and positions in front of the blocks, norms around them.
 HF: tuple[Row, ...] = (
-  ("logit_scale", "logit_scale", _same),
-  ("vision/class_token", "vision_model.embeddings.class_embedding", _same),
+  ("logit_scale", "logit_scale", same),
+  ("vision/class_token", "vision_model.embeddings.class_embedding", same),
   (
     "vision/patch/kernel",
     "vision_model.embeddings.patch_embedding.weight",
-    _patches,
+    patches,
   ),
   (
     "vision/positions",
     "vision_model.embeddings.position_embedding.weight",
-    _same,
+    same,
   ),
-  ("vision/norm_in/scale", "vision_model.pre_layrnorm.weight", _same),
-  ("vision/norm_in/bias", "vision_model.pre_layrnorm.bias", _same),
-  ("vision/norm_out/scale", "vision_model.post_layernorm.weight", _same),
-  ("vision/norm_out/bias", "vision_model.post_layernorm.bias", _same),
-  ("vision/projection/kernel", "visual_projection.weight", _transpose),
-  ("text/tokens", "text_model.embeddings.token_embedding.weight", _same),
-  ("text/positions", "text_model.embeddings.position_embedding.weight", _same),
-  ("text/norm_out/scale", "text_model.final_layer_norm.weight", _same),
-  ("text/norm_out/bias", "text_model.final_layer_norm.bias", _same),
-  ("text/projection/kernel", "text_projection.weight", _transpose),
+  ("vision/norm_in/scale", "vision_model.pre_layrnorm.weight", same),
+  ("vision/norm_in/bias", "vision_model.pre_layrnorm.bias", same),
+  ("vision/norm_out/scale", "vision_model.post_layernorm.weight", same),
+  ("vision/norm_out/bias", "vision_model.post_layernorm.bias", same),
+  ("vision/projection/kernel", "visual_projection.weight", transpose),
+  ("text/tokens", "text_model.embeddings.token_embedding.weight", same),
+  ("text/positions", "text_model.embeddings.position_embedding.weight", same),
+  ("text/norm_out/scale", "text_model.final_layer_norm.weight", same),
+  ("text/norm_out/bias", "text_model.final_layer_norm.bias", same),
+  ("text/projection/kernel", "text_projection.weight", transpose),
 )
 HF_BLOCK: tuple[tuple[str, str], ...] = (
   ("attention/q", "self_attn.q_proj"),
@@ -81,22 +67,22 @@ HF_BLOCK: tuple[tuple[str, str], ...] = (
   ("norm2", "layer_norm2"),
 )
 OPENAI_TEXT: tuple[Row, ...] = (
-  ("logit_scale", "logit_scale", _same),
-  ("text/tokens", "token_embedding.weight", _same),
-  ("text/positions", "positional_embedding", _same),
-  ("text/norm_out/scale", "ln_final.weight", _same),
-  ("text/norm_out/bias", "ln_final.bias", _same),
-  ("text/projection/kernel", "text_projection", _same),
+  ("logit_scale", "logit_scale", same),
+  ("text/tokens", "token_embedding.weight", same),
+  ("text/positions", "positional_embedding", same),
+  ("text/norm_out/scale", "ln_final.weight", same),
+  ("text/norm_out/bias", "ln_final.bias", same),
+  ("text/projection/kernel", "text_projection", same),
 )
 OPENAI_VIT: tuple[Row, ...] = (
-  ("vision/class_token", "visual.class_embedding", _same),
-  ("vision/patch/kernel", "visual.conv1.weight", _patches),
-  ("vision/positions", "visual.positional_embedding", _same),
-  ("vision/norm_in/scale", "visual.ln_pre.weight", _same),
-  ("vision/norm_in/bias", "visual.ln_pre.bias", _same),
-  ("vision/norm_out/scale", "visual.ln_post.weight", _same),
-  ("vision/norm_out/bias", "visual.ln_post.bias", _same),
-  ("vision/projection/kernel", "visual.proj", _same),
+  ("vision/class_token", "visual.class_embedding", same),
+  ("vision/patch/kernel", "visual.conv1.weight", patches),
+  ("vision/positions", "visual.positional_embedding", same),
+  ("vision/norm_in/scale", "visual.ln_pre.weight", same),
+  ("vision/norm_in/bias", "visual.ln_pre.bias", same),
+  ("vision/norm_out/scale", "visual.ln_post.weight", same),
+  ("vision/norm_out/bias", "visual.ln_post.bias", same),
+  ("vision/projection/kernel", "visual.proj", same),
 )
 OPENAI_BLOCK: tuple[tuple[str, str], ...] = (
   ("attention/out", "attn.out_proj"),
@@ -114,12 +100,12 @@ def _towers(config: ClipConfig) -> Iterator[tuple[str, int]]:
   yield "text", config.text.layers
 
 
-def _pairs(here: str, there: str, turn: Turn = _transpose) -> Iterator[Row]:
+def _pairs(here: str, there: str, turn: Turn = transpose) -> Iterator[Row]:
   """Weight and bias of a product or a norm."""
   norm = here.rsplit("/", 1)[-1].startswith("norm")
-  weight, turn = ("scale", _same) if norm else ("kernel", turn)
+  weight, turn = ("scale", same) if norm else ("kernel", turn)
   yield f"{here}/{weight}", f"{there}.weight", turn
-  yield f"{here}/bias", f"{there}.bias", _same
+  yield f"{here}/bias", f"{there}.bias", same
 
 
 def _hf(config: ClipConfig) -> Iterator[Row]:
@@ -140,10 +126,10 @@ def _flax(config: ClipConfig) -> Iterator[Row]:
     if stem == theirs:
       yield ours, theirs, turn
     elif ours.endswith("/kernel"):
-      yield ours, f"{stem}.kernel", _flat if turn is _patches else _same
+      yield ours, f"{stem}.kernel", _flat if turn is patches else same
     else:
       norm = ours.endswith("/scale")
-      yield ours, f"{stem}.{'scale' if norm else 'embedding'}", _same
+      yield ours, f"{stem}.{'scale' if norm else 'embedding'}", same
 
 
 def _openai(config: ClipConfig) -> Iterator[Row]:
@@ -161,8 +147,8 @@ def _openai(config: ClipConfig) -> Iterator[Row]:
         yield from _pairs(f"{here}/{ours}", f"{there}.{theirs}")
       for part, name in enumerate("qkv"):
         for leaf, theirs, turn in (
-          ("kernel", "weight", _transpose),
-          ("bias", "bias", _same),
+          ("kernel", "weight", transpose),
+          ("bias", "bias", same),
         ):
           yield (
             f"{here}/attention/{name}/{leaf}",
@@ -174,14 +160,14 @@ def _openai(config: ClipConfig) -> Iterator[Row]:
 def _openai_resnet(config: ResNetConfig) -> Iterator[Row]:
   def normed(here: str, there: str, conv: str, norm: str) -> Iterator[Row]:
     ours = here.replace("conv", "norm")
-    yield f"vision/{here}/kernel", f"visual.{there}{conv}.weight", _convolution
+    yield f"vision/{here}/kernel", f"visual.{there}{conv}.weight", convolution
     for leaf, theirs in (
       ("scale", "weight"),
       ("bias", "bias"),
       ("mean", "running_mean"),
       ("var", "running_var"),
     ):
-      yield f"vision/{ours}/{leaf}", f"visual.{there}{norm}.{theirs}", _same
+      yield f"vision/{ours}/{leaf}", f"visual.{there}{norm}.{theirs}", same
 
   for i in "123":
     yield from normed(f"conv{i}", "", f"conv{i}", f"bn{i}")
@@ -195,7 +181,7 @@ def _openai_resnet(config: ResNetConfig) -> Iterator[Row]:
         here + "_shortcut", there, "downsample.0", "downsample.1"
       )
   there = "visual.attnpool"
-  yield "vision/pool/positions", f"{there}.positional_embedding", _same
+  yield "vision/pool/positions", f"{there}.positional_embedding", same
   for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "c")):
     yield from _pairs(f"vision/pool/{ours}", f"{there}.{theirs}_proj")
 

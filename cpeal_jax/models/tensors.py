@@ -1,7 +1,13 @@
-"""Tensors out of a checkpoint's file, by name; nothing is unpickled here."""
+"""Tensors out of a checkpoint's file and into a tree, by a table of names.
 
+Nothing is unpickled here.
+"""
+
+import hashlib
 import importlib
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,82 @@ from flax import serialization, traverse_util
 from safetensors import SafetensorError, safe_open
 
 from cpeal_jax.errors import InputError
+
+# (our path, its tensor in the file, how to turn one into the other).
+Turn = Callable[[np.ndarray], np.ndarray]
+Row = tuple[str, str, Turn]
+
+
+def same(x: np.ndarray) -> np.ndarray:
+  """As it is in the file."""
+  return x
+
+
+def transpose(x: np.ndarray) -> np.ndarray:
+  """PyTorch's [out, in] to a kernel [in, out]."""
+  return x.T
+
+
+def convolution(x: np.ndarray) -> np.ndarray:
+  """PyTorch's [O, I, h, w] to [h, w, I, O]."""
+  return x.transpose(2, 3, 1, 0)
+
+
+def patches(x: np.ndarray) -> np.ndarray:
+  """Convolution [W, 3, p, p] to a matrix over flattened patches."""
+  return convolution(x).reshape(-1, x.shape[0])
+
+
+def fill(
+  tensors: Mapping[str, np.ndarray],
+  tree: Mapping,
+  rows: tuple[Row, ...],
+  *,
+  ignored: re.Pattern[str],
+) -> dict:
+  """A tree of float32 weights, shaped as `tree`, by a table of names.
+
+  Raises:
+    InputError: listing every missing, left-over and mis-shaped tensor.
+  """
+  expected: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+  if {ours for ours, _, _ in rows} != set(expected):
+    raise ValueError("key_table and the model disagree: a leaf has no row")
+  problems, flat = [], {}
+  for ours, theirs, turn in rows:
+    if theirs not in tensors:
+      problems.append(f"missing {theirs}")
+      continue
+    raw, shape = np.asarray(tensors[theirs]), expected[ours].shape
+    try:
+      value = turn(raw.astype(np.float32))
+    except (TypeError, ValueError, IndexError):  # Too few axes, or no numbers.
+      value = raw
+    if value.shape != shape:
+      problems.append(
+        f"{theirs} gives {value.shape} for {ours}, the config wants {shape}"
+      )
+    flat[ours] = value
+  known = {theirs for _, theirs, _ in rows}
+  problems += [
+    f"left over {name}"
+    for name in sorted(tensors)
+    if name not in known and not ignored.fullmatch(name)
+  ]
+  if problems:
+    # A fused tensor that is missing is one problem, not three.
+    problems = list(dict.fromkeys(problems))
+    raise InputError(
+      f"weights do not match their config, {len(problems)} problems: "
+      + "; ".join(problems)
+    )
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def sha256(path: Path) -> str:
+  """Hex digest of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -6,24 +6,20 @@ in one message.
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import transformers
-from flax import traverse_util
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.clip import Clip, ClipConfig, config_from_hf
-from cpeal_jax.models.hub import locate
+from cpeal_jax.models.hub import locate, read_json, refuse_type
 from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.open_clip import config_from_open_clip
-from cpeal_jax.models.tensors import read_tensors
+from cpeal_jax.models.tensors import fill, read_tensors, sha256
 
 # Not weights: counters, and sizes that OpenAI's own exports carry along.
 IGNORED = re.compile(
@@ -52,39 +48,8 @@ def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
   Raises:
     InputError: listing every missing, left-over and mis-shaped tensor.
   """
-  expected: dict[str, Any] = traverse_util.flatten_dict(shapes(config), sep="/")
   rows = key_table(config, naming_of(tensors))
-  if {ours for ours, _, _ in rows} != set(expected):
-    raise ValueError("key_table and the model disagree: a leaf has no row")
-  problems, flat = [], {}
-  for ours, theirs, turn in rows:
-    if theirs not in tensors:
-      problems.append(f"missing {theirs}")
-      continue
-    raw, shape = np.asarray(tensors[theirs]), expected[ours].shape
-    try:
-      value = turn(raw.astype(np.float32))
-    except (TypeError, ValueError, IndexError):  # Too few axes, or no numbers.
-      value = raw
-    if value.shape != shape:
-      problems.append(
-        f"{theirs} gives {value.shape} for {ours}, the config wants {shape}"
-      )
-    flat[ours] = value
-  known = {theirs for _, theirs, _ in rows}
-  problems += [
-    f"left over {name}"
-    for name in sorted(tensors)
-    if name not in known and not IGNORED.fullmatch(name)
-  ]
-  if problems:
-    # A fused tensor that is missing is one problem, not three.
-    problems = list(dict.fromkeys(problems))
-    raise InputError(
-      f"weights do not match their config, {len(problems)} problems: "
-      + "; ".join(problems)
-    )
-  return traverse_util.unflatten_dict(flat, sep="/")
+  return fill(tensors, shapes(config), rows, ignored=IGNORED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,18 +81,10 @@ def read_config(path: Path) -> ClipConfig:
   Raises:
     InputError: not JSON, or no CLIP with a causal text tower.
   """
-  try:
-    raw = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON: {error}") from error
-  if not isinstance(raw, dict):
-    raise InputError(f"{path} must hold one JSON object.")
+  raw = read_json(path)
   if path.name == "open_clip_config.json":
     return config_from_open_clip(raw)
-  if raw.get("model_type") != "clip":
-    raise InputError(
-      f"{path} has model_type {raw.get('model_type')!r}; 'clip' is supported."
-    )
+  refuse_type(path, raw, ("clip",))
   for tower in ("vision", "text"):
     if not (raw.get(f"{tower}_config") or raw.get(f"{tower}_config_dict")):
       raise InputError(
@@ -153,14 +110,12 @@ def load_pretrained(source: str) -> Pretrained:
   except (OSError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
     raise InputError(f"{directory}: no usable tokenizer: {reason}") from error
-  with weights.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
   return Pretrained(
     source=source,
     directory=directory,
     config=config,
     params=params,
     tokenizer=tokenizer,
-    sha256=digest,
+    sha256=sha256(weights),
     preprocessor=directory / layout.preprocessor,
   )
