@@ -164,7 +164,7 @@ def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
   settings["model"].pop("descriptors_sha256", None)
   config = config_lib.base()
   config.update(ml_collections.ConfigDict(settings))
-  pretrained = weights.load_pretrained(config.model.weights)
+  pretrained = build.load_backbone(config)
   if pretrained.sha256 != sha256:
     raise InputError(
       f"{config.model.weights} has other weights than {directory} was trained "

@@ -16,11 +16,16 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import scoring, sharding, stochastic, training
 from cpeal_jax.data import batches, coop, digits, folders, images, pools, store
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import descriptors, text, weights
+from cpeal_jax.models import descriptors, dinov2_weights, text, weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.clip import Clip, TowerConfig, refuse_lora
+from cpeal_jax.models.clip import Clip, ClipConfig, refuse_lora
+from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
+from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.progress import stage
+
+AnyClassifier = Classifier | LinearClassifier
+AnyPretrained = weights.Pretrained | dinov2_weights.PretrainedDinov2
 
 # Kept beyond scoring.neighbors, since labeled ones are skipped later.
 SPARE_NEIGHBORS = 30
@@ -32,9 +37,10 @@ class Plan:
 
   Attributes:
     dataset: classes and three splits; `train` is the pool.
-    pretrained: the CLIP as read.
+    pretrained: the CLIP or DINOv2 as read.
     spec: its preprocessing.
-    classifier: with the adapter that is trained; `zero_shot` has none.
+    classifier: with the adapter that is trained; `zero_shot` has none. A
+      linear head has no zero-shot answer, and gives all classes the same.
     recipe: how a round is trained.
     mesh: the devices.
     budget: labels a round.
@@ -42,10 +48,10 @@ class Plan:
   """
 
   dataset: pools.Dataset
-  pretrained: weights.Pretrained
+  pretrained: AnyPretrained
   spec: images.ImageSpec
-  classifier: Classifier
-  zero_shot: Classifier
+  classifier: AnyClassifier
+  zero_shot: AnyClassifier
   recipe: training.Recipe
   mesh: jax.sharding.Mesh
   budget: int
@@ -105,6 +111,17 @@ def cache_directory(config: config_lib.Config) -> Path:
   return Path(home).expanduser() / "cpeal_jax"
 
 
+def load_backbone(config: config_lib.Config) -> AnyPretrained:
+  """What `config.model.weights` names: a DINOv2 under a linear head, else CLIP.
+
+  Raises:
+    InputError: of the loaders.
+  """
+  if config.adapter.kind in config_lib.HEADS:
+    return dinov2_weights.load_dinov2(config.model.weights)
+  return weights.load_pretrained(config.model.weights)
+
+
 def adapters_of(
   config: config_lib.Config,
 ) -> tuple[Lora | None, Prompts | None]:
@@ -112,9 +129,13 @@ def adapters_of(
   own = config.adapter
   if own.kind == "prompts":
     return None, Prompts(**own.prompts.to_dict())
+  if own.kind == "head":
+    return None, None
   lora = own.lora.to_dict()
   layers = config_lib.words(lora.pop("layers"))
   towers, matrices = lora.pop("towers"), lora.pop("matrices")
+  if own.kind == "lora_head":
+    towers = "vision"  # there is no other
   return Lora(
     towers=config_lib.words(towers),
     matrices=config_lib.words(matrices),
@@ -123,27 +144,43 @@ def adapters_of(
   ), None
 
 
+def _refuse_layers(lora: Lora | None, sizes: ClipConfig | Dinov2Config) -> None:
+  """InputError for towers and blocks that the model doesn't have."""
+  if lora is None:
+    return
+  if isinstance(sizes, ClipConfig):
+    refuse_lora(sizes, lora)
+  deepest = max(getattr(sizes, tower).layers for tower in lora.towers)
+  high = [i for i in lora.layers or () if i >= deepest]
+  if high:
+    raise InputError(
+      f"adapter.lora.layers has {high}; the {' and '.join(lora.towers)} tower "
+      f"has {deepest} blocks, counted from 0."
+    )
+
+
 def classifiers(
   config: config_lib.Config,
-  pretrained: weights.Pretrained,
+  pretrained: AnyPretrained,
   spec: images.ImageSpec,
   classes: tuple[str, ...],
-) -> tuple[Classifier, Classifier]:
+) -> tuple[AnyClassifier, AnyClassifier]:
   """The trained classifier and the zero-shot one."""
   lora, prompts = adapters_of(config)
   dtype = jnp.dtype(config.model.dtype)
-  tokenizer, sizes = pretrained.tokenizer, pretrained.config
-  refuse_lora(sizes, lora)
-  for tower, own in (("vision", sizes.vision), ("text", sizes.text)):
-    if lora is None or lora.towers != (tower,):
-      continue
-    assert isinstance(own, TowerConfig)  # refuse_lora saw to it.
-    high = [i for i in lora.layers or () if i >= own.layers]
-    if high:
-      raise InputError(
-        f"adapter.lora.layers has {high}; the {tower} tower has "
-        f"{own.layers} blocks, counted from 0."
+  _refuse_layers(lora, pretrained.config)
+  if isinstance(pretrained, dinov2_weights.PretrainedDinov2):
+    trained, plain = (
+      LinearClassifier(
+        Dinov2(pretrained.config, lora=branch, dtype=dtype),
+        len(classes),
+        spec.mean,
+        spec.std,
       )
+      for branch in (lora, None)
+    )
+    return trained, plain
+  tokenizer, sizes = pretrained.tokenizer, pretrained.config
   phrases, owners = classes, tuple(range(len(classes)))
   if config.model.descriptors:
     phrases, owners = descriptors.with_descriptors(
@@ -195,12 +232,20 @@ def make_plan(config: config_lib.Config) -> Plan:
   Raises:
     InputError: whatever is wrong with the data, the weights or the budget.
   """
-  pretrained = weights.load_pretrained(config.model.weights)
+  pretrained = load_backbone(config)
   spec = images.image_spec(pretrained.preprocessor)
-  if spec.size != pretrained.config.image_size:
+  sizes = pretrained.config
+  if isinstance(pretrained, dinov2_weights.PretrainedDinov2):
+    # It takes any size from a patch on.
+    if spec.size < sizes.patch_size:
+      raise InputError(
+        f"preprocessor_config.json crops to {spec.size} pixels, less than a "
+        f"patch of {sizes.patch_size}."
+      )
+  elif spec.size != sizes.image_size:
     raise InputError(
       f"{pretrained.preprocessor.name} crops to {spec.size} pixels, the "
-      f"weights want {pretrained.config.image_size}."
+      f"weights want {sizes.image_size}."
     )
   dataset = load_dataset(config)
   for split in dataset.splits:

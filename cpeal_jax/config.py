@@ -45,7 +45,7 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ("dataset.max_corrupt", 0, RUN, "unreadable images that are tolerated"),
   ("dataset.store_gb", 8.0, RUN, "a larger split is decoded on the fly"),
   # Files are run keys, since their sha256 is what must be the same on resume.
-  ("model.weights", "", RUN, "Hugging Face directory or hub id of a CLIP"),
+  ("model.weights", "", RUN, "directory or hub id of a CLIP or DINOv2"),
   ("model.template", "a photo of a {}.", RESULT, "prompt, {} is the class"),
   (
     "model.prompt",
@@ -66,7 +66,13 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "of a class's prompts: `similarity` (PCB's AS) or `embedding` (AE)",
   ),
   ("model.dtype", "float32", RESULT, "compute type: float32 or bfloat16"),
-  ("adapter.kind", "lora", RESULT, "`lora` or `prompts`"),
+  (
+    "adapter.kind",
+    "lora",
+    RESULT,
+    "`lora` or `prompts` of a CLIP; `head` (linear probe) or `lora_head` "
+    "(PEAL) of a DINOv2",
+  ),
   ("adapter.lora.rank", 4, RESULT, "r"),
   ("adapter.lora.alpha", 4.0, RESULT, "numerator of the scale"),
   (
@@ -177,6 +183,8 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ("checkpoint.every_seconds", 60.0, RUN, "while training"),
   ("checkpoint.keep", 3, RUN, "newest checkpoints that are kept"),
 )
+# Kinds of adapter with a linear head, on an image tower without texts.
+HEADS = ("head", "lora_head")
 RUN_KEYS = frozenset(name for name, _, kind, _ in KEYS if kind == RUN)
 NAMES = tuple(name for name, _, _, _ in KEYS)
 
@@ -240,7 +248,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "model.prompt": ("template", "x16"),
   "model.descriptor_average": ("similarity", "embedding"),
   "model.dtype": ("float32", "bfloat16"),
-  "adapter.kind": ("lora", "prompts"),
+  "adapter.kind": ("lora", "prompts", *HEADS),
   "adapter.lora.scaling": adapters.SCALINGS,
   "adapter.prompts.position": ("end", "middle", "front"),
   "loss.calibration": training.CALIBRATIONS,
@@ -333,6 +341,8 @@ def _validate_methods(config: Config) -> None:
   """What a method needs from elsewhere in the config."""
   own = config.acquisition
   used = {own.name, own.preselect}
+  if config.adapter.kind in HEADS:
+    _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
   if own.preselect == "learning_loss" or (
@@ -344,9 +354,36 @@ def _validate_methods(config: Config) -> None:
     )
   lora_noise = "bald" in used and own.bald.noise == "lora"
   if lora_noise and (
-    config.adapter.kind != "lora" or config.round0 == "zero_shot"
+    config.adapter.kind not in ("lora", "lora_head")
+    or config.round0 == "zero_shot"
   ):
     raise InputError(
-      "acquisition.bald.noise=lora needs adapter.kind=lora, whose dropout is "
-      "the noise, and a round0 that does not ask it before there is one."
+      "acquisition.bald.noise=lora needs adapter.kind=lora or lora_head, whose "
+      "dropout is the noise, and a round0 that does not ask it before there "
+      "is one."
+    )
+
+
+def _validate_head(config: Config, used: set[str]) -> None:
+  """What an image tower under a linear head cannot do."""
+  kind = config.adapter.kind
+  if config.round0 not in ("random", "typiclust"):
+    raise InputError(
+      f"round0={config.round0} needs texts, and adapter.kind={kind} has none "
+      "before its first labels: use round0=random or typiclust."
+    )
+  refused = sorted(used & {"alfa_mix", "cb"})
+  if "bald" in used and config.acquisition.bald.noise == "features":
+    refused.append("bald with acquisition.bald.noise=features")
+  if refused:
+    raise InputError(
+      f"{', '.join(refused)} needs class embeddings in the images' space; "
+      f"adapter.kind={kind} has a linear head instead. Choose another "
+      "acquisition.name."
+    )
+  towers = words(config.adapter.lora.towers)
+  if kind == "lora_head" and "vision" not in towers:
+    raise InputError(
+      f"adapter.lora.towers={config.adapter.lora.towers}, but "
+      "adapter.kind=lora_head adapts the image tower: add vision."
     )

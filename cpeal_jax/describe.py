@@ -57,8 +57,8 @@ def environment(plan: Plan) -> dict:
     "weights_sha256": plan.pretrained.sha256,
     "dataset_sha256": plan.dataset.fingerprint,
     "classes": list(plan.dataset.classes),
-    "prompts": list(plan.classifier.tokens.texts),
-    "zero_shot_prompts": list(plan.zero_shot.tokens.texts),
+    "prompts": list(plan.classifier.prompts),
+    "zero_shot_prompts": list(plan.zero_shot.prompts),
     "trainable_parameters": trainable(plan),
   }
 

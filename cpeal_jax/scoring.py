@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from cpeal_jax import metrics, sharding
 from cpeal_jax.acquisition.cec import neighbor_uncertainty
 from cpeal_jax.acquisition.scores import entropy_of
-from cpeal_jax.models.classifier import Classifier, cosine_logits
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, nearest_neighbors
 
 # Two tiles a device at least: a loop of one trip would be inlined and could
@@ -45,7 +46,7 @@ class PoolScores:
   """What one pass knows of N images.
 
   Attributes:
-    logits: scaled cosines, float32.
+    logits: scaled cosines, or a linear head's, float32.
     features: unit image features, float32.
     entropy: of the prediction, nats.
     neighbor_indices, neighbor_similarities: the nearest K by cosine, -1 and
@@ -81,7 +82,7 @@ class Scorer:
 
 
 def make_scorer(
-  classifier: Classifier,
+  classifier: Classifier | LinearClassifier,
   mesh: jax.sharding.Mesh,
   *,
   tile: int = 128,
@@ -102,7 +103,9 @@ def make_scorer(
     )
 
   def compare(texts, scale, features):
-    return in_tiles(lambda x: cosine_logits(x, texts, scale), features, tile)
+    return in_tiles(
+      lambda x: classifier.logits(x, texts, scale), features, tile
+    )
 
   return Scorer(
     embed=jax.jit(classifier.class_embeddings),

@@ -59,7 +59,7 @@ def score(
   split: str,
   labels: Labels | None = None,
 ) -> scoring.PoolScores:
-  """Logits and features of a split; `adapter` None is zero-shot.
+  """Logits and features of a split; `adapter` None is the pretrained model.
 
   With `labels` also the nearest images that may still be bought.
   """
@@ -94,6 +94,10 @@ def pool_view(
   x, own = run.experiment, run.config.acquisition
   scorer = x.zero_scorer if adapter is None else x.scorer
   more = {}
+  # A head's rows are no points among the features.
+  if run.config.adapter.kind not in config_lib.HEADS:
+    more["class_embeddings"] = np.asarray(scorer.embed(x.params, adapter or {}))
+    more["logit_scale"] = np.exp(x.plan.pretrained.params["logit_scale"])
   if own.name == "learning_loss" and adapter is not None:
     more["predicted_loss"] = training.predicted_loss(adapter, scores.logits)
   lora_noise = "bald" in (own.name, own.preselect) and own.bald.noise == "lora"
@@ -115,8 +119,6 @@ def pool_view(
     # An image that cannot be decoded is never offered.
     labeled=(labels >= 0) | ~x.stores["train"].ok,
     labels=labels,
-    class_embeddings=np.asarray(scorer.embed(x.params, adapter or {})),
-    logit_scale=np.exp(x.plan.pretrained.params["logit_scale"]),
     neighbor_indices=scores.neighbor_indices,
     neighbor_similarities=scores.neighbor_similarities,
     **more,

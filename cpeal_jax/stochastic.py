@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from cpeal_jax import sharding
-from cpeal_jax.models.classifier import Classifier, cosine_logits
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.scoring import Images, by_chunks, chunk_rows, in_tiles
 
 
 def make_passes(
-  classifier: Classifier,
+  classifier: Classifier | LinearClassifier,
   mesh: jax.sharding.Mesh,
   *,
   tile: int = 128,
@@ -37,7 +38,7 @@ def make_passes(
       features = classifier.image_features(
         params, adapter, pixels, dropout=jax.random.fold_in(key, number[0])
       )
-      return cosine_logits(features, texts, params["logit_scale"])
+      return classifier.logits(features, texts, params["logit_scale"])
 
     return in_tiles(one, (images, tiles), tile)
 

@@ -22,7 +22,8 @@ from cpeal_jax import losses, sharding
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import loss_head
-from cpeal_jax.models.classifier import Classifier, cosine_logits
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.linear import LinearClassifier
 
 # What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
 # is bound in `make_loss`.
@@ -100,7 +101,9 @@ def learning_rate(epoch: int, recipe: Recipe) -> float:
   return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * done))
 
 
-def make_init(classifier: Classifier, recipe: Recipe) -> Callable:
+def make_init(
+  classifier: Classifier | LinearClassifier, recipe: Recipe
+) -> Callable:
   """(params, key) -> what is trained: a fresh adapter, and the loss head."""
 
   def init(params, key):
@@ -160,7 +163,9 @@ def place(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
   return sharding.replicate(state, mesh)
 
 
-def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
+def make_loss(
+  classifier: Classifier | LinearClassifier, recipe: Recipe
+) -> Callable:
   """(adapter, params, texts, batch, key, weight) -> (loss, its terms).
 
   `batch` has `images` (pixels, or features where these are frozen), `labels`
@@ -193,7 +198,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
       features = classifier.image_features(
         params, adapter, features, dropout=image_key
       )
-    logits = cosine_logits(features, texts, params["logit_scale"])
+    logits = classifier.logits(features, texts, params["logit_scale"])
     terms = {
       "cross_entropy": losses.cross_entropy(
         logits, batch["labels"], where=batch["where"]
@@ -215,7 +220,9 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
 
 
 def make_step(
-  classifier: Classifier, recipe: Recipe, mesh: jax.sharding.Mesh
+  classifier: Classifier | LinearClassifier,
+  recipe: Recipe,
+  mesh: jax.sharding.Mesh,
 ) -> Callable:
   """The compiled step (state, params, texts, batch, key, rate, weight).
 

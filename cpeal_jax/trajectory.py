@@ -1,7 +1,7 @@
 """A trajectory: score, select, reveal, fit, evaluate, record, checkpoint.
 
 Round r scores the pool with the model of round r - 1 (round 0 with the
-pretrained CLIP), buys labels, and trains a fresh adapter on all labels so far.
+pretrained one), buys labels, and trains a fresh adapter on all labels so far.
 """
 
 import contextlib
@@ -75,10 +75,12 @@ def rounds(run: Run) -> list[dict]:
   """The loop itself; picks up after the last finished round."""
   say(f"{describe.one_line(run.experiment.plan)}; workdir {run.workdir}")
   done = record.finished_rounds(run.workdir)
-  if not record.read_metrics(run.workdir):
+  zero_shot = run.config.adapter.kind not in config_lib.HEADS
+  if zero_shot and not record.read_metrics(run.workdir):
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     record.write_metrics(run.workdir, [row])
-  say(record.table(record.read_metrics(run.workdir)[: done + 1]))
+  rows = record.read_metrics(run.workdir)
+  say(record.table(row for row in rows if row["round"] < done))
   labels = known_labels(run, done)
   adapter = stages.restore_adapter(run, done - 1)
   for round_ in range(done, run.config.rounds):

@@ -32,6 +32,7 @@ CHOICE = {
 }
 SIZES = {"models.clip", "models.resnet"}
 MODELS = {f"models.{name}" for name in ("adapters", "clip", "classifier")}
+CLASSIFIERS = {"models.classifier", "models.linear"}
 MAY_IMPORT = {
   "errors": set(),
   "keys": set(),
@@ -74,11 +75,14 @@ MAY_IMPORT = {
   "models.text": {"errors", "models.adapters"},
   "models.hub": {"errors"},
   "models.tensors": {"errors"},
-  "models.naming": SIZES,
+  "models.naming": SIZES | {"models.tensors"},
   "models.open_clip": {"errors"} | SIZES,
   "models.weights": {"errors", "models.hub", "models.tensors"}
   | {"models.naming", "models.open_clip"}
   | SIZES,
+  "models.dinov2": {"errors", "models.adapters", "models.clip"},
+  "models.dinov2_weights": {"models.dinov2", "models.hub", "models.tensors"},
+  "models.linear": MODELS | {"models.dinov2"},
   "models.classifier": MODELS | {"models.text"},
   "models.descriptors": {"errors", "models.text"},
   "models.loss_head": set(),
@@ -90,12 +94,14 @@ MAY_IMPORT = {
   | MODELS
   | {"models.text", "models.weights", "data.digits"}
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
-  "scoring": {"metrics", "sharding", "neighbors", "models.classifier"}
+  "scoring": {"metrics", "sharding", "neighbors"}
+  | CLASSIFIERS
   | {"acquisition.cec", "acquisition.scores"},
-  "stochastic": {"scoring", "sharding", "models.classifier"},
+  "stochastic": {"scoring", "sharding"} | CLASSIFIERS,
   "training": LEAVES
   | {"losses", "sharding", "data.batches"}
-  | {"models.classifier", "models.loss_head"},
+  | {"models.loss_head"}
+  | CLASSIFIERS,
 }
 # From here on a config may be read.
 DRIVERS = (

@@ -21,6 +21,7 @@ class PoolView:
     labels: the class where it is known, else -1. These are the anchors of the
       methods that look at what is labeled.
     class_embeddings: text embeddings; unit ones but for averaged descriptors.
+      None where a linear head answers.
     logit_scale: what the cosines were multiplied with.
     neighbor_indices, neighbor_similarities: the nearest K unlabeled images of
       each image, nearest first; -1 and -inf where there are fewer.

@@ -1,1 +1,1 @@
-"""CLIP in Flax linen, its adapters, and the weights that go into it."""
+"""CLIP and DINOv2 in Flax linen, their adapters, and weights for both."""

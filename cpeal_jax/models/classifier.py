@@ -39,6 +39,11 @@ class Classifier:
     return max(self.tokens.owners) + 1
 
   @property
+  def prompts(self) -> tuple[str, ...]:
+    """The strings that the classes are compared with."""
+    return self.tokens.texts
+
+  @property
   def trains_images(self) -> bool:
     """Whether the image tower has an adapter; else its output is frozen."""
     lora = self.model.lora
@@ -98,12 +103,7 @@ class Classifier:
     dropout: PRNGKeyArray | None = None,
   ) -> Float[Array, "B D"]:
     """Unit image features; `dropout` switches training on."""
-    images = jnp.asarray(images)
-    mean, std = (
-      jnp.asarray(x, jnp.float32)[None, None, None]
-      for x in (self.mean, self.std)
-    )
-    pixels = (images.astype(jnp.float32) / 255 - mean) / std
+    pixels = to_pixels(images, self.mean, self.std)
     features: Any = self.model.apply(
       {"params": params, "adapter": adapter},
       pixels,
@@ -112,6 +112,27 @@ class Classifier:
       method="encode_images",
     )
     return normalize(features)
+
+  def logits(
+    self,
+    features: Float[ArrayLike, "N D"],
+    class_embeddings: Float[ArrayLike, "C D"],
+    logit_scale: Float[ArrayLike, ""],
+  ) -> Float[Array, "N C"]:
+    """Scaled cosines, see `cosine_logits`."""
+    return cosine_logits(features, class_embeddings, logit_scale)
+
+
+def to_pixels(
+  images: UInt8[ArrayLike, "B S S 3"],
+  mean: tuple[float, float, float],
+  std: tuple[float, float, float],
+) -> Float[Array, "B S S 3"]:
+  """What a tower is fed: `(x / 255 - mean) / std` by channel."""
+  center, spread = (
+    jnp.asarray(x, jnp.float32)[None, None, None] for x in (mean, std)
+  )
+  return (jnp.asarray(images).astype(jnp.float32) / 255 - center) / spread
 
 
 def _mean_by(
