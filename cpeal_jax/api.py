@@ -4,26 +4,13 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from cpeal_jax import (
-  build,
-  checkpoint,
-  files,
-  keys,
-  record,
-  scoring,
-  sharding,
-  training,
-  workdir,
-)
-from cpeal_jax import config as config_lib
+from cpeal_jax import finished, scoring, sharding
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import text, weights
@@ -153,38 +140,8 @@ def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
   Raises:
     InputError: no such round, or weights that are not those of the run.
   """
-  done = record.finished_rounds(directory)
-  number = done + round if round < 0 else round
-  if not 0 <= number < done:
-    raise InputError(
-      f"{directory} has {done} finished rounds, there is no round {round}."
-    )
-  settings = workdir.read_config(directory)
-  sha256 = settings["model"].pop("sha256")
-  settings["model"].pop("descriptors_sha256", None)
-  config = config_lib.base()
-  config.update(ml_collections.ConfigDict(settings))
-  pretrained = build.load_backbone(config)
-  if pretrained.sha256 != sha256:
-    raise InputError(
-      f"{config.model.weights} has other weights than {directory} was trained "
-      f"with: sha256 {pretrained.sha256}, the run's {sha256}."
-    )
-  classes = tuple(
-    files.read_json(Path(directory) / "environment.json")["classes"]
+  own = finished.read_round(directory, round)
+  scorer = scoring.make_scorer(own.classifier, own.mesh, tile=32)
+  return Adapted(
+    own.classes, own.number, scorer, own.params, own.adapter, own.spec
   )
-  spec = image_spec(pretrained.preprocessor)
-  classifier, _ = build.classifiers(config, pretrained, spec, classes)
-  mesh = sharding.make_mesh()
-  params = sharding.replicate(pretrained.params, mesh)
-  recipe = build.recipe_of(config)
-  init = jax.jit(training.make_init(classifier, recipe))
-  fresh = init(params, keys.key(0, 0, "adapter"))
-  state = training.init_state(fresh, recipe)
-  with checkpoint.Checkpoints(Path(directory) / "checkpoints") as checkpoints:
-    at = checkpoints.at(number)
-    if at is None:
-      raise InputError(f"{directory} has no checkpoint of round {number}.")
-    state, _ = checkpoints.restore(*at, training.place(state, mesh))
-  scorer = scoring.make_scorer(classifier, mesh, tile=32)
-  return Adapted(classes, number, scorer, params, state.adapter, spec)

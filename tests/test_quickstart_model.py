@@ -17,7 +17,7 @@ from scipy.spatial import distance
 
 from cpeal_jax import quickstart
 from cpeal_jax.data.images import image_spec
-from cpeal_jax.models import weights
+from cpeal_jax.models import weights, weights_out
 from cpeal_jax.models.clip import Clip, normalize
 from cpeal_jax.quickstart import glyphs, pretrain, tokenizer
 
@@ -221,7 +221,7 @@ def test_two_steps_lower_the_loss():
 def test_saved_weights_are_read_back(tmp_path):
   config = pretrain.sizes()
   params = random_params(config)
-  back = weights.convert(pretrain.to_hf(params, config), config)
+  back = weights.convert(weights_out.to_hf(params, config), config)
   jax.tree.map(np.testing.assert_array_equal, back, params)
   pretrain.save(params, config, tmp_path)
   own = weights.load_pretrained(str(tmp_path))

@@ -83,6 +83,8 @@ MAY_IMPORT = {
   "models.dinov2": {"errors", "models.adapters", "models.clip"},
   "models.dinov2_weights": {"models.dinov2", "models.hub", "models.tensors"},
   "models.linear": MODELS | {"models.dinov2"},
+  "models.weights_out": SIZES
+  | {"models.adapters", "models.naming", "models.tensors"},
   "models.classifier": MODELS | {"models.text"},
   "models.descriptors": {"errors", "models.text"},
   "models.loss_head": set(),
@@ -92,7 +94,7 @@ MAY_IMPORT = {
   "quickstart.pretrain": LEAVES
   | DATA
   | MODELS
-  | {"models.text", "models.weights", "data.digits"}
+  | {"models.text", "models.weights", "models.weights_out", "data.digits"}
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
   "scoring": {"metrics", "sharding", "neighbors"}
   | CLASSIFIERS
@@ -110,7 +112,9 @@ DRIVERS = (
   "describe",
   "stages",
   "trajectory",
+  "finished",
   "api",
+  "export",
   "main",
 )
 ONLY_IN = {

@@ -182,6 +182,27 @@ def _side(size: Any) -> int | None:
   return side if type(side) is int and side > 0 else None
 
 
+def processor_settings(spec: ImageSpec) -> dict[str, Any]:
+  """The `preprocessor_config.json` that `image_spec` reads back as `spec`."""
+  side = spec.resize
+  return {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"height": side, "width": side}
+    if spec.stretch
+    else {"shortest_edge": side},
+    "resample": spec.resample,
+    "do_center_crop": True,
+    "crop_size": {"height": spec.size, "width": spec.size},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(spec.mean),
+    "image_std": list(spec.std),
+    "do_convert_rgb": True,
+  }
+
+
 def _from_open_clip(path: Path, raw: dict) -> dict:
   """OpenCLIP's preprocessing in the words of a `preprocessor_config.json`.
 

@@ -113,6 +113,7 @@ class PretrainedDinov2:
   Attributes:
     source: hub id or directory, as the user gave it.
     directory: where its files are.
+    weights: the file that `params` were read from.
     config: sizes.
     params: frozen weights, float32, on the host.
     sha256: of the weights' file; identifies them in every record.
@@ -121,6 +122,7 @@ class PretrainedDinov2:
 
   source: str
   directory: Path
+  weights: Path
   config: Dinov2Config
   params: dict
   sha256: str
@@ -142,6 +144,7 @@ def load_dinov2(source: str) -> PretrainedDinov2:
   return PretrainedDinov2(
     source=source,
     directory=directory,
+    weights=weights,
     config=config,
     params=convert(read_tensors(weights), config),
     sha256=sha256(weights),

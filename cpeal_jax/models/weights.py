@@ -59,6 +59,7 @@ class Pretrained:
   Attributes:
     source: hub id or directory, as the user gave it.
     directory: where its files are.
+    weights: the file that `params` were read from.
     config: sizes.
     params: frozen weights, float32, on the host.
     tokenizer: transformers' tokenizer of the checkpoint.
@@ -68,6 +69,7 @@ class Pretrained:
 
   source: str
   directory: Path
+  weights: Path
   config: ClipConfig
   params: dict
   tokenizer: transformers.PreTrainedTokenizerBase
@@ -113,6 +115,7 @@ def load_pretrained(source: str) -> Pretrained:
   return Pretrained(
     source=source,
     directory=directory,
+    weights=weights,
     config=config,
     params=params,
     tokenizer=tokenizer,

@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 from safetensors.numpy import save_file
 
 from cpeal_jax import keys
 from cpeal_jax.data import digits
-from cpeal_jax.data.images import ImageSpec, preprocess
-from cpeal_jax.models import weights
+from cpeal_jax.data.images import ImageSpec, preprocess, processor_settings
+from cpeal_jax.models import weights, weights_out
 from cpeal_jax.models.clip import Clip, ClipConfig, TowerConfig, normalize
 from cpeal_jax.models.text import tokenize
 from cpeal_jax.quickstart import glyphs, tokenizer
@@ -191,60 +190,6 @@ def train(
   return jax.tree.map(np.asarray, params)
 
 
-def to_hf(params: dict, config: ClipConfig) -> dict[str, np.ndarray]:
-  """Tensors in Hugging Face naming: the inverse of `weights.convert`."""
-  flat = traverse_util.flatten_dict(params, sep="/")
-  tensors = {}
-  for ours, theirs, _ in weights.key_table(config):
-    value = np.asarray(flat[ours])
-    if ours == "vision/patch/kernel":
-      patch, width = config.patch_size, value.shape[1]
-      value = value.reshape(patch, patch, 3, width).transpose(3, 2, 0, 1)
-    elif ours.endswith("/kernel"):
-      value = value.T
-    # Not ascontiguousarray, which gives a scalar an axis.
-    tensors[theirs] = np.array(value, order="C")
-  return tensors
-
-
-def hf_config(config: ClipConfig) -> dict:
-  """config.json, for this project and for transformers.CLIPModel."""
-  assert isinstance(config.vision, TowerConfig)
-
-  def tower(own: TowerConfig) -> dict:
-    return {
-      "hidden_size": own.width,
-      "num_hidden_layers": own.layers,
-      "num_attention_heads": own.heads,
-      "intermediate_size": own.mlp,
-      "hidden_act": own.activation,
-      "layer_norm_eps": own.epsilon,
-      "projection_dim": config.dim,
-    }
-
-  return {
-    "model_type": "clip",
-    "architectures": ["CLIPModel"],
-    "dtype": "float16",
-    "projection_dim": config.dim,
-    "text_config": {
-      "model_type": "clip_text_model",
-      **tower(config.text),
-      "vocab_size": config.vocabulary,
-      "max_position_embeddings": config.positions,
-      "bos_token_id": config.end_token - 1,
-      "eos_token_id": config.end_token,
-      "pad_token_id": config.end_token,
-    },
-    "vision_config": {
-      "model_type": "clip_vision_model",
-      **tower(config.vision),
-      "image_size": config.image_size,
-      "patch_size": config.patch_size,
-    },
-  }
-
-
 def save(params: dict, config: ClipConfig, directory: Path) -> None:
   """Writes a Hugging Face directory; the weights in float16."""
 
@@ -254,25 +199,9 @@ def save(params: dict, config: ClipConfig, directory: Path) -> None:
 
   directory.mkdir(parents=True, exist_ok=True)
   tokenizer.save(directory)
-  write("config.json", hf_config(config))
-  write(
-    "preprocessor_config.json",
-    {
-      "image_processor_type": "CLIPImageProcessor",
-      "do_resize": True,
-      "size": {"shortest_edge": SPEC.resize},
-      "resample": SPEC.resample,
-      "do_center_crop": True,
-      "crop_size": {"height": SPEC.size, "width": SPEC.size},
-      "do_rescale": True,
-      "rescale_factor": 1 / 255,
-      "do_normalize": True,
-      "image_mean": list(SPEC.mean),
-      "image_std": list(SPEC.std),
-      "do_convert_rgb": True,
-    },
-  )
-  tensors = to_hf(params, config)
+  write("config.json", weights_out.hf_config(config, dtype="float16"))
+  write("preprocessor_config.json", processor_settings(SPEC))
+  tensors = weights_out.to_hf(params, config)
   half = {name: value.astype(np.float16) for name, value in tensors.items()}
   # transformers refuses safetensors that do not say what wrote them.
   save_file(half, directory / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,303 @@
+"""`python -m cpeal_jax.export WORKDIR --format=peft --to=DIR`: weights out.
+
+The adapted model for other programs, as a new directory:
+
+transformers  the base with LoRA merged, for `CLIPModel.from_pretrained`, or
+              `Dinov2Model.from_pretrained` after a run with a linear head
+peft          LoRA alone, for `PeftModel.from_pretrained` on the base model
+prompts       learned contexts and the class embeddings they give
+head          what unit image features are multiplied with: class embeddings
+              and logit scale, or a linear head's weight and bias
+
+Each has a `classes.json`: class names, exact prompts, logit scale, digests.
+Exit codes: 0 written, 2 usage or input error.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from safetensors.numpy import save_file
+
+from cpeal_jax import finished
+from cpeal_jax.data.images import processor_settings
+from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.models import dinov2_weights, hub, naming, weights_out
+from cpeal_jax.models.clip import ClipConfig, TowerConfig
+from cpeal_jax.models.linear import HEAD, LinearClassifier
+from cpeal_jax.models.tensors import Row, read_tensors
+from cpeal_jax.progress import say
+
+COPIED = (
+  "config.json",
+  "preprocessor_config.json",
+  "processor_config.json",
+  *hub.TOKENIZER_FILES,
+)
+
+
+def export(
+  workdir: str | os.PathLike,
+  to: str | os.PathLike,
+  *,
+  format: str,
+  round: int = -1,
+) -> None:
+  """Writes a round's model to `to`, which appears whole or not at all.
+
+  Args:
+    workdir: of the run.
+    to: a directory that is absent or empty.
+    format: `transformers`, `peft`, `prompts` or `head`.
+    round: counted from 0, or from the end where negative.
+
+  Raises:
+    InputError: an unknown format or one the adapter has no place in, no such
+      round, or a target that is taken or cannot be written.
+  """
+  one_of("--format", format, WRITERS)
+  _free(to)
+  save(finished.read_round(workdir, round), to, format=format)
+
+
+def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
+  """`export` of a round that has been read."""
+  target = _free(to)
+  fits = formats(own)
+  if format not in fits:
+    raise InputError(
+      f"--format={format} cannot hold this run's model "
+      f"({own.config.adapter.kind} on {own.pretrained.weights.name}); choose "
+      f"from: {', '.join(fits)}."
+    )
+  # Named after the target, so that what a kill leaves is cleared next time.
+  aside = target.parent / f".{target.name}.export"
+  try:
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    WRITERS[format](own, aside)
+    _write(aside / "classes.json", card(own, format))
+    for path in aside.iterdir():
+      _to_disk(path)
+    os.replace(aside, target)
+  except OSError as error:
+    raise InputError(
+      f"cannot write {to}: {error.strerror or error}. Free some space, mend "
+      "the permissions or choose another --to."
+    ) from error
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def formats(own: finished.Finished) -> tuple[str, ...]:
+  """What can hold a run's model.
+
+  transformers has no ResNet CLIP, and PEFT wants a base it can load: neither
+  OpenCLIP's files nor the msgpack of transformers 4.
+  """
+  model, base = own.classifier.model, own.pretrained
+  if model.lora is None:
+    linear = isinstance(own.classifier, LinearClassifier)
+    return ("head",) if linear else ("prompts", "head")
+  if isinstance(base.config, ClipConfig):
+    if not isinstance(base.config.vision, TowerConfig):
+      return ("head",)
+    known = (base.directory / "config.json").is_file()
+    if not known or base.weights.suffix == ".msgpack":
+      return ("transformers", "head")
+  return ("transformers", "peft", "head")
+
+
+def card(own: finished.Finished, format: str) -> dict[str, Any]:
+  """classes.json: what the answers mean, and where they come from."""
+  prompts: list[list[str]] = [[] for _ in own.classes]
+  about = {}
+  if not isinstance(own.classifier, LinearClassifier):
+    tokens, learned = own.classifier.tokens, own.classifier.model.prompts
+    # One list a class; with descriptors a class has several.
+    for text, owner in zip(tokens.texts, tokens.owners, strict=True):
+      prompts[owner].append(text)
+    about = {
+      "descriptor_average": own.classifier.descriptor_average,
+      "learned_tokens": learned.tokens if learned else 0,
+    }
+  return {
+    "format": format,
+    "classes": list(own.classes),
+    "prompts": prompts,
+    **about,
+    "logit_scale": _logit_scale(own),
+    "image_tower": "adapted" if own.classifier.trains_images else "base",
+    "base_model": own.pretrained.source,
+    "base_sha256": own.pretrained.sha256,
+    "config_sha256": own.config_sha256,
+    "round": own.number,
+  }
+
+
+def class_embeddings(own: finished.Finished) -> np.ndarray:
+  """Text features [C, D] float32, such that logits are scale * f . t.
+
+  Use them as they are: a class's mean over descriptors need not be a unit.
+  """
+  embed = jax.jit(own.classifier.class_embeddings)
+  return np.array(embed(own.params, own.adapter), np.float32, order="C")
+
+
+def _rows(own: finished.Finished) -> tuple[Row, ...]:
+  """Names of the base in transformers."""
+  sizes = own.pretrained.config
+  if isinstance(sizes, ClipConfig):
+    return naming.key_table(sizes)
+  return dinov2_weights.key_table(sizes)
+
+
+def _transformers(own: finished.Finished, aside: Path) -> None:
+  base, lora = own.pretrained, own.classifier.model.lora
+  assert lora is not None
+  tensors = read_tensors(base.weights)
+  for name in COPIED:
+    if (base.directory / name).is_file():
+      shutil.copyfile(base.directory / name, aside / name)
+  if isinstance(base.config, ClipConfig):
+    tensors = weights_out.in_hf(tensors, base.params, base.config)
+    if base.preprocessor.name == "open_clip_config.json":
+      dtype = str(tensors["logit_scale"].dtype)
+      about = weights_out.hf_config(base.config, dtype=dtype)
+      _write(aside / "config.json", about)
+      settings = processor_settings(own.spec)
+      _write(aside / "preprocessor_config.json", settings)
+  adapter = jax.device_get(own.adapter)
+  merged = weights_out.merged(tensors, base.params, adapter, lora, _rows(own))
+  # transformers refuses safetensors that do not say what wrote them.
+  save_file(merged, aside / "model.safetensors", {"format": "pt"})
+
+
+def _peft(own: finished.Finished, aside: Path) -> None:
+  base, lora = own.pretrained, own.classifier.model.lora
+  assert lora is not None
+  adapter, rows = jax.device_get(own.adapter), _rows(own)
+  carry = weights_out.modules(adapter, rows).values()
+  settings = weights_out.peft_config(lora, carry, base.source)
+  _write(aside / "adapter_config.json", settings)
+  save_file(
+    weights_out.peft_tensors(adapter, rows),
+    aside / "adapter_model.safetensors",
+    # PEFT has no field for it, and warns of fields it does not know.
+    {"format": "pt", "base_sha256": base.sha256},
+  )
+
+
+def _prompts(own: finished.Finished, aside: Path) -> None:
+  assert not isinstance(own.classifier, LinearClassifier)
+  prompts = own.classifier.model.prompts
+  assert prompts is not None
+  context = np.array(own.adapter["text"]["context"], np.float32, order="C")
+  save_file(
+    {
+      "context": context,
+      "class_embeddings": class_embeddings(own),
+      "logit_scale": np.array(_logit_scale(own), np.float32),
+    },
+    aside / "prompts.safetensors",
+  )
+  about = {
+    "tokens": prompts.tokens,
+    "shared": prompts.shared,
+    "position": prompts.position,
+    "context": list(context.shape),
+  }
+  _write(aside / "prompts.json", about)
+
+
+def _head(own: finished.Finished, aside: Path) -> None:
+  if isinstance(own.classifier, LinearClassifier):
+    trained = jax.device_get(own.adapter[HEAD])
+    # The constant scale goes into the weight: logits are W f + b.
+    weight = np.float32(_logit_scale(own)) * trained["kernel"]
+    head = {"weight": weight, "bias": np.asarray(trained["bias"])}
+  else:
+    head = {
+      "class_embeddings": class_embeddings(own),
+      "logit_scale": np.array(_logit_scale(own), np.float32),
+    }
+  save_file(head, aside / "head.safetensors")
+
+
+WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
+  "transformers": _transformers,
+  "peft": _peft,
+  "prompts": _prompts,
+  "head": _head,
+}
+
+
+def _logit_scale(own: finished.Finished) -> float:
+  """What cosines are multiplied with, already exponentiated."""
+  return float(np.exp(own.pretrained.params["logit_scale"]))
+
+
+def _free(to: str | os.PathLike) -> Path:
+  """The target's path; refuses one that holds anything."""
+  if "://" in os.fspath(to):
+    raise InputError(f"--to={to}: give a local directory, and copy it.")
+  target = Path(to).expanduser().resolve()
+  if target.is_file() or (target.is_dir() and any(target.iterdir())):
+    raise InputError(f"--to={to} is not empty; give a new directory.")
+  return target
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _to_disk(path: Path) -> None:
+  with open(path, "rb") as file:
+    os.fsync(file.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str):  # argparse would print the usage as well.
+    raise InputError(message)
+
+
+def run(argv: list[str]) -> int:
+  """One export; returns the exit code."""
+  parser = _Parser(
+    prog="python -m cpeal_jax.export",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("workdir", metavar="WORKDIR", help="a finished run's")
+  parser.add_argument("--format", required=True, help=", ".join(WRITERS))
+  parser.add_argument("--to", required=True, help="a new directory")
+  parser.add_argument(
+    "--round", type=int, default=-1, help="from 0; -1 is the last (default)"
+  )
+  own = parser.parse_args(argv[1:])
+  export(own.workdir, own.to, format=own.format, round=own.round)
+  say(f"wrote {own.to}")
+  return 0
+
+
+def main(argv: list[str]) -> int:
+  """`run`, with errors a user can cause as one line on stderr."""
+  logging.set_verbosity(logging.ERROR)
+  try:
+    return run(argv)
+  except InputError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return 2
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))
