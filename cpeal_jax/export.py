@@ -31,8 +31,9 @@ from cpeal_jax import finished
 from cpeal_jax.data.images import processor_settings
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import dinov2_weights, hub, naming, weights_out
-from cpeal_jax.models.clip import ClipConfig, TowerConfig
+from cpeal_jax.models.clip import ClipConfig
 from cpeal_jax.models.linear import HEAD, LinearClassifier
+from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import Row, read_tensors
 from cpeal_jax.progress import say
 
@@ -100,19 +101,20 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
 def formats(own: finished.Finished) -> tuple[str, ...]:
   """What can hold a run's model.
 
-  transformers has no ResNet CLIP, and PEFT wants a base it can load: neither
-  OpenCLIP's files nor the msgpack of transformers 4.
+  transformers has no ResNet CLIP. PEFT names modules as transformers' code
+  does: it wants a base that loads there, which OpenCLIP's files and the msgpack
+  of transformers 4 don't, and names that last, which DINOv2's didn't.
   """
   model, base = own.classifier.model, own.pretrained
+  if isinstance(own.classifier, LinearClassifier):
+    return ("head",) if model.lora is None else ("transformers", "head")
   if model.lora is None:
-    linear = isinstance(own.classifier, LinearClassifier)
-    return ("head",) if linear else ("prompts", "head")
-  if isinstance(base.config, ClipConfig):
-    if not isinstance(base.config.vision, TowerConfig):
-      return ("head",)
-    known = (base.directory / "config.json").is_file()
-    if not known or base.weights.suffix == ".msgpack":
-      return ("transformers", "head")
+    return ("prompts", "head")
+  if isinstance(base.config.vision, ResNetConfig):
+    return ("head",)
+  known = (base.directory / "config.json").is_file()
+  if not known or base.weights.suffix == ".msgpack":
+    return ("transformers", "head")
   return ("transformers", "peft", "head")
 
 

@@ -101,22 +101,17 @@ def other_bases(root: Path, report) -> None:
     ((pictures(side) / 255 - mean) / std).transpose(0, 3, 1, 2),
     dtype=torch.float32,
   )
-  for format in ("head", "transformers", "peft"):
+  for format in ("head", "transformers"):
     export.save(own, root / "dinov2" / format, format=format)
   head = load_file(root / "dinov2" / "head" / "head.safetensors")
-  base = transformers.Dinov2Model.from_pretrained(own.pretrained.directory)
-  models = {
-    "transformers": transformers.Dinov2Model.from_pretrained(
-      root / "dinov2" / "transformers"
-    ),
-    "peft": peft.PeftModel.from_pretrained(base, root / "dinov2" / "peft"),
-  }
-  for name, model in models.items():
-    with torch.no_grad():
-      feature = model.eval()(images).pooler_output
-    unit = torch.nn.functional.normalize(feature).numpy()
-    got = unit @ head["weight"].T + head["bias"]
-    report("dinov2", f"{name} and head", got, logits(own, pictures(side)))
+  model = transformers.Dinov2Model.from_pretrained(
+    root / "dinov2" / "transformers"
+  )
+  with torch.no_grad():
+    feature = model.eval()(images).pooler_output
+  unit = torch.nn.functional.normalize(feature).numpy()
+  got = unit @ head["weight"].T + head["bias"]
+  report("dinov2", "transformers and head", got, logits(own, pictures(side)))
 
 
 def main() -> int:
