@@ -12,7 +12,7 @@ from PIL import Image
 
 from cpeal_jax import finished, scoring, sharding
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import text, weights
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
@@ -89,13 +89,19 @@ class Encoder:
     return scorer, sharding.replicate(self.pretrained.params, mesh)
 
 
-def load_clip(source: str, *, dtype: str = "float32") -> Encoder:
-  """A CLIP from a Hugging Face directory or hub id.
+def load_clip(source: str | os.PathLike, *, dtype: str = "float32") -> Encoder:
+  """A CLIP from a Hugging Face or OpenCLIP directory or hub id.
+
+  Args:
+    source: the directory, or the id.
+    dtype: compute type, `float32` or `bfloat16`; weights stay in float32.
 
   Raises:
-    InputError: no CLIP there, or weights that do not match its config.json.
+    InputError: no CLIP there, weights that do not match its config.json, or
+      another type.
   """
-  return Encoder(weights.load_pretrained(source), dtype)
+  one_of("dtype", dtype, ("float32", "bfloat16"))
+  return Encoder(weights.load_pretrained(os.fspath(source)), dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -37,6 +37,23 @@ def test_load_clip_encodes_anything_that_is_a_picture(tmp_path):
     clip.encode_images([tmp_path / "b.png"])
 
 
+def test_bfloat16_agrees_with_float32():
+  test = load_digits().test
+  images = [test.open(i) for i in range(100)]
+  prompts = [f"a photo of the digit {name}." for name in load_digits().classes]
+  answers = {}
+  for dtype in ("float32", "bfloat16"):
+    clip = cpeal.load_clip(embedded.CLIP, dtype=dtype)
+    answers[dtype] = clip.encode_images(images), clip.encode_texts(prompts)
+  for ours, theirs in zip(*answers.values(), strict=True):
+    assert ours.dtype == theirs.dtype == np.float32
+    assert np.sum(ours * theirs, axis=1).min() > 0.999
+  votes = [(f @ t.T).argmax(axis=1) for f, t in answers.values()]
+  assert np.mean(votes[0] == votes[1]) > 0.95
+  with pytest.raises(InputError, match="unknown dtype 'float16'"):
+    cpeal.load_clip(embedded.CLIP, dtype="float16")
+
+
 def test_load_run_answers_as_the_run_did(tmp_path):
   config = quickstart(str(tmp_path / "cache"), rounds=2)
   rows = trajectory.run(config, tmp_path / "run")

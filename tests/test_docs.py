@@ -32,6 +32,13 @@ def test_readme_names_keys_and_values_that_exist():
         assert all(f"`{choice}`" in row for choice in choices), name
 
 
+def test_the_readmes_library_example_runs(capsys):
+  (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  exec(code, {})
+  # What the quickstart's own zero-shot row says.
+  assert capsys.readouterr().out == "zero-shot 0.65\n"
+
+
 def test_the_example_method_keeps_the_contract(monkeypatch):
   """The six lines of docs/acquisition.md, run as a reader would."""
   page = (ROOT / "docs" / "acquisition.md").read_text()

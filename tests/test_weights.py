@@ -292,6 +292,14 @@ def open_clip(vision, text=(), **model):
         embed_dim=768,
       ),
     ),
+    (
+      427.94,
+      open_clip(
+        {"layers": 24, "width": 1024, "patch_size": 14, "image_size": 336},
+        {"width": 768, "heads": 12},
+        embed_dim=768,
+      ),
+    ),
   ],
 )
 def test_full_sizes_have_the_published_parameter_counts(millions, raw):
