@@ -14,7 +14,7 @@ import numpy as np
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import scoring, sharding, stochastic, training
-from cpeal_jax.data import batches, coop, digits, folders, images, pools, store
+from cpeal_jax.data import batches, images, pools, store
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import descriptors, dinov2_weights, text, weights
 from cpeal_jax.models.adapters import Lora, Prompts
@@ -23,6 +23,7 @@ from cpeal_jax.models.clip import Clip, ClipConfig, refuse_lora
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.progress import stage
+from cpeal_jax.sources import load_dataset
 
 AnyClassifier = Classifier | LinearClassifier
 AnyPretrained = weights.Pretrained | dinov2_weights.PretrainedDinov2
@@ -82,25 +83,6 @@ class Experiment:
   init: Callable
   step: Callable
   stochastic: Callable
-
-
-def load_dataset(config: config_lib.Config) -> pools.Dataset:
-  """The data set that `config.dataset` names."""
-  own = config.dataset
-  if own.layout == "digits":
-    return digits.load_digits()
-  if not own.root:
-    raise InputError(
-      "dataset.root is not set; give the data set's directory with "
-      "--config.dataset.root=DIR."
-    )
-  if own.layout == "folders":
-    return folders.load_folders(own.root)
-  return coop.load_coop(
-    own.root,
-    split_file=own.split_file or None,
-    image_dir=own.image_dir or None,
-  )
 
 
 def cache_directory(config: config_lib.Config) -> Path:

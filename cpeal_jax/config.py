@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from cpeal_jax import acquisition, training
+from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import adapters
 
@@ -38,10 +39,35 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "model's scores), `typiclust` or `cb`",
   ),
   ("cache_dir", "", RUN, "decoded images and features; empty: user's cache"),
-  ("dataset.layout", "coop", RESULT, "`coop`, `folders` or `digits`"),
-  ("dataset.root", "", RUN, "directory of the data set"),
-  ("dataset.split_file", "", RESULT, "CoOp's json; empty: the one in root"),
+  (
+    "dataset.name",
+    "",
+    RESULT,
+    "a key of data/catalogue.py, whose class names and counts hold; empty: a "
+    "data set of your own",
+  ),
+  (
+    "dataset.layout",
+    "auto",
+    RESULT,
+    "`tfds`, of files `coop`, `folders`, `aircraft`, `imagenet` or `aptos`, or "
+    "`digits`; `auto`: TFDS where there is no root, else the catalogue's",
+  ),
+  ("dataset.root", "", RUN, "directory of files; empty: TFDS"),
+  ("dataset.tfds_dir", "", RUN, "TFDS's data directory; empty: its default"),
+  (
+    "dataset.split_file",
+    "",
+    RESULT,
+    "CoOp's json, in root or, for TFDS, a path; empty: the one in root",
+  ),
   ("dataset.image_dir", "", RESULT, "images below root; empty: found"),
+  (
+    "dataset.check_counts",
+    True,
+    RUN,
+    "refuse a set of the catalogue that is not whole",
+  ),
   ("dataset.max_corrupt", 0, RUN, "unreadable images that are tolerated"),
   ("dataset.store_gb", 8.0, RUN, "a larger split is decoded on the fly"),
   # Files are run keys, since their sha256 is what must be the same on resume.
@@ -244,7 +270,17 @@ def labels_per_round(budget: str, *, classes: int, pool: int) -> int:
 
 CHOICES: dict[str, tuple[str, ...]] = {
   "round0": ("random", "zero_shot", "typiclust", "cb"),
-  "dataset.layout": ("coop", "folders", "digits"),
+  "dataset.name": ("", *catalogue.CATALOGUE),
+  "dataset.layout": (
+    "auto",
+    "tfds",
+    "coop",
+    "folders",
+    "aircraft",
+    "imagenet",
+    "aptos",
+    "digits",
+  ),
   "model.prompt": ("template", "x16"),
   "model.descriptor_average": ("similarity", "embedding"),
   "model.dtype": ("float32", "bfloat16"),

@@ -20,10 +20,12 @@ def one_line(plan: Plan) -> str:
   """The run in one line."""
   dataset, mesh = plan.dataset, plan.mesh
   devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
+  origin = f" ({dataset.origin})" if dataset.origin else ""
   return (
     f"{dataset.name}: pool {len(dataset.train)}, validation "
     f"{len(dataset.val)}, test {len(dataset.test)}, {len(dataset.classes)} "
-    f"classes; {trainable(plan)} trainable parameters; {devices} device(s)"
+    f"classes{origin}; {trainable(plan)} trainable parameters; {devices} "
+    "device(s)"
   )
 
 
@@ -56,6 +58,7 @@ def environment(plan: Plan) -> dict:
     "weights": plan.pretrained.source,
     "weights_sha256": plan.pretrained.sha256,
     "dataset_sha256": plan.dataset.fingerprint,
+    "splits": plan.dataset.origin,
     "classes": list(plan.dataset.classes),
     "prompts": list(plan.classifier.prompts),
     "zero_shot_prompts": list(plan.zero_shot.prompts),

@@ -69,14 +69,17 @@ def test_quickstart_offline_with_empty_caches(tmp_path):
     (("--config=configs/quickstart.py", "--wrkdir=x"), "'workdir'"),
     (("--config=configs/absent.py",), "absent.py"),
     (("--config=configs/eurosat.py:cpeal_lore",), "cpeal_lora"),
-    (("--config=configs/eurosat.py",), "dataset.root is not set"),
+    (
+      ("--config=configs/eurosat.py", "--config.dataset.tfds_dir=/absent"),
+      "data.prepare eurosat",
+    ),
     (("--config=configs/quickstart.py", "extra"), "extra"),
   ],
   ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, flags, words):
   weights = f"--config.model.weights={ROOT / 'cpeal_jax/quickstart/clip'}"
-  needs = weights if "dataset" in words else None
+  needs = weights if "data" in words else None
   done = run(*flags, *filter(None, [needs]))
   assert done.returncode == 2, done.stderr
   lines = done.stderr.strip().splitlines()

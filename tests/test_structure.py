@@ -66,6 +66,13 @@ MAY_IMPORT = {
   "data.coop": {"errors"} | DATA,
   "data.folders": {"errors"} | DATA,
   "data.digits": {"errors"} | DATA,
+  "data.catalogue": {"errors"},
+  "data.prepare": {"errors", "progress", "data.catalogue"},
+  "data.tfds_sets": {"errors", "data.catalogue", "data.coop", "data.prepare"}
+  | DATA,
+  "data.aircraft": {"errors"} | DATA,
+  "data.imagenet": {"errors", "data.catalogue", "data.folders"} | DATA,
+  "data.aptos": {"errors", "data.catalogue"} | DATA,
   "data.store": {"errors"} | DATA,
   "data.augment": {"errors"} | DATA,
   "data.batches": LEAVES | DATA | {"data.augment"},
@@ -108,6 +115,8 @@ MAY_IMPORT = {
 # From here on a config may be read.
 DRIVERS = (
   "config",
+  "presets",
+  "sources",
   "build",
   "describe",
   "stages",

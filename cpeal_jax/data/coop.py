@@ -9,6 +9,7 @@ from cpeal_jax.data import files, pools
 from cpeal_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
+Entries = dict[str, list[tuple[str, int, str]]]
 
 
 def load_coop(
@@ -42,10 +43,10 @@ def load_coop(
       " CoOp's split_zhou_*.json, and put both there"
     )
   source = _split_file(root, split_file)
-  entries = _entries(source)
-  classes = _classes(entries, source)
+  classes, entries = read_split(source)
   folder = _image_dir(root, image_dir, entries)
-  _check_files(root / folder, entries, source)
+  paths = [path for listed in entries.values() for path, _, _ in listed]
+  files.check_present(root / folder, paths, source)
   rows = {
     split: [((folder / path).as_posix(), label) for path, label, _ in listed]
     for split, listed in entries.items()
@@ -57,6 +58,16 @@ def load_coop(
     rows,
     progress=progress,
   )
+
+
+def read_split(source: Path) -> tuple[tuple[str, ...], Entries]:
+  """The class names and each split's (path, label, class name) rows.
+
+  Raises:
+    InputError: unreadable, not of that form, or contradicting itself.
+  """
+  entries = _entries(source)
+  return _classes(entries, source), entries
 
 
 def _split_file(root: Path, given: Path | str | None) -> Path:
@@ -76,7 +87,7 @@ def _split_file(root: Path, given: Path | str | None) -> Path:
   raise InputError(f"{root} has several split files ({names}); name one")
 
 
-def _entries(source: Path) -> dict[str, list[tuple[str, int, str]]]:
+def _entries(source: Path) -> Entries:
   try:
     content = json.loads(source.read_bytes())
   except (OSError, ValueError) as error:
@@ -112,9 +123,7 @@ def _entries(source: Path) -> dict[str, list[tuple[str, int, str]]]:
   return entries
 
 
-def _classes(
-  entries: dict[str, list[tuple[str, int, str]]], source: Path
-) -> tuple[str, ...]:
+def _classes(entries: Entries, source: Path) -> tuple[str, ...]:
   names = collections.defaultdict(set)
   for _, label, class_name in (
     e for listed in entries.values() for e in listed
@@ -138,7 +147,7 @@ def _classes(
 def _image_dir(
   root: Path,
   given: str | None,
-  entries: dict[str, list[tuple[str, int, str]]],
+  entries: Entries,
 ) -> PurePosixPath:
   if given is not None:
     if not (root / given).is_dir():
@@ -159,18 +168,3 @@ def _image_dir(
     if found:
       return PurePosixPath(found[0])
   return PurePosixPath(".")
-
-
-def _check_files(
-  folder: Path,
-  entries: dict[str, list[tuple[str, int, str]]],
-  source: Path,
-) -> None:
-  paths = [path for listed in entries.values() for path, _, _ in listed]
-  missing = [p for p in paths if not os.path.isfile(os.path.join(folder, p))]
-  if missing:
-    raise InputError(
-      f"{len(missing)} of {len(paths)} files named in {source} are not in"
-      f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
-      " images there"
-    )

@@ -45,6 +45,17 @@ def from_files(
   return pools.Dataset(name=name, classes=tuple(classes), **splits)
 
 
+def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
+  """Raises InputError unless each path that `source` names is in `folder`."""
+  missing = [p for p in paths if not os.path.isfile(os.path.join(folder, p))]
+  if missing:
+    raise InputError(
+      f"{len(missing)} of {len(paths)} files named in {source} are not in"
+      f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
+      " images there"
+    )
+
+
 def check_classes(classes: Sequence[str]) -> None:
   """Raises InputError unless there are two or more distinct, real names."""
   if len(classes) < 2:

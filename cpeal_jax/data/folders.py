@@ -1,11 +1,13 @@
 """Class folders: `root/<class>/<image>` or `root/<split>/<class>/<image>`."""
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cpeal_jax.data import files, pools
 from cpeal_jax.errors import InputError
 
+ClassNames = Callable[[Iterable[str]], dict[str, str]]
 SUFFIXES = (
   ".jpg",
   ".jpeg",
@@ -16,17 +18,10 @@ SUFFIXES = (
   ".tif",
   ".tiff",
 )
-NAMES = {
+SPLITS = {
   "train": ("train",),
   "val": ("val", "valid", "validation"),
   "test": ("test",),
-}
-# What the training folder is cut into when these splits have no folder.
-FRACTIONS = {
-  (): (1.0,),
-  ("val",): (0.8, 0.2),
-  ("test",): (0.7, 0.3),
-  ("val", "test"): (0.5, 0.2, 0.3),
 }
 
 
@@ -34,6 +29,7 @@ def load_folders(
   root: Path | str,
   *,
   name: str | None = None,
+  class_names: ClassNames | None = None,
   seed: int = 0,
   progress: pools.Progress = None,
 ) -> pools.Dataset:
@@ -48,6 +44,8 @@ def load_folders(
   Args:
     root: the data root; ids are relative to it.
     name: of the data set; by default the root's.
+    class_names: from the folders' names to those that are kept, each with its
+      class name, in the classes' order; by default all, as they are.
     seed: of the cut, which is by a hash of (seed, id).
     progress: told how many more files have been hashed.
 
@@ -62,43 +60,46 @@ def load_folders(
     )
   folders = _split_folders(root)
   found = {
-    split: {c: _images(root, folder / c) for c in _subfolders(folder)}
+    split: {c: images_below(root, folder / c) for c in subfolders(folder)}
     for split, folder in folders.items()
   }
-  classes = sorted({c for listed in found.values() for c in listed})
-  if not classes:
+  labels = sorted({c for listed in found.values() for c in listed})
+  if not labels:
     raise InputError(
       f"no class folder in {root}; put the images of each class in a folder"
       " named after it"
     )
-  for class_name in classes:
-    if not any(listed.get(class_name) for listed in found.values()):
+  for label in labels:
+    if not any(listed.get(label) for listed in found.values()):
       raise InputError(
-        f"class folder {class_name!r} in {root} has no image"
+        f"class folder {label!r} in {root} has no image"
         f" ({' '.join(SUFFIXES)}); add one or remove the folder"
       )
+  names = class_names(labels) if class_names else {c: c for c in labels}
+  classes = tuple(dict.fromkeys(names.values()))
   rows = {
     split: [
-      (id_, label)
-      for label, class_name in enumerate(classes)
-      for id_ in listed.get(class_name, ())
+      (id_, classes.index(class_name))
+      for label, class_name in names.items()
+      for id_ in listed.get(label, ())
     ]
     for split, listed in found.items()
   }
-  missing = tuple(split for split in ("val", "test") if split not in rows)
-  parts = pools.cut(rows["train"], FRACTIONS[missing], seed=seed)
-  rows |= dict(zip(("train", *missing), parts, strict=True))
   return files.from_files(
-    name or root.resolve().name, classes, root, rows, progress=progress
+    name or root.resolve().name,
+    classes,
+    root,
+    pools.fill(rows, seed=seed),
+    progress=progress,
   )
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
   """Split name -> its folder; the root itself is `train` when undivided."""
   folders = {}
-  for split, names in NAMES.items():
+  for split, names in SPLITS.items():
     # A class may be called "train": only folders of folders are splits.
-    found = [root / n for n in names if _subfolders(root / n)]
+    found = [root / n for n in names if subfolders(root / n)]
     if len(found) > 1:
       both = " and ".join(folder.name for folder in found)
       raise InputError(f"{root} has both {both}; keep one of them")
@@ -110,7 +111,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
   return folders or {"train": root}
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+  """Names of the folders in a folder, hidden ones aside."""
   if not folder.is_dir():
     return []
   return [
@@ -120,7 +122,8 @@ def _subfolders(folder: Path) -> list[str]:
   ]
 
 
-def _images(root: Path, folder: Path) -> list[str]:
+def images_below(root: Path, folder: Path) -> list[str]:
+  """Ids, relative to `root`, of the images in a folder and below."""
   found = []
   for where, folders, names in os.walk(folder):
     folders[:] = [f for f in folders if not f.startswith(".")]

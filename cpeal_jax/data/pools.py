@@ -17,6 +17,13 @@ from cpeal_jax.data.images import CorruptImage, decode
 
 Progress = Callable[[int], None] | None
 HASH_BLOCK = 64
+# What the training images are cut into when these splits are missing.
+FRACTIONS = {
+  (): (1.0,),
+  ("val",): (0.8, 0.2),
+  ("test",): (0.7, 0.3),
+  ("val", "test"): (0.5, 0.2, 0.3),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,13 +68,17 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-  """Three splits over the same classes; label c is `classes[c]`."""
+  """Three splits over the same classes; label c is `classes[c]`.
+
+  `origin` says where the splits come from, for a person; it may be empty.
+  """
 
   name: str
   classes: tuple[str, ...]
   train: Split
   val: Split
   test: Split
+  origin: str = ""
 
   @property
   def splits(self) -> tuple[Split, Split, Split]:
@@ -91,6 +102,7 @@ def from_bytes(
   read: Callable[[int], bytes],
   *,
   paths: Sequence[str] | None = None,
+  sha256: Sequence[str] | None = None,
   progress: Progress = None,
 ) -> Split:
   """A split of anything readable: sorts by id and hashes every image.
@@ -101,15 +113,19 @@ def from_bytes(
     labels: one per image, -1 where unknown.
     read: the bytes of image i, counted as in `ids`; called from threads.
     paths: one per image where there are files.
+    sha256: one per image where they are known; nothing is read then.
     progress: told how many more images have been hashed.
   """
   order = sorted(range(len(ids)), key=lambda i: ids[i].encode())
-  sha256 = tuple(_hash_all(read, order, progress or (lambda done: None)))
+  if sha256 is not None:
+    digests = tuple(sha256[i] for i in order)
+  else:
+    digests = tuple(_hash_all(read, order, progress or (lambda done: None)))
   return Split(
     name=name,
     ids=tuple(ids[i] for i in order),
     labels=np.array([labels[i] for i in order], np.int32),
-    sha256=sha256,
+    sha256=digests,
     paths=tuple(paths[i] if paths else "" for i in order),
     read=lambda index: read(order[index]),
   )
@@ -133,6 +149,15 @@ def cut(
     for part, start, stop in zip(parts, [0, *stops], stops, strict=False):
       part.extend(members[start:stop])
   return parts
+
+
+def fill(
+  rows: dict[str, list[tuple[str, int]]], *, seed: int
+) -> dict[str, list[tuple[str, int]]]:
+  """Cuts the splits that are missing out of `train`, as `FRACTIONS` says."""
+  missing = tuple(split for split in ("val", "test") if split not in rows)
+  parts = cut(rows["train"], FRACTIONS[missing], seed=seed)
+  return rows | dict(zip(("train", *missing), parts, strict=True))
 
 
 def _digest(value: object) -> str:

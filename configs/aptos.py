@@ -1,0 +1,24 @@
+"""APTOS 2019, 5 classes.
+
+Papers:   PEAL (arXiv 2406.09296).
+Protocol: as many labels a round as classes (5), the first at random; the
+          adapter is trained anew each round; 3,662 images, cut 50/20/30 into
+          pool, validation and test.
+Data:     dataset.root: TFDS does not have it. docs/datasets.md says what to
+          download.
+Command:  python -m cpeal_jax.main --config=configs/aptos.py \
+            --config.dataset.root=DIR
+Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script, pcb, cec, peal
+          (default), linear_probe; cpeal_jax/presets.py says what each is and
+          how sure that is.
+Time:     not measured with published weights.
+Reported: no number of PEAL is known to us, nor its ViT, recipe, budget or
+          splits.
+Measured: not here.
+"""
+
+from cpeal_jax import presets
+
+
+def get_config(variant: str = "peal"):
+  return presets.preset("aptos", variant)

@@ -1,0 +1,22 @@
+"""CIFAR-100, 100 classes.
+
+Papers:   none of the three that this package implements reports it.
+Protocol: as many labels a round as classes (100), the first at random; the
+          adapter is trained anew each round; pool 40,000, validation 10,000
+          (both cut from train), test 10,000.
+Data:     TFDS, prepared at the first run; or files with
+          --config.dataset.root=DIR, see docs/datasets.md.
+Command:  python -m cpeal_jax.main --config=configs/cifar100.py
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
+          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
+          how sure that is.
+Time:     not measured with published weights.
+Reported: no number under this protocol is known to us.
+Measured: not here.
+"""
+
+from cpeal_jax import presets
+
+
+def get_config(variant: str = "cpeal_lora"):
+  return presets.preset("cifar100", variant)

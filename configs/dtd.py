@@ -1,0 +1,26 @@
+"""Describable Textures, 47 classes.
+
+Papers:   C-PEAL (arXiv 2507.21521), PCB (arXiv 2311.11178).
+Protocol: as many labels a round as classes (47), the first at random; the
+          adapter is trained anew each round; pool 2,820, validation 1,128, test
+          1,692 in the papers' split.
+Data:     TFDS, prepared at the first run; or files with
+          --config.dataset.root=DIR, see docs/datasets.md. Only CoOp's split (in
+          DIR, or --config.dataset.split_file=FILE) is comparable to the papers.
+Command:  python -m cpeal_jax.main --config=configs/dtd.py
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
+          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
+          how sure that is.
+Time:     not measured with published weights.
+Reported: by PCB, ViT-B/32, after 8 rounds, accuracy in %: zero-shot 44.5,
+          random 58.77, entropy with PCB 59.73, BADGE with PCB(AS) 62.33.
+          Second-hand; all but entropy's agree with a later paper's table. For
+          sanity, not to cite. No number of C-PEAL is known to us.
+Measured: not here.
+"""
+
+from cpeal_jax import presets
+
+
+def get_config(variant: str = "cpeal_lora"):
+  return presets.preset("dtd", variant)

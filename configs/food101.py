@@ -1,0 +1,24 @@
+"""Food-101, 101 classes.
+
+Papers:   none of the three that this package implements; one of the sets of
+          CoOp (arXiv 2109.01134), whose split it has.
+Protocol: as many labels a round as classes (101), the first at random; the
+          adapter is trained anew each round; pool 50,500, validation 20,200,
+          test 30,300 in the papers' split.
+Data:     TFDS, prepared at the first run; or files with
+          --config.dataset.root=DIR, see docs/datasets.md. Only CoOp's split (in
+          DIR, or --config.dataset.split_file=FILE) is comparable to the papers.
+Command:  python -m cpeal_jax.main --config=configs/food101.py
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
+          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
+          how sure that is.
+Time:     not measured with published weights.
+Reported: no number under this protocol is known to us.
+Measured: not here.
+"""
+
+from cpeal_jax import presets
+
+
+def get_config(variant: str = "cpeal_lora"):
+  return presets.preset("food101", variant)

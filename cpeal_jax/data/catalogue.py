@@ -1,0 +1,325 @@
+"""The papers' data sets: templates, counts, class names, where to get them.
+
+Class names: EuroSAT, DTD, Flowers102, Pets and Caltech101 as in CoOp's split
+files; Cars and SUN397 by the rules of CoOp's readers (year first, last folder
+first); Food101 as its folders; Aircraft's variants, UCF101 (spelt as CoOp's
+folders) and CIFAR as in CLIP's list of prompts; ImageNet CLIP's 1,000 names,
+where the second "missile" is "projectile" and the second "sunglasses"
+"sunglass"; colorectal histology as its paper; APTOS its five grades in words.
+Templates are CoOp's zero-shot ones; those of the last two sets are ours.
+
+Counts: CoOp's split files (five of them counted, the others as its paper
+gives them) and TFDS's catalogue.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from cpeal_jax.errors import InputError, one_of
+
+CLASSES = Path(__file__).parent / "classes"
+COOP = "split_zhou_{} (links: DATASETS.md of KaiyangZhou/CoOp)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """What is known of a data set before it is read.
+
+  Attributes:
+    title: its name in prose.
+    template: the zero-shot prompt, `{}` for the class.
+    layout: of its files, where there is a root.
+    get: which files, and where they go below DIR, the root.
+    terms: licence or terms of use, as its authors state them.
+    papers: images of (train, val, test) in the papers' split; None where no
+      such split is published.
+    total: labeled images, where `papers` is None.
+    tfds: `name/config:version` of TFDS; empty where it has none.
+    splits: (our split, TFDS's split, images) of that version.
+    file: the id of an image, from TFDS's features, `label` and `split`; the
+      path that CoOp's split file has, where there is one.
+    manual: what TFDS cannot download by itself, and where it looks for it.
+    dropped: labels that are no class here.
+  """
+
+  title: str
+  template: str
+  layout: str
+  get: str
+  terms: str
+  papers: tuple[int, int, int] | None = None
+  total: int = 0
+  tfds: str = ""
+  splits: tuple[tuple[str, str, int], ...] = ()
+  file: str = ""
+  manual: str = ""
+  dropped: tuple[str, ...] = ()
+
+
+CATALOGUE: dict[str, Entry] = {
+  "eurosat": Entry(
+    title="EuroSAT (RGB)",
+    template="a centered satellite photo of {}.",
+    layout="coop",
+    get="EuroSAT.zip (DIR/2750/CLASS/*.jpg) and " + COOP.format("EuroSAT.json"),
+    terms="MIT; Copernicus Sentinel data",
+    papers=(13500, 5400, 8100),
+    tfds="eurosat/rgb:2.0.0",
+    splits=(("train", "train", 27000),),
+    file="{label}/{filename}",
+  ),
+  "dtd": Entry(
+    title="Describable Textures",
+    template="{} texture.",
+    layout="coop",
+    get="dtd-r1.0.1.tar.gz (DIR/images/CLASS/*.jpg) and "
+    + COOP.format("DescribableTextures.json"),
+    terms="for research",
+    papers=(2820, 1128, 1692),
+    tfds="dtd:3.0.1",
+    splits=(
+      ("train", "train", 1880),
+      ("val", "validation", 1880),
+      ("test", "test", 1880),
+    ),
+    file="{file_name}",
+  ),
+  "flowers102": Entry(
+    title="Oxford Flowers 102",
+    template="a photo of a {}, a type of flower.",
+    layout="coop",
+    get="102flowers.tgz (DIR/jpg/*.jpg) and "
+    + COOP.format("OxfordFlowers.json"),
+    terms="none stated",
+    papers=(4093, 1633, 2463),
+    tfds="oxford_flowers102:2.1.1",
+    splits=(
+      ("train", "train", 1020),
+      ("val", "validation", 1020),
+      ("test", "test", 6149),
+    ),
+    file="{file_name}",
+  ),
+  "oxford_pets": Entry(
+    title="Oxford-IIIT Pets",
+    template="a photo of a {}, a type of pet.",
+    layout="coop",
+    get="images.tar.gz (DIR/images/*.jpg) and "
+    + COOP.format("OxfordPets.json"),
+    terms="CC BY-SA 4.0",
+    papers=(2944, 736, 3669),
+    tfds="oxford_iiit_pet:4.0.0",
+    splits=(("train", "train", 3680), ("test", "test", 3669)),
+    file="{file_name}",
+  ),
+  "caltech101": Entry(
+    title="Caltech 101",
+    template="a photo of a {}.",
+    layout="coop",
+    get="101_ObjectCategories.tar.gz (DIR/101_ObjectCategories/CLASS/*.jpg) "
+    "and " + COOP.format("Caltech101.json"),
+    terms="CC BY 4.0",
+    papers=(4128, 1649, 2465),
+    tfds="caltech101:3.0.2",
+    splits=(("train", "train", 3059), ("test", "test", 6085)),
+    file="{label}/{image/file_name}",
+    dropped=(
+      "background_google",
+      "faces_easy",
+      "BACKGROUND_Google",
+      "Faces_easy",
+    ),
+  ),
+  "stanford_cars": Entry(
+    title="Stanford Cars",
+    template="a photo of a {}.",
+    layout="coop",
+    get="cars_train.tgz and cars_test.tgz (DIR/cars_train/*.jpg, "
+    "DIR/cars_test/*.jpg) and " + COOP.format("StanfordCars.json"),
+    terms="not known to us",
+    papers=(6509, 1635, 8041),
+    tfds="cars196:2.1.0",
+    splits=(("train", "train", 8144), ("test", "test", 8041)),
+    file="cars_{split}/{id}.jpg",
+  ),
+  "fgvc_aircraft": Entry(
+    title="FGVC Aircraft (variants)",
+    template="a photo of a {}, a type of aircraft.",
+    layout="aircraft",
+    get="fgvc-aircraft-2013b.tar.gz, its folder data/ as DIR "
+    "(DIR/variants.txt, DIR/images_variant_{train,val,test}.txt, "
+    "DIR/images/*.jpg)",
+    terms="for research, non-commercial",
+    papers=(3334, 3333, 3333),
+  ),
+  "ucf101": Entry(
+    title="UCF101 (middle frames)",
+    template="a photo of a person doing {}.",
+    layout="coop",
+    get="UCF-101-midframes.zip (DIR/UCF-101-midframes/CLASS/*.jpg) and "
+    + COOP.format("UCF101.json"),
+    terms="not known to us",
+    papers=(7639, 1898, 3783),
+  ),
+  "food101": Entry(
+    title="Food-101",
+    template="a photo of {}, a type of food.",
+    layout="coop",
+    get="food-101.tar.gz (DIR/images/CLASS/*.jpg) and "
+    + COOP.format("Food101.json"),
+    terms="images of Foodspotting: scientific fair use",
+    papers=(50500, 20200, 30300),
+    # The version whose records name their file.
+    tfds="food101:2.1.0",
+    splits=(("train", "train", 75750), ("test", "validation", 25250)),
+    file="{id}.jpg",
+  ),
+  "sun397": Entry(
+    title="SUN397",
+    template="a photo of a {}.",
+    layout="coop",
+    get="SUN397.tar.gz (DIR/SUN397/LETTER/SCENE/*.jpg) and "
+    + COOP.format("SUN397.json"),
+    terms="not known to us",
+    papers=(15880, 3970, 19850),
+    tfds="sun397/tfds:4.0.0",
+    splits=(
+      ("train", "train", 76128),
+      ("val", "validation", 10875),
+      ("test", "test", 21750),
+    ),
+    file="{file_name}",
+  ),
+  "imagenet": Entry(
+    title="ImageNet (ILSVRC 2012)",
+    template="a photo of a {}.",
+    layout="imagenet",
+    get="ILSVRC2012_img_{train,val}.tar from image-net.org (an account is "
+    "needed), unpacked to DIR/images/{train,val}/SYNSET/*.JPEG; "
+    "DIR/classnames.txt if you have CoOp's",
+    terms="for research, non-commercial; image-net.org's terms of access",
+    total=1331167,
+    tfds="imagenet2012:5.1.0",
+    splits=(("train", "train", 1281167), ("test", "validation", 50000)),
+    file="{split}/{label}/{file_name}",
+    manual="ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
+    "image-net.org in DATA_DIR/downloads/manual",
+  ),
+  "cifar10": Entry(
+    title="CIFAR-10",
+    template="a photo of a {}.",
+    layout="folders",
+    get="class folders: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png",
+    terms="none stated; cite Krizhevsky 2009",
+    total=60000,
+    tfds="cifar10:3.0.2",
+    splits=(("train", "train", 50000), ("test", "test", 10000)),
+    file="{split}/{id}",
+  ),
+  "cifar100": Entry(
+    title="CIFAR-100",
+    template="a photo of a {}.",
+    layout="folders",
+    get="class folders: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png",
+    terms="none stated; cite Krizhevsky 2009",
+    total=60000,
+    tfds="cifar100:3.0.2",
+    splits=(("train", "train", 50000), ("test", "test", 10000)),
+    file="{split}/{id}",
+  ),
+  "colorectal_histology": Entry(
+    title="Colorectal Histology",
+    template="a histology image of {}.",
+    layout="folders",
+    get="Kather_texture_2016_image_tiles_5000.zip (zenodo.org/records/53169), "
+    "its class folders as DIR/01_TUMOR/*.tif and so on",
+    terms="CC BY 4.0",
+    total=5000,
+    tfds="colorectal_histology:2.0.0",
+    splits=(("train", "train", 5000),),
+    file="{label}/{filename}",
+  ),
+  "aptos": Entry(
+    title="APTOS 2019",
+    template="a fundus photograph of {}.",
+    layout="aptos",
+    get="train.csv and train_images/ of Kaggle's aptos2019-blindness-detection "
+    "(an account is needed) as DIR/train.csv and DIR/train_images/*.png",
+    terms="Kaggle's competition rules",
+    total=3662,
+  ),
+}
+
+
+def find(name: str) -> Entry:
+  """The entry of a catalogue key.
+
+  Raises:
+    InputError: naming the keys.
+  """
+  return CATALOGUE[one_of("dataset.name", name, CATALOGUE)]
+
+
+@functools.cache
+def class_table(name: str) -> dict[str, str]:
+  """Label name, as TFDS or a folder spells it -> class name for the prompt.
+
+  Two spellings of a label share a class name. The classes' order is theirs.
+  """
+  return json.loads((CLASSES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def classes(name: str) -> tuple[str, ...]:
+  """The class names of a data set, in order."""
+  return tuple(dict.fromkeys(class_table(name).values()))
+
+
+def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
+  """The class name of each label name; dropped labels are left out.
+
+  Raises:
+    InputError: listing the labels that the table does not have.
+  """
+  table, dropped = class_table(name), find(name).dropped
+  kept = [label for label in labels if label not in dropped]
+  if unknown := [label for label in kept if label not in table]:
+    raise InputError(
+      f"{len(unknown)} label(s) are no class of {name}: "
+      f"{', '.join(map(repr, unknown[:5]))}; its labels are "
+      f"{', '.join(list(table)[:3])}, ...: give the data set itself, or for "
+      "one of your own set dataset.name to the empty string"
+    )
+  return {label: table[label] for label in kept}
+
+
+def papers(name: str) -> dict[str, int]:
+  """Images per split of the papers' split; empty where there is none."""
+  counts = find(name).papers
+  return dict(zip(("train", "val", "test"), counts or (), strict=bool(counts)))
+
+
+def origin(name: str, source: str, counts: dict[str, int]) -> str:
+  """`source`, and whether results are comparable to the papers."""
+  same = bool(counts) and counts == papers(name)
+  return source + (", comparable to the papers" if same else "")
+
+
+def check_counts(what: str, got: dict[str, int], known: dict[str, int]) -> None:
+  """Compares images per split with what is known.
+
+  Raises:
+    InputError: a split has more or fewer images.
+  """
+  wrong = [
+    f"{split} {got.get(split, 0)} (expected {count})"
+    for split, count in known.items()
+    if got.get(split, 0) != count
+  ]
+  if wrong:
+    raise InputError(
+      f"{what} does not have the known number of images: {', '.join(wrong)}; "
+      "get it whole, or set dataset.check_counts=False to use what is there"
+    )

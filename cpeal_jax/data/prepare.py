@@ -1,0 +1,104 @@
+"""`python -m cpeal_jax.data.prepare NAME`: makes a TFDS set readable here.
+
+Downloads the set and writes it as array records, which are read without
+TensorFlow. This step needs it: `pip install 'cpeal_jax[prepare]'`. It is a
+process of its own, so that TensorFlow never shares one with JAX.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cpeal_jax.data import catalogue
+from cpeal_jax.errors import InputError
+from cpeal_jax.progress import say
+
+WITH_TFDS = [name for name, entry in catalogue.CATALOGUE.items() if entry.tfds]
+
+
+def data_directory(data_dir: str = "") -> Path:
+  """`data_dir`, else TFDS's own default."""
+  given = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return Path(given).expanduser()
+
+
+def directory(name: str, data_dir: str = "") -> Path:
+  """Where the prepared set is: `DATA_DIR/NAME/CONFIG/VERSION`."""
+  tfds_name = catalogue.find(name).tfds
+  return data_directory(data_dir) / tfds_name.replace(":", "/")
+
+
+def is_prepared(folder: Path) -> bool:
+  """Whether TFDS finished there; it writes these two files last."""
+  return all(
+    (folder / file).is_file() for file in ("dataset_info.json", "features.json")
+  )
+
+
+def ensure(name: str, data_dir: str = "") -> Path:
+  """The directory of the prepared set; prepares it where that is possible.
+
+  Raises:
+    InputError: with the command to run here or elsewhere, and what to copy.
+  """
+  folder = directory(name, data_dir)
+  if is_prepared(folder):
+    return folder
+  entry = catalogue.find(name)
+  command = _command(name, data_dir)
+  manual = f"; first put {entry.manual}" if entry.manual else ""
+  advice = (
+    f"run `pip install 'cpeal_jax[prepare]'` and `{command}` here, or on a "
+    f"machine with network and copy {folder} from there{manual}; or set "
+    f"dataset.root to a directory with {entry.get}"
+  )
+  if importlib.util.find_spec("tensorflow") is None:
+    raise InputError(
+      f"{name} is not prepared in {folder}, and preparing it needs TensorFlow, "
+      f"which is not installed: {advice}"
+    )
+  say(f"  prepare {name}, once: {command}")
+  own = [sys.executable, "-m", "cpeal_jax.data.prepare", name]
+  own += [f"--data_dir={data_dir}"] if data_dir else []
+  # Its progress bars go to the terminal; the reason of a failure is the last
+  # line of its output.
+  done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=False)
+  if done.returncode or not is_prepared(folder):
+    reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
+    raise InputError(f"{name} could not be prepared ({reason}): {advice}")
+  return folder
+
+
+def _command(name: str, data_dir: str) -> str:
+  where = f" --data_dir={data_dir}" if data_dir else ""
+  return f"python -m cpeal_jax.data.prepare {name}{where}"
+
+
+def main(argv: list[str]) -> int:
+  """Prepares one set; returns the exit code."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("name", choices=WITH_TFDS)
+  parser.add_argument("--data_dir", default="", help="default: TFDS's own")
+  given = parser.parse_args(argv)
+  import tensorflow_datasets as tfds  # seconds, and TensorFlow with it
+
+  entry = catalogue.find(given.name)
+  try:
+    tfds.builder(
+      entry.tfds,
+      data_dir=data_directory(given.data_dir),
+      file_format="array_record",
+    ).download_and_prepare()
+  except Exception as error:  # whatever a download, an archive or a disk raises
+    first = (str(error).strip().splitlines() or [""])[0]
+    say(f"{type(error).__name__}: {first}")
+    return 1
+  say(f"{given.name}: {directory(given.name, given.data_dir)}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""Every config of a data set: its presets, and two rounds on a tiny one."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import test_layouts
+import tiny_tfds
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import presets, trajectory
+from cpeal_jax.data import catalogue
+from cpeal_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+# Where TFDS has none, or as a folder has fewer than its 1,000 classes.
+FILES = {
+  "fgvc_aircraft": lambda root: test_layouts.aircraft(root, images=16),
+  "ucf101": lambda root: test_layouts.coop(root, "UCF101"),
+  "imagenet": test_layouts.imagenet,
+  "aptos": test_layouts.aptos,
+}
+
+
+def load(name, *variant):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_a_config_for_each_data_set():
+  found = {path.stem for path in CONFIGS.glob("*.py")}
+  assert found == {"quickstart", *catalogue.CATALOGUE}
+
+
+@pytest.mark.parametrize("name", catalogue.CATALOGUE)
+def test_presets_and_header(name):
+  module = load(name)
+  for variant in presets.PRESETS:
+    config = module.get_config(variant)
+    config_lib.validate(config)
+    assert (config.name, config.variant) == (name, variant)
+    assert config.dataset.name == name
+    assert variant in module.__doc__
+  default = module.get_config().variant
+  words = " ".join(module.__doc__.split())
+  assert f"{default} (default)" in words
+  for part in ("Papers", "Protocol", "Command", "Time", "Reported", "Measured"):
+    assert f"\n{part}:" in module.__doc__
+  assert f"--config=configs/{name}.py" in words
+  with pytest.raises(InputError, match=f"configs/{name}.py 'cpeal_lore'"):
+    module.get_config("cpeal_lore")
+
+
+def test_presets_are_what_their_code_does():
+  script = presets.preset("dtd", "cpeal_script")
+  assert script.model.weights == "timm/resnet50_clip.openai"
+  assert (script.adapter.kind, script.acquisition.balance) == (
+    "prompts",
+    "faithful",
+  )
+  assert (script.rounds, script.train.epochs, script.loss.weight) == (10, 10, 1)
+  for variant in ("pcb", "cec"):
+    config = presets.preset("dtd", variant)
+    assert (config.rounds, config.train.epochs) == (8, 200)
+    assert config.loss.calibration == "none"
+
+
+@pytest.mark.parametrize("name", catalogue.CATALOGUE)
+def test_two_rounds(name, tmp_path, tmp_path_factory):
+  """Read, scored, bought, trained, evaluated; with a random small DINOv2."""
+  config = load(name).get_config("linear_probe")
+  if name in FILES:
+    config.dataset.root = str(FILES[name](tmp_path / "data"))
+  else:
+    tiny_tfds.prepare(name, tmp_path / "tfds")
+    config.dataset.tfds_dir = str(tmp_path / "tfds")
+  config.dataset.check_counts = False
+  config.model.weights = str(ROOT / "tests/golden/dinov2")
+  config.cache_dir = str(tmp_path / "cache")
+  config.parallel.devices = 1
+  config.scoring.tile = 16
+  config.scoring.neighbors = 3
+  config.rounds = 2
+  config.budget = "2"
+  config.train.epochs = 1
+  config.train.batch = 4
+  config_lib.validate(config)
+  rows = trajectory.run(config, tmp_path / "run")
+  assert [row["labeled"] for row in rows] == [2, 4]

@@ -1,0 +1,188 @@
+"""Published layouts of files, and what a catalogue's name adds to them."""
+
+import json
+import shutil
+
+import pytest
+from tiny_tfds import png
+
+from cpeal_jax import presets, sources
+from cpeal_jax.data.aircraft import load_aircraft
+from cpeal_jax.data.aptos import load_aptos
+from cpeal_jax.data.imagenet import load_imagenet
+from cpeal_jax.errors import InputError
+
+SYNSETS = ("n01440764", "n02012849", "n03773504", "n04008634")
+
+
+def write(path, seed):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(png(seed))
+
+
+def aircraft(root, images=4):
+  """Four variants, listed in an order of their own."""
+  variants = ("A320", "707-320", "F-16A/B", "DC-10")
+  number = 0
+  for split in ("train", "val", "test"):
+    lines = []
+    for i in range(images):
+      number += 1
+      write(root / "images" / f"{number:07}.jpg", number)
+      lines.append(f"{number:07} {variants[i % 4]}\n")
+    (root / f"images_variant_{split}.txt").write_text("".join(lines))
+  (root / "variants.txt").write_text("\n".join(variants) + "\n")
+  return root
+
+
+def imagenet(root, images=5):
+  for folder in ("train", "val"):
+    for c, synset in enumerate(SYNSETS):
+      for i in range(images):
+        write(
+          root / "images" / folder / synset / f"{synset}_{i}.JPEG",
+          100 * c + i + 50 * (folder == "val"),
+        )
+  return root
+
+
+def aptos(root, images=20):
+  lines = ["id_code,diagnosis"]
+  for i in range(images):
+    write(root / "train_images" / f"{i:012x}.png", i)
+    lines.append(f"{i:012x},{i % 5}")
+  (root / "train.csv").write_text("\n".join(lines) + "\n")
+  return root
+
+
+def coop(root, name, classes=("cat", "dog", "owl", "ape"), images=16):
+  """CoOp's layout, of any set: as many images in each split."""
+  split = {}
+  for s, key in enumerate(("train", "val", "test")):
+    split[key] = []
+    for i in range(images):
+      path = f"{classes[i % len(classes)]}/{key}_{i}.jpg"
+      write(root / "images" / path, 1000 * s + i)
+      split[key].append([path, i % len(classes), classes[i % len(classes)]])
+  (root / f"split_zhou_{name}.json").write_text(json.dumps(split))
+  return root
+
+
+def config(name, root, **changes):
+  made = presets.preset(name, "linear_probe")
+  made.dataset.root = str(root)
+  made.dataset.check_counts = False
+  made.update_from_flattened_dict(changes)
+  return made
+
+
+def test_aircraft(tmp_path):
+  data = load_aircraft(aircraft(tmp_path))
+  assert data.classes == ("A320", "707-320", "F-16A/B", "DC-10")
+  assert [len(split) for split in data.splits] == [4, 4, 4]
+  assert data.val.ids[0] == "images/0000005.jpg"
+  assert data.val.labels.tolist() == [0, 1, 2, 3]
+  (tmp_path / "images/0000006.jpg").unlink()
+  with pytest.raises(InputError, match=r"1 of 4 .*val.txt .*0000006.jpg"):
+    load_aircraft(tmp_path)
+  (tmp_path / "variants.txt").write_text("A320\nDC-10\n")
+  with pytest.raises(InputError, match=r"train.txt: '707-320' is no line of"):
+    load_aircraft(tmp_path)
+  (tmp_path / "variants.txt").unlink()
+  with pytest.raises(InputError, match=r"variants.txt .*fgvc-aircraft-2013b"):
+    load_aircraft(tmp_path)
+
+
+def test_imagenet(tmp_path):
+  imagenet(tmp_path)
+  data = load_imagenet(tmp_path)
+  names = ("tench", "crane bird", "missile", "projectile")
+  assert data.classes == names
+  assert [len(split) for split in data.splits] == [16, 4, 20]
+  assert all(id_.startswith("images/val/") for id_ in data.test.ids)
+  assert {*data.val.ids} & {*data.train.ids} == set()
+  # CoOp's file gives two classes one name; those keep ours.
+  (tmp_path / "classnames.txt").write_text(
+    "n01440764 the tench\nn03773504 missile\nn04008634 missile\n"
+  )
+  assert load_imagenet(tmp_path).classes == ("the tench", *names[1:])
+  (tmp_path / "images/val/cats").mkdir()
+  with pytest.raises(InputError, match="no class of imagenet: 'cats'"):
+    load_imagenet(tmp_path)
+  shutil.rmtree(tmp_path / "images/val")
+  with pytest.raises(InputError, match=r"no class folder in .*val; ILSVRC2012"):
+    load_imagenet(tmp_path)
+
+
+def test_aptos(tmp_path):
+  data = load_aptos(aptos(tmp_path, images=50))
+  assert data.classes[4] == "proliferative diabetic retinopathy"
+  assert [len(split) for split in data.splits] == [25, 10, 15]
+  number = int(data.test.ids[0][len("train_images/") : -len(".png")], 16)
+  assert data.test.labels[0] == number % 5
+  table = tmp_path / "train.csv"
+  good = table.read_text()
+  table.write_text(good + "000000000001,7\n")
+  with pytest.raises(InputError, match="no class of aptos: '7'"):
+    load_aptos(tmp_path)
+  table.write_text(good + "lost,1\n")
+  with pytest.raises(InputError, match=r"1 of 51 .*train.csv .*lost.png"):
+    load_aptos(tmp_path)
+  table.write_text("id,grade\na,1\n")
+  with pytest.raises(InputError, match="no column 'id_code'"):
+    load_aptos(tmp_path)
+  table.unlink()
+  with pytest.raises(InputError, match=r"train.csv cannot be read; .*Kaggle"):
+    load_aptos(tmp_path)
+
+
+def test_a_name_brings_counts_and_says_what_is_comparable(tmp_path):
+  root = coop(tmp_path, "OxfordPets")
+  data = sources.load_dataset(config("oxford_pets", root))
+  # The json's class names, not ours.
+  assert data.classes == ("cat", "dog", "owl", "ape")
+  assert (data.name, data.origin) == ("oxford_pets", "coop")
+  with pytest.raises(InputError, match=r"train 16 \(expected 2944\), val 16"):
+    sources.load_dataset(
+      config("oxford_pets", root, **{"dataset.check_counts": True})
+    )
+  own = config("oxford_pets", root, **{"dataset.name": ""})
+  own.dataset.check_counts = True
+  assert sources.load_dataset(own).origin == ""
+
+
+def test_a_name_gives_folders_its_classes(tmp_path):
+  for split in ("train", "test"):
+    for label in ("02_STROMA", "01_TUMOR", "08_EMPTY"):
+      for i in range(5):
+        write(tmp_path / split / label / f"{i}.tif", i)
+  made = config("colorectal_histology", tmp_path)
+  data = sources.load_dataset(made)
+  assert data.classes == ("tumour epithelium", "simple stroma", "background")
+  made.dataset.check_counts = True
+  with pytest.raises(InputError, match=r"images 30 \(expected 5000\)"):
+    sources.load_dataset(made)
+  (tmp_path / "train/03_OTHER").mkdir()
+  write(tmp_path / "train/03_OTHER/1.tif", 1)
+  with pytest.raises(
+    InputError, match=r"no class of color.*03_OTHER"
+  ):
+    sources.load_dataset(made)
+  made.dataset.name = ""
+  made.dataset.layout = "folders"
+  assert "03_OTHER" in sources.load_dataset(made).classes
+
+
+def test_without_a_root_or_a_name(tmp_path):
+  made = config("aptos", "")
+  with pytest.raises(InputError, match=r"aptos is not in TFDS; .*train\.csv"):
+    sources.load_dataset(made)
+  made.dataset.layout = "aptos"
+  with pytest.raises(InputError, match=r"root is not set; .*Kaggle.*train.csv"):
+    sources.load_dataset(made)
+  made.dataset.name, made.dataset.layout = "", "auto"
+  with pytest.raises(InputError, match=r"root is not set; .* dataset\.name"):
+    sources.load_dataset(made)
+  made.dataset.layout = "tfds"
+  with pytest.raises(InputError, match=r"tfds needs dataset\.name"):
+    sources.load_dataset(made)
