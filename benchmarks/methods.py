@@ -102,6 +102,7 @@ def load(options: argparse.Namespace, values: dict, seed: int):
   own |= {"seed": seed, "loss.calibration": "none"}
   config.update_from_flattened_dict(own)
   config.dataset.root, config.model.weights = options.root, options.weights
+  config.dataset.check_counts = False  # of CIFAR-10 a part was at hand
   config_lib.validate(config)
   return config
 

@@ -230,6 +230,23 @@ def test_a_failed_download_names_the_command(tmp_path, monkeypatch):
   assert "not be prepared (ConnectionError: x): run `pip" in str(raised.value)
 
 
+def test_without_network_nothing_is_tried(monkeypatch):
+  asked = []
+
+  def address(host, port):
+    asked.append(host)
+    if host == "b.org":
+      return []
+    raise OSError("Name or service not known")
+
+  monkeypatch.setattr(prepare.socket, "getaddrinfo", address)
+  prepare.require_network(["http://a.org/x.zip", "http://b.org/y"])
+  prepare.require_network([])  # downloaded by hand
+  assert asked == ["a.org", "b.org"]
+  with pytest.raises(OSError, match=r"no network: a\.org has no address"):
+    prepare.require_network(["http://a.org/x.zip"])
+
+
 def test_a_set_of_another_format_is_refused(tmp_path):
   folder = tiny_tfds.prepare("eurosat", tmp_path)
   info = folder / "dataset_info.json"

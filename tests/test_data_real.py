@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from cpeal_jax import presets, sources
+from cpeal_jax.data import catalogue
 from cpeal_jax.data.coop import load_coop
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.data.store import open_store
@@ -55,21 +57,27 @@ def test_eurosat(eurosat, tmp_path):
     np.testing.assert_array_equal(
       preprocess(data.val.open(i), ImageSpec()), expected.transpose(1, 2, 0)
     )
+  config = presets.preset("eurosat", "pcb")
+  config.dataset.root = str(eurosat)
+  named = sources.load_dataset(config)
+  assert named.origin == "coop, comparable to the papers"
+  assert named.fingerprint == data.fingerprint
+  assert named.classes == catalogue.classes("eurosat")
   store = open_store(data.val, ImageSpec(32, 32), cache_dir=tmp_path)
   assert store.ok.all()
   assert store.rows(5390, 5500).shape == (10, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
-  ("name", "classes", "counts"),
+  ("name", "key", "classes", "counts"),
   [
-    ("Caltech101", 100, (4128, 1649, 2465)),
-    ("DescribableTextures", 47, (2820, 1128, 1692)),
-    ("OxfordFlowers", 102, (4093, 1633, 2463)),
-    ("OxfordPets", 37, (2944, 736, 3669)),
+    ("Caltech101", "caltech101", 100, (4128, 1649, 2465)),
+    ("DescribableTextures", "dtd", 47, (2820, 1128, 1692)),
+    ("OxfordFlowers", "flowers102", 102, (4093, 1633, 2463)),
+    ("OxfordPets", "oxford_pets", 37, (2944, 736, 3669)),
   ],
 )
-def test_published_splits(tmp_path, name, classes, counts):
+def test_published_splits(tmp_path, name, key, classes, counts):
   packed = SHARED / "splits" / f"split_zhou_{name}.json.gz"
   content = json.loads(gzip.decompress(packed.read_bytes()))
   (tmp_path / f"split_zhou_{name}.json").write_text(json.dumps(content))
@@ -80,5 +88,7 @@ def test_published_splits(tmp_path, name, classes, counts):
       file.touch()
   data = load_coop(tmp_path)
   assert len(data.classes) == classes
+  assert data.classes == catalogue.classes(key)
+  assert catalogue.find(key).papers == counts
   assert tuple(len(split) for split in data.splits) == counts
   assert data.classes[content["test"][0][1]] == content["test"][0][2]

@@ -8,6 +8,7 @@ import numpy as np
 import test_acquisition as contract
 
 from cpeal_jax import acquisition, config
+from cpeal_jax.data import catalogue
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,3 +63,21 @@ def test_the_example_method_keeps_the_contract(monkeypatch):
   mean = pool.features.mean(axis=0)
   want = np.argsort(-(pool.features @ mean) + 9 * pool.labeled)[:10]
   np.testing.assert_array_equal(contract.choose(name, pool, 10), want)
+
+
+def test_the_table_of_data_sets_is_the_catalogue():
+  page = (ROOT / "docs" / "datasets.md").read_text()
+  for name, entry in catalogue.CATALOGUE.items():
+    facts, files = (
+      [cell.strip() for cell in line.strip("|").split("|")]
+      for line in page.splitlines()
+      if line.startswith(f"| `{name}` |")
+    )
+    counts = " / ".join(f"{n:,}" for n in entry.papers or ()) or "-"
+    classes = f"{len(catalogue.classes(name)):,}"
+    assert facts[1:4] == [classes, entry.template, counts]
+    for _, split, count in entry.splits:
+      assert f"{split} {count:,}" in facts[4]
+    assert entry.tfds in facts[4]
+    assert facts[5] == entry.terms
+    assert files[1:] == [f"`{entry.layout}`", entry.get]

@@ -164,9 +164,7 @@ def test_a_name_gives_folders_its_classes(tmp_path):
     sources.load_dataset(made)
   (tmp_path / "train/03_OTHER").mkdir()
   write(tmp_path / "train/03_OTHER/1.tif", 1)
-  with pytest.raises(
-    InputError, match=r"no class of color.*03_OTHER"
-  ):
+  with pytest.raises(InputError, match=r"no class of color.*03_OTHER"):
     sources.load_dataset(made)
   made.dataset.name = ""
   made.dataset.layout = "folders"

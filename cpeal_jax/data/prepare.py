@@ -8,8 +8,11 @@ process of its own, so that TensorFlow never shares one with JAX.
 import argparse
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
+import urllib.parse
+from collections.abc import Iterable
 from pathlib import Path
 
 from cpeal_jax.data import catalogue
@@ -72,6 +75,22 @@ def ensure(name: str, data_dir: str = "") -> Path:
   return folder
 
 
+def require_network(urls: Iterable[str]) -> None:
+  """OSError where no host of the URLs has an address.
+
+  TFDS would try each download again for minutes.
+  """
+  hosts = sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls})
+  for host in hosts:
+    try:
+      socket.getaddrinfo(host, None)
+      return
+    except OSError:
+      continue
+  if hosts:
+    raise OSError(f"no network: {hosts[0]} has no address")
+
+
 def _command(name: str, data_dir: str) -> str:
   where = f" --data_dir={data_dir}" if data_dir else ""
   return f"python -m cpeal_jax.data.prepare {name}{where}"
@@ -85,13 +104,14 @@ def main(argv: list[str]) -> int:
   given = parser.parse_args(argv)
   import tensorflow_datasets as tfds  # seconds, and TensorFlow with it
 
-  entry = catalogue.find(given.name)
+  entry, where = catalogue.find(given.name), data_directory(given.data_dir)
   try:
-    tfds.builder(
-      entry.tfds,
-      data_dir=data_directory(given.data_dir),
-      file_format="array_record",
-    ).download_and_prepare()
+    builder = tfds.builder(
+      entry.tfds, data_dir=where, file_format="array_record"
+    )
+    if not (where / "downloads").is_dir():
+      require_network(builder.url_infos or ())
+    builder.download_and_prepare()
   except Exception as error:  # whatever a download, an archive or a disk raises
     first = (str(error).strip().splitlines() or [""])[0]
     say(f"{type(error).__name__}: {first}")
