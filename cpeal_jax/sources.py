@@ -62,6 +62,11 @@ LAYOUTS: dict[str, Callable[[Config, pools.Progress], pools.Dataset]] = {
 }
 # Layouts whose splits are published with them.
 PUBLISHED = ("coop", "aircraft")
+ORIGINS = {
+  "folders": "class folders, missing splits cut out of train",
+  "imagenet": "test is ILSVRC's validation, val cut out of train",
+  "aptos": "cut 50/20/30",
+}
 
 
 def layout_of(own: Config) -> str:
@@ -103,8 +108,9 @@ def load_dataset(config: Config) -> pools.Dataset:
     )
   total = 0
   if entry is not None:
-    total = sum(count for *_, count in entry.splits) or entry.total
-  with stage(f"read {own.name or own.root}", total, "images") as progress:
+    papers = sum(entry.papers or ())
+    total = sum(count for *_, count in entry.splits) or entry.total or papers
+  with stage(f"read {own.name or layout}", total, "images") as progress:
     found = LAYOUTS[layout](own, progress)
   if entry is None or layout == "tfds":
     return found
@@ -116,14 +122,12 @@ def _checked(
 ) -> pools.Dataset:
   """Names the set and its splits' origin; compares counts with the known."""
   counts = {split.name: len(split) for split in found.splits}
-  origin, known, got = f"cut from {layout}", {"images": entry.total}, {}
   if layout in PUBLISHED:
-    known, got = catalogue.papers(own.name), counts
+    known = catalogue.papers(own.name)
     origin = catalogue.origin(own.name, layout, counts)
-  elif not entry.total:
-    known = {}
   else:
-    got = {"images": sum(counts.values())}
+    known = {"images": entry.total} if entry.total else {}
+    origin, counts = ORIGINS[layout], {"images": sum(counts.values())}
   if own.check_counts:
-    catalogue.check_counts(own.root, got, known)
+    catalogue.check_counts(own.root, counts, known)
   return dataclasses.replace(found, name=own.name, origin=origin)

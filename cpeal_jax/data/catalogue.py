@@ -9,7 +9,8 @@ where the second "missile" is "projectile" and the second "sunglasses"
 Templates are CoOp's zero-shot ones; those of the last two sets are ours.
 
 Counts: CoOp's split files (five of them counted, the others as its paper
-gives them) and TFDS's catalogue.
+gives them) and TFDS's catalogue; SUN397's by TFDS's lists less the one image of
+them that its code passes over.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ class Entry:
       such split is published.
     total: labeled images, where `papers` is None.
     tfds: `name/config:version` of TFDS; empty where it has none.
-    splits: (our split, TFDS's split, images) of that version.
+    splits: (our split, TFDS's split, images) of that version, without those
+      of dropped labels.
     file: the id of an image, from TFDS's features, `label` and `split`; the
       path that CoOp's split file has, where there is one.
     manual: what TFDS cannot download by itself, and where it looks for it.
@@ -124,7 +126,7 @@ CATALOGUE: dict[str, Entry] = {
     terms="CC BY 4.0",
     papers=(4128, 1649, 2465),
     tfds="caltech101:3.0.2",
-    splits=(("train", "train", 3059), ("test", "test", 6085)),
+    splits=(("train", "train", 3000), ("test", "test", 5242)),
     file="{label}/{image/file_name}",
     dropped=(
       "background_google",
@@ -187,7 +189,7 @@ CATALOGUE: dict[str, Entry] = {
     papers=(15880, 3970, 19850),
     tfds="sun397/tfds:4.0.0",
     splits=(
-      ("train", "train", 76128),
+      ("train", "train", 76127),
       ("val", "validation", 10875),
       ("test", "test", 21750),
     ),

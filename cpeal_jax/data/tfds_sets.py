@@ -78,7 +78,10 @@ def load_tfds(
   if check_counts and not split_file:
     catalogue.check_counts(
       f"{name} as prepared by TFDS",
-      {split: len(found.ids) for split, found in splits.items()},
+      {
+        split: sum(label not in entry.dropped for label in found.labels)
+        for split, found in splits.items()
+      },
       {split: count for split, _, count in entry.splits},
     )
   index = _index(name, splits)
