@@ -68,7 +68,9 @@ MAY_IMPORT = {
   "data.digits": {"errors"} | DATA,
   "data.catalogue": {"errors"},
   "data.prepare": {"errors", "progress", "data.catalogue"},
-  "data.tfds_sets": {"errors", "data.catalogue", "data.coop", "data.prepare"}
+  "data.records": {"errors", "data.catalogue"} | DATA,
+  "data.tfds_sets": {"errors", "data.catalogue", "data.coop"}
+  | {"data.prepare", "data.records"}
   | DATA,
   "data.aircraft": {"errors"} | DATA,
   "data.imagenet": {"errors", "data.catalogue", "data.folders"} | DATA,

@@ -77,10 +77,11 @@ def load_folders(
       )
   names = class_names(labels) if class_names else {c: c for c in labels}
   classes = tuple(dict.fromkeys(names.values()))
+  number = {label: classes.index(own) for label, own in names.items()}
   rows = {
     split: [
-      (id_, classes.index(class_name))
-      for label, class_name in names.items()
+      (id_, own)
+      for label, own in number.items()
       for id_ in listed.get(label, ())
     ]
     for split, listed in found.items()

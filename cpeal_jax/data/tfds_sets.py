@@ -5,40 +5,15 @@ its image is. Labels are matched by their names.
 """
 
 import collections
-import dataclasses
 import functools
-import hashlib
-import string
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from cpeal_jax.data import catalogue, coop, files, pools, prepare
+from cpeal_jax.data import catalogue, coop, files, pools, prepare, records
 from cpeal_jax.errors import InputError
 
-BLOCK = 64
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-  """What one pass over a TFDS split finds.
-
-  Attributes:
-    ids: see `catalogue.Entry.file`.
-    labels: their names.
-    sha256: of the images' bytes.
-    source: image i is `source[i]["image"]`.
-  """
-
-  ids: tuple[str, ...]
-  labels: tuple[str, ...]
-  sha256: tuple[str, ...]
-  source: Sequence[dict[str, Any]]
-
-
 # Id -> (records, position, label name)
-Index = dict[str, tuple[Records, int, str]]
+Index = dict[str, tuple[records.Records, int, str]]
 
 
 def load_tfds(
@@ -74,7 +49,7 @@ def load_tfds(
     raise InputError(
       f"{name} is not in TFDS; set dataset.root to a directory with {entry.get}"
     )
-  splits = _read_all(entry, prepare.ensure(name, data_dir), progress)
+  splits = records.read_all(entry, prepare.ensure(name, data_dir), progress)
   if check_counts and not split_file:
     catalogue.check_counts(
       f"{name} as prepared by TFDS",
@@ -91,11 +66,12 @@ def load_tfds(
     name, dict.fromkeys(label for *_, label in index.values())
   )
   classes = catalogue.classes(name)
+  number = {label: classes.index(own) for label, own in names.items()}
   rows = {
     split: [
-      (id_, classes.index(names[label]))
+      (id_, number[label])
       for id_, label in zip(found.ids, found.labels, strict=True)
-      if label in names
+      if label in number
     ]
     for split, found in splits.items()
   }
@@ -104,88 +80,13 @@ def load_tfds(
   return _dataset(name, classes, pools.fill(rows, seed=seed), index, origin)
 
 
-def _read_all(
-  entry: catalogue.Entry, folder: Path, progress: pools.Progress
-) -> dict[str, Records]:
-  import tensorflow_datasets as tfds  # takes seconds to import
-
-  try:
-    builder: Any = tfds.builder_from_directory(str(folder))
-    features = builder.info.features
-    # Undecoded all: Pets has a mask beside its picture.
-    decoders = {
-      key: tfds.decode.SkipDecoding()
-      for key, feature in features.items()
-      if isinstance(feature, tfds.features.Image)
-    }
-    sources = {
-      split: builder.as_data_source(theirs, decoders=decoders)
-      for split, theirs, _ in entry.splits
-    }
-  # What TFDS raises for another format, a missing split, a damaged file.
-  except (OSError, ValueError, KeyError, NotImplementedError) as error:
-    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-    raise InputError(
-      f"{folder} cannot be read ({reason}); remove it and prepare it again, as "
-      "array records"
-    ) from error
-  return {
-    split: read_records(
-      source, features["label"].int2str, entry.file, split, progress=progress
-    )
-    for split, source in sources.items()
-  }
-
-
-def read_records(
-  source: Sequence[dict[str, Any]],
-  label_name: Callable[[int], str],
-  file: str,
-  split: str,
-  *,
-  progress: pools.Progress = None,
-) -> Records:
-  """One pass over a data source: ids, label names and digests.
-
-  Args:
-    source: records with `image` (encoded), `label`, and what `file` names.
-    label_name: of a label number.
-    file: template of the id, see `catalogue.Entry.file`.
-    split: of the ids.
-    progress: told how many more records have been read.
-  """
-
-  texts = {key for _, key, *_ in string.Formatter().parse(file) if key}
-  texts -= {"label", "split"}
-
-  def read(start: int) -> list[tuple[str, str, str]]:
-    rows = []
-    for i in range(start, min(start + BLOCK, len(source))):
-      record = source[i]
-      label = label_name(int(record["label"]))
-      fields = {k: record[k].decode() for k in texts}
-      id_ = file.format_map(fields | {"label": label, "split": split})
-      digest = hashlib.sha256(record["image"]).hexdigest()
-      rows.append((id_.removeprefix("/"), label, digest))
-    return rows
-
-  found = []
-  with ThreadPoolExecutor() as threads:
-    for rows in threads.map(read, range(0, len(source), BLOCK)):
-      found += rows
-      if progress:
-        progress(len(rows))
-  ids, labels, sha256 = zip(*found, strict=True) if found else ((), (), ())
-  return Records(ids, labels, sha256, source)
-
-
-def _index(name: str, splits: dict[str, Records]) -> Index:
+def _index(name: str, splits: dict[str, records.Records]) -> Index:
   index = {}
-  for records in splits.values():
-    for i, id_ in enumerate(records.ids):
+  for found in splits.values():
+    for i, id_ in enumerate(found.ids):
       if id_ in index:
         raise InputError(f"two images of {name} are called {id_!r}")
-      index[id_] = records, i, records.labels[i]
+      index[id_] = found, i, found.labels[i]
   return index
 
 
@@ -263,11 +164,13 @@ def _dataset(
       [id_ for id_, _ in listed],
       [label for _, label in listed],
       functools.partial(_read, where),
-      sha256=[records.sha256[i] for records, i, _ in where],
+      sha256=[found.sha256[i] for found, i, _ in where],
     )
   return pools.Dataset(name=name, classes=classes, origin=origin, **splits)
 
 
-def _read(where: Sequence[tuple[Records, int, str]], index: int) -> bytes:
-  records, position, _ = where[index]
-  return records.source[position]["image"]
+def _read(
+  where: Sequence[tuple[records.Records, int, str]], index: int
+) -> bytes:
+  found, position, _ = where[index]
+  return found.source[position]["image"]
