@@ -14,11 +14,22 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import describe, trajectory
+from cpeal_jax import describe, distributed, trajectory
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.progress import say
 from cpeal_jax.training import TrainingError
 
+FLAGS = (
+  "config",
+  "workdir",
+  "overwrite",
+  "dry_run",
+  "coordinator",
+  "processes",
+  "process",
+  "distributed",
+  "start_timeout",
+)
 FINISHED, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
 
 config_flags.DEFINE_config_file(
@@ -28,6 +39,17 @@ flags.DEFINE_string(
   "workdir", None, "Where the run is kept; the same one again resumes it."
 )
 flags.DEFINE_bool("overwrite", False, "Start the workdir's run afresh.")
+flags.DEFINE_string(
+  "coordinator", None, "Address of process 0, HOST:PORT, of several."
+)
+flags.DEFINE_integer("processes", None, "How many processes there are.")
+flags.DEFINE_integer("process", None, "This one's number, from 0.")
+flags.DEFINE_bool(
+  "distributed", False, "Find the other processes in the environment."
+)
+flags.DEFINE_integer(
+  "start_timeout", 120, "Seconds to wait for the other processes."
+)
 flags.DEFINE_bool("dry_run", False, "Print what the run would cost, and stop.")
 
 
@@ -48,9 +70,8 @@ def parse(argv: list[str]) -> None:
   try:
     rest = flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    names = ("config", "workdir", "overwrite", "dry_run")
     raise InputError(
-      f"unknown flag {error.flagname!r}." + nearest(error.flagname, names)
+      f"unknown flag {error.flagname!r}." + nearest(error.flagname, FLAGS)
     ) from error
   except (flags.Error, ValueError, TypeError, OSError) as error:
     text = re.sub(r"\s+", " ", str(error)).strip()
@@ -66,10 +87,7 @@ def parse(argv: list[str]) -> None:
 
 def usage() -> str:
   """The flags, and every config key with its default and meaning."""
-  own = [
-    f"  --{name}  {flags.FLAGS[name].help}"
-    for name in ("config", "workdir", "overwrite", "dry_run")
-  ]
+  own = [f"  --{name}  {flags.FLAGS[name].help}" for name in FLAGS]
   keys = [
     f"  --config.{name}={default!r}  {meaning}"
     for name, default, _, meaning in config_lib.KEYS
@@ -91,6 +109,14 @@ def run(argv: list[str]) -> int:
   if flags.FLAGS.dry_run:
     describe.dry_run(config, Path(workdir))
     return FINISHED
+  own = flags.FLAGS
+  distributed.start(
+    coordinator=own.coordinator,
+    processes=own.processes,
+    process=own.process,
+    detect=own.distributed,
+    timeout=own.start_timeout,
+  )
   stop = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: stop.set())
   try:
@@ -99,7 +125,9 @@ def run(argv: list[str]) -> int:
     )
   except trajectory.Preempted:
     say("preempted: saved; run the same command again.")
+    distributed.stop()
     return PREEMPTED
+  distributed.stop()
   return FINISHED
 
 

@@ -67,12 +67,13 @@ def nearest_neighbors(
   total = len(features)
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
   gap = -total % (mesh.devices.size * tile)
+  own = sharding.own_rows(mesh, total + gap)
   similarities, indices = _ring(mesh, k, tile, backend)(
-    jnp.int32(total),
-    np.pad(features, ((0, gap), (0, 0))),
-    np.pad(allowed, (0, gap)),
+    np.int32(total),
+    np.pad(features, ((0, gap), (0, 0)))[own],
+    np.pad(allowed, (0, gap))[own],
   )
-  return np.asarray(indices)[:total], np.asarray(similarities)[:total]
+  return sharding.fetch(indices)[:total], sharding.fetch(similarities)[:total]
 
 
 def narrow(

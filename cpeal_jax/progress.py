@@ -7,9 +7,19 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
+_speaks = True
+
+
+def speak(yes: bool) -> None:
+  """Whether this process says anything: of several, one does."""
+  global _speaks
+  _speaks = yes
+
 
 def say(text: str) -> None:
   """One line for the person who started the run."""
+  if not _speaks:
+    return
   sys.stdout.write(text + "\n")
   sys.stdout.flush()
 
@@ -18,7 +28,7 @@ def say(text: str) -> None:
 def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
   """Shows a stage of `total` units; yields the function that advances it."""
   start, done = time.perf_counter(), 0
-  terminal = sys.stderr.isatty()
+  terminal = sys.stderr.isatty() and _speaks
   bar = tqdm.tqdm(
     total=total, unit=unit, desc=name, leave=False, disable=not terminal
   )

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from cpeal_jax import metrics, sharding
+from cpeal_jax import distributed, metrics, sharding
 from cpeal_jax.acquisition.cec import neighbor_uncertainty
 from cpeal_jax.acquisition.scores import entropy_of
 from cpeal_jax.models.classifier import Classifier
@@ -72,6 +72,7 @@ class Scorer:
     compare: (class embeddings, logit scale, features) -> logits [n, C].
     neighbors: `nearest_neighbors` over the same devices.
     chunk: n, the rows of one dispatch.
+    own: which of them this process feeds.
   """
 
   embed: Callable
@@ -79,6 +80,7 @@ class Scorer:
   compare: Callable
   neighbors: Callable
   chunk: int
+  own: slice
 
 
 def make_scorer(
@@ -107,12 +109,14 @@ def make_scorer(
       lambda x: classifier.logits(x, texts, scale), features, tile
     )
 
+  chunk = chunk_rows(mesh, tile)
   return Scorer(
     embed=jax.jit(classifier.class_embeddings),
     encode=sharding.spmd(encode, mesh, shared=2, backend=backend),
     compare=sharding.spmd(compare, mesh, shared=2, backend=backend),
     neighbors=partial(nearest_neighbors, mesh=mesh, backend=backend),
-    chunk=chunk_rows(mesh, tile),
+    chunk=chunk,
+    own=sharding.own_rows(mesh, chunk),
   )
 
 
@@ -134,22 +138,32 @@ def by_chunks(
   rows: Callable[[int, int], np.ndarray],
   total: int,
   chunk: int,
+  own: slice,
   progress: Callable[[int], None] | None,
 ) -> np.ndarray:
-  """Pads the last chunk, and fetches each result while the next one runs."""
+  """Pads the last chunk, and fetches each result while the next one runs.
+
+  Args:
+    run: a pass over this process's rows of a chunk.
+    rows: reads a range of them.
+    total: how many there are.
+    chunk: rows of one dispatch.
+    own: which of them are this process's.
+    progress: gets the rows just finished.
+  """
   done: list[np.ndarray] = []
   pending = None
 
   def collect(start: int, out: Array) -> None:
-    done.append(np.asarray(out)[: total - start])
+    done.append(sharding.fetch(out)[: total - start])
     if progress:
       progress(len(done[-1]))
 
   for start in range(0, total, chunk):
-    part = rows(start, min(start + chunk, total))
-    if len(part) < chunk:
-      gap = [(0, chunk - len(part))] + [(0, 0)] * (part.ndim - 1)
-      part = np.pad(part, gap)
+    first, last = (min(start + i, total) for i in (own.start, own.stop))
+    part = rows(first, last)
+    if gap := own.stop - own.start - len(part):
+      part = np.pad(part, [(0, gap)] + [(0, 0)] * (part.ndim - 1))
     out = run(part)
     if pending is not None:
       collect(*pending)
@@ -173,6 +187,7 @@ def encode_pool(
     images.rows,
     len(images),
     scorer.chunk,
+    scorer.own,
     progress,
   )
 
@@ -206,6 +221,7 @@ def score_pool(
     lambda start, stop: features[start:stop],
     len(features),
     scorer.chunk,
+    scorer.own,
     None,
   )
   entropy = np.asarray(_entropy(logits))
@@ -238,7 +254,8 @@ def cached(
   """
   digest = hashlib.sha256(f"{FEATURE_CACHE_VERSION}|{key}".encode())
   path = directory / f"features-{digest.hexdigest()[:32]}.npy"
-  if path.exists():
+  # All or none: to compute is a pass that every process enters.
+  if distributed.everywhere(path.exists()):
     return np.load(path, mmap_mode="r", allow_pickle=False)
   features = compute()
   directory.mkdir(parents=True, exist_ok=True)

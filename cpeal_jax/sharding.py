@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +17,11 @@ AXIS = "data"
 def make_mesh(devices: int = 0) -> Mesh:
   """A one-axis mesh over the first `devices` devices, all of them for 0."""
   found = jax.devices()
+  if devices and jax.process_count() > 1:
+    raise InputError(
+      f"parallel.devices={devices}, but {jax.process_count()} processes use "
+      "all of theirs: leave it at 0."
+    )
   if not 0 <= devices <= len(found):
     raise InputError(
       f"parallel.devices={devices}, but {len(found)} {found[0].platform} "
@@ -37,8 +43,39 @@ def split_rows(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """The tree on every device."""
+  """The tree on every device; the same on every process."""
   return jax.device_put(tree, replicated(mesh))
+
+
+def split(tree: Any, mesh: Mesh) -> Any:
+  """Whole host arrays, the same on every process, with rows over the devices.
+
+  Of several processes each places its own rows; one alone leaves that to jit.
+  """
+  if jax.process_count() == 1:
+    return tree
+  rows = split_rows(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, rows, x.__getitem__), tree
+  )
+
+
+def own_rows(mesh: Mesh, rows: int) -> slice:
+  """Which of `rows` rows this process's devices hold; all for one alone."""
+  share = rows // mesh.devices.size
+  mine = [
+    i
+    for i, device in enumerate(mesh.devices.flat)
+    if device.process_index == jax.process_index()
+  ]
+  return slice(mine[0] * share, (mine[-1] + 1) * share)
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """The whole array on the host, of every process."""
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def spmd(
@@ -51,7 +88,7 @@ def spmd(
       this device's share of the rows; returns rows. May use collectives over
       `AXIS`.
     mesh: where it runs; each row argument's length must be a multiple of the
-      number of devices.
+      number of devices. Of several processes each gives its `own_rows`.
     shared: how many leading arguments are replicated.
     backend: `shard_map`, or `pmap` for those who rely on it. The results are
       bit-equal on CPU.
@@ -74,12 +111,26 @@ def spmd(
     )
     return mapped(*args)
 
-  return lambda *args: settle(run(*args), mesh)
+  def call(*args):
+    rows = _join(args[shared:], mesh)
+    return settle(run(*args[:shared], *rows), mesh)
+
+  return call
+
+
+def _join(rows: Any, mesh: Mesh) -> Any:
+  """Each process's own rows as parts of global arrays."""
+  if jax.process_count() == 1:
+    return rows
+  sharding = split_rows(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), rows
+  )
 
 
 def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
   """`spmd` by `jax.pmap`: the device axis becomes a leading dimension."""
-  count = mesh.devices.size
+  count = len(mesh.local_devices)
   compiled: dict[int, Callable] = {}
 
   def run(*args):
@@ -91,10 +142,18 @@ def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
         in_axes=(None,) * shared + (0,) * rows,
         devices=list(mesh.devices.flat),
       )
-    split = jax.tree.map(
+    shared_args = args[:shared]
+    if jax.process_count() > 1:  # pmap copies from the host.
+      shared_args = jax.tree.map(np.asarray, shared_args)
+    parts = jax.tree.map(
       lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), args[shared:]
     )
-    out = compiled[rows](*args[:shared], *split)
+    out = compiled[rows](*shared_args, *parts)
+    if jax.process_count() > 1:  # Each process has the rows of its devices.
+      out = jax.tree.map(
+        lambda x: np.concatenate([s.data[0] for s in x.addressable_shards]), out
+      )
+      return _join(out, mesh)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
   return lambda *args: settle(run(*args), mesh)

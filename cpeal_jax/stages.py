@@ -15,6 +15,7 @@ from cpeal_jax import (
   acquisition,
   build,
   checkpoint,
+  distributed,
   keys,
   oracle,
   record,
@@ -171,7 +172,8 @@ def select(
     )
     guesses = zip(reasons["prediction"], sure, strict=True)
     reasons["pseudo_label"] = [name if yes else "" for name, yes in guesses]
-  record.write_selection(
+  distributed.first(
+    record.write_selection,
     run.workdir,
     round_,
     selection={
@@ -205,8 +207,10 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
   def after_step(step: int, state: training.TrainState, terms: dict) -> None:
     nonlocal saved
     advance(1)
-    stopping = run.stop()
-    if stopping or time.monotonic() - saved >= every:
+    due = time.monotonic() - saved >= every
+    # Together: every process enters a save, and only all of them can stop.
+    stopping, due = distributed.anywhere(run.stop(), due)
+    if stopping or due:
       save(step, state, terms)
       saved = time.monotonic()
     if stopping:

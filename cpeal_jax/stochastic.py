@@ -49,6 +49,7 @@ def make_passes(
   )
   run = sharding.spmd(one_pass, mesh, shared=4, backend=backend)
   chunk = chunk_rows(mesh, tile)
+  own = sharding.own_rows(mesh, chunk)
 
   def stochastic_passes(
     params: dict,
@@ -67,9 +68,9 @@ def make_passes(
 
       def score(part, texts=texts, data=data, starts=starts):
         tiles = (next(starts) + np.arange(chunk, dtype=np.int32)) // tile
-        return run(params, adapter, texts, data, part, tiles)
+        return run(params, adapter, texts, data, part, tiles[own])
 
-      logits = by_chunks(score, images.rows, len(images), chunk, progress)
+      logits = by_chunks(score, images.rows, len(images), chunk, own, progress)
       p, h = _probabilities(logits)
       probs, entropies = probs + np.asarray(p), entropies + np.asarray(h)
     return np.asarray(probs) / passes, np.asarray(entropies) / passes

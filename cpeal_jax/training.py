@@ -277,7 +277,7 @@ def make_step(
       state,
       params,
       texts,
-      vars(batch),
+      sharding.split(vars(batch), mesh),
       key,
       np.float32(rate),
       np.float32(weight),

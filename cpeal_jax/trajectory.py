@@ -15,6 +15,7 @@ from cpeal_jax import checkpoint, describe, record, stages
 from cpeal_jax import config as config_lib
 from cpeal_jax import workdir as files
 from cpeal_jax.build import Experiment, build, make_plan
+from cpeal_jax.distributed import first, first_holds
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.progress import say
 from cpeal_jax.stages import Labels, Preempted, Run
@@ -52,8 +53,9 @@ def run(
   if experiment is None:
     experiment = build(config, make_plan(config))
   plan = experiment.plan
-  with files.lock(workdir):
-    changed = files.open_workdir(
+  with first_holds(files.lock(workdir)):
+    changed = first(
+      files.open_workdir,
       workdir,
       config=describe.settings(config, plan),
       run_keys=config_lib.RUN_KEYS,
@@ -74,19 +76,19 @@ def run(
 def rounds(run: Run) -> list[dict]:
   """The loop itself; picks up after the last finished round."""
   say(f"{describe.one_line(run.experiment.plan)}; workdir {run.workdir}")
-  done = record.finished_rounds(run.workdir)
+  done = first(record.finished_rounds, run.workdir)
   zero_shot = run.config.adapter.kind not in config_lib.HEADS
-  if zero_shot and not record.read_metrics(run.workdir):
+  if zero_shot and not first(record.read_metrics, run.workdir):
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
-    record.write_metrics(run.workdir, [row])
-  rows = record.read_metrics(run.workdir)
+    first(record.write_metrics, run.workdir, [row])
+  rows = first(record.read_metrics, run.workdir)
   say(record.table(row for row in rows if row["round"] < done))
   labels = known_labels(run, done)
   adapter = stages.restore_adapter(run, done - 1)
   for round_ in range(done, run.config.rounds):
     adapter, labels = play(run, round_, adapter, labels)
-    say(record.table_row(record.read_metrics(run.workdir)[-1]))
-  return record.read_metrics(run.workdir)
+    say(record.table_row(first(record.read_metrics, run.workdir)[-1]))
+  return first(record.read_metrics, run.workdir)
 
 
 def play(
@@ -101,7 +103,7 @@ def play(
     labels: of the pool, -1 where not known yet.
   """
   seconds: dict[str, float] = {}
-  ids = record.selected(run.workdir, round_)
+  ids = first(record.selected, run.workdir, round_)
   if ids is None:
     with timed(seconds, "score"):
       scores = stages.score(run, adapter, "train", labels)
@@ -111,19 +113,20 @@ def play(
   bought = known_labels(run, round_ + 1)
   with timed(seconds, "fit"):
     adapter, terms = stages.fit(run, round_, bought)
-  sources = record.count_sources(run.workdir, range(round_ + 1))
-  asked = sum(sources.values()) - sources[PSEUDO]
+  sources = first(record.count_sources, run.workdir, range(round_ + 1))
+  pseudo = sources.get(PSEUDO, 0)
+  asked = sum(sources.values()) - pseudo
   with timed(seconds, "evaluate"):
     row = stages.evaluate(run, adapter, round_, asked)
   if run.config.oracle.selective:
-    row["pseudo_labeled"] = sources[PSEUDO]
+    row["pseudo_labeled"] = pseudo
   classes = len(run.experiment.plan.dataset.classes)
   new = np.bincount(bought[bought != labels], minlength=classes)
   row["selected_per_class"] = " ".join(map(str, new))
   row |= {f"train_{name}": value for name, value in terms.items()}
   row |= {f"seconds_{name}": value for name, value in seconds.items()}
-  record.write_metrics(run.workdir, [row])
-  record.mark_done(run.workdir, round_)
+  first(record.write_metrics, run.workdir, [row])
+  first(record.mark_done, run.workdir, round_)
   return adapter, bought
 
 
@@ -133,19 +136,19 @@ def reveal(run: Run, round_: int, ids: list[str]) -> None:
   Not about picks with a pseudo-label: selective querying trusts the model.
   """
   classes = run.experiment.plan.dataset.classes
-  sure = record.pseudo_labels(run.workdir, round_)
+  sure = first(record.pseudo_labels, run.workdir, round_)
   asked = [id_ for id_ in ids if id_ not in sure]
   answers = zip(asked, run.oracle.reveal(asked), strict=True)
   known = sure | {i: classes[a] for i, a in answers if a is not None}
   names = [known[i] for i in ids]
   sources = [PSEUDO if i in sure else run.oracle.source for i in ids]
-  record.write_labels(run.workdir, round_, ids, names, sources=sources)
+  first(record.write_labels, run.workdir, round_, ids, names, sources=sources)
 
 
 def known_labels(run: Run, rounds_: int) -> Labels:
   """The pool's labels as the first `rounds_` rounds recorded them."""
   dataset = run.experiment.plan.dataset
-  bought = record.read_labels(run.workdir, range(rounds_))
+  bought = first(record.read_labels, run.workdir, range(rounds_))
   number = {name: i for i, name in enumerate(dataset.classes)}
   return np.array(
     [number[bought[i]] if i in bought else -1 for i in dataset.train.ids],

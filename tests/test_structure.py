@@ -105,7 +105,8 @@ MAY_IMPORT = {
   | MODELS
   | {"models.text", "models.weights", "models.weights_out", "data.digits"}
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
-  "scoring": {"metrics", "sharding", "neighbors"}
+  "distributed": {"errors", "progress"},
+  "scoring": {"distributed", "metrics", "sharding", "neighbors"}
   | CLASSIFIERS
   | {"acquisition.cec", "acquisition.scores"},
   "stochastic": {"scoring", "sharding"} | CLASSIFIERS,
