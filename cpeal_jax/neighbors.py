@@ -1,9 +1,11 @@
 """Exact nearest neighbours of a feature matrix spread over the devices.
 
-Each device keeps its rows and passes a copy round a ring, so it meets every
-row while holding O(N/P (D + k) + tile) numbers: never a row of N similarities.
-Products have a constant shape and equal similarities are ordered by index, so
-1, 2, 4 and 8 devices give the same bits on CPU.
+Each device keeps its rows. Tile after tile, in the order of the rows, the owner
+shows a tile of keys to all, so a device meets every row while holding
+O(N/P (D + k) + tile D) numbers: never a second share of the features, as a ring
+that passes whole shares would, and never a row of N similarities. Products have
+a constant shape and equal similarities are ordered by index, so 1, 2, 4 and 8
+devices give the same bits on CPU.
 """
 
 import functools
@@ -68,7 +70,7 @@ def nearest_neighbors(
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
   gap = -total % (mesh.devices.size * tile)
   own = sharding.own_rows(mesh, total + gap)
-  similarities, indices = _ring(mesh, k, tile, backend)(
+  similarities, indices = _search(mesh, k, tile, backend)(
     np.int32(total),
     np.pad(features, ((0, gap), (0, 0)))[own],
     np.pad(allowed, (0, gap))[own],
@@ -113,64 +115,51 @@ def narrow(
 
 
 @functools.cache
-def _ring(mesh: jax.sharding.Mesh, k: int, tile: int, backend: str) -> Callable:
+def _search(
+  mesh: jax.sharding.Mesh, k: int, tile: int, backend: str
+) -> Callable:
   """Compiled once per shape: (total, features, allowed) -> (values, ids)."""
-  devices = mesh.devices.size
-  # Downwards, so that blocks arrive in the order of their ids.
-  hops = [(d, (d - 1) % devices) for d in range(devices)]
   queries = math.gcd(QUERIES, tile)  # divides a device's share
 
   def body(total: Array, features: Array, allowed: Array):
     share = features.shape[0]
     me = jax.lax.axis_index(sharding.AXIS)
+    # Real rows only. And a traced trip count: a loop that is known to run
+    # once is inlined, and fused otherwise than a longer one.
+    mine = jnp.clip(-((me * share - total) // queries), 0, share // queries)
 
-    def tiles(device: Array, rows: int) -> Array:
-      # Real rows only. And a traced trip count: a loop that is known to run
-      # once is inlined, and fused otherwise than a longer one.
-      return jnp.clip(-((device * share - total) // rows), 0, share // rows)
-
-    def hop(step: Array, carry: tuple) -> tuple:
-      keys, usable, *lists = carry
-      origin = (me + step) % devices
-      # After the last block comes the first: its lower ids get a second list.
-      turn = (me + step) // devices
+    def key_tile(number: Array, lists: list[Array]) -> list[Array]:
+      first = number * tile
+      keys, usable = _from_owner((features, allowed), first)
+      ids = first + jnp.arange(tile)
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries
-        mine = _rows(features, start, queries)
-        my_ids = me * share + start + jnp.arange(queries)
-
-        def key_tile(index: Array, best: list[Array]) -> list[Array]:
-          at = index * tile
-          first = origin * share + at
-          ids = first + jnp.arange(tile)
-          fits = _rows(usable, at, tile)[None, :]
-          fits &= my_ids[:, None] != ids[None, :]
-          values = _similarities(mine, _rows(keys, at, tile))
-          return _merge(best, jnp.where(fits, values, -jnp.inf), first)
-
-        where, size = (turn, start, 0), (1, queries, k)
-        best = [jax.lax.dynamic_slice(x, where, size)[0] for x in lists]
-        best = jax.lax.fori_loop(0, tiles(origin, tile), key_tile, best)
+        own = _rows(features, start, queries)
+        own_ids = me * share + start + jnp.arange(queries)
+        fits = usable[None, :] & (own_ids[:, None] != ids[None, :])
+        values = jnp.where(fits, _similarities(own, keys), -jnp.inf)
+        best = _merge([_rows(x, start, queries) for x in lists], values, first)
         return [
-          jax.lax.dynamic_update_slice(x, new[None], where)
+          jax.lax.dynamic_update_slice(x, new, (start, 0))
           for x, new in zip(lists, best, strict=True)
         ]
 
-      lists = jax.lax.fori_loop(0, tiles(me, queries), query_tile, lists)
-      keys, usable = jax.lax.ppermute((keys, usable), sharding.AXIS, hops)
-      return keys, usable, *lists
+      return jax.lax.fori_loop(0, mine, query_tile, lists)
 
-    start = (
-      features,
-      allowed,
-      jnp.full((2, share, k), -jnp.inf),
-      jnp.full((2, share, k), -1, jnp.int32),
-    )
-    lists = jax.lax.fori_loop(0, devices, hop, start)[2:]
-    low_first = [jnp.concatenate([x[1], x[0]], axis=1) for x in lists]
-    values, columns = jax.lax.top_k(low_first[0], k)
-    ids = jnp.take_along_axis(low_first[1], columns, axis=1)
+    def _from_owner(rows: tuple[Array, ...], first: Array) -> list[Array]:
+      owner, at = first // share, first % share
+      # What the others add is zero, so the sum is the owner's very bits.
+      return [
+        jax.lax.psum(
+          jnp.where(owner == me, _rows(x, at, tile), jnp.zeros((), x.dtype)),
+          sharding.AXIS,
+        ).astype(x.dtype)
+        for x in rows
+      ]
+
+    lists = [jnp.full((share, k), -jnp.inf), jnp.full((share, k), -1)]
+    values, ids = jax.lax.fori_loop(0, -(-total // tile), key_tile, lists)
     return values, jnp.where(values > -jnp.inf, ids, -1)
 
   return sharding.spmd(body, mesh, shared=1, backend=backend)

@@ -143,21 +143,28 @@ def test_nothing_is_compiled_at_the_second_call(backend):
   assert [call(seed) for seed in (1, 2, 3)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_memory_is_linear(devices):
-  rows, width, k, tile = 16384, 8, 10, 256
-  run = neighbors._ring(sharding.make_mesh(devices), k, tile, "shard_map")
+def search_memory(devices, rows):
+  """Bytes of one device: (arguments, temporaries) of the compiled search."""
+  width, tile = 32, 256
+  run = neighbors._search(sharding.make_mesh(devices), 10, tile, "shard_map")
   args = (
     jax.ShapeDtypeStruct((), np.int32),
     jax.ShapeDtypeStruct((rows, width), np.float32),
     jax.ShapeDtypeStruct((rows,), np.bool_),
   )
   memory = jax.jit(run).lower(*args).compile().memory_analysis()
-  share = rows // devices * 4 * (width + 2 * k)
-  block = neighbors.QUERIES * (tile + k) * 4
-  assert memory.temp_size_in_bytes < 4 * share + 8 * block
-  # A device is sent its own rows, not the whole matrix.
-  assert memory.argument_size_in_bytes < 1.1 * rows // devices * (4 * width + 1)
+  block = 8 * neighbors.QUERIES * (tile + 10) * 4
+  assert memory.temp_size_in_bytes < 40 * rows // devices * 10 + block
+  return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
+def test_memory_grows_by_a_devices_share():
+  """What grows with N is at most 1.15 / P of what it is on one device."""
+  growth = {
+    p: search_memory(p, 32768) - search_memory(p, 16384) for p in (1, 2, 4, 8)
+  }
+  for devices, own in growth.items():
+    assert own <= 1.15 / devices * growth[1], growth
 
 
 def test_refuses_bad_input():
