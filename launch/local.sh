@@ -32,6 +32,15 @@ whole() {  # Stops unless $2 is a whole number of at least 1.
   [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 is '$2'; give a whole number from 1 on."
 }
 
+quoted() {  # Words as one would type them.
+  local word line=''
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  echo "${line# }"
+}
+
 # --- The command line.
 python=${PYTHON:-python}
 dry_run='' devices='' logs='' port='' grace=30 count=''
@@ -82,8 +91,7 @@ flags=("$@")
 if [[ -n $dry_run ]]; then
   for ((i = 0; i < count; i++)); do
     command_of "$i"
-    printf '%q ' "${words[@]}"
-    printf '> %q 2>&1 &\n' "$logs/process-$i.log"
+    echo "$(quoted "${words[@]}") > $(quoted "$logs/process-$i.log") 2>&1 &"
   done
   exit 0
 fi
@@ -106,7 +114,7 @@ exec {shown}>&-
 
 tell() {  # Sends signal $1 to every process that still runs.
   for i in "${!pids[@]}"; do
-    [[ -n ${codes[i]-} ]] || kill "-$1" "${pids[i]}" 2>/dev/null || true
+    [[ -n ${codes[i]-} ]] || kill "-$1" "${pids[i]}" 2> /dev/null || true
   done
 }
 
@@ -122,11 +130,12 @@ stop() {  # The first time processes may save; the second ends them.
 # --- Wait for all; the first failure ends the others.
 codes=() deadline='' failed='' left=$count
 trap stop TERM INT
+exec {terminal}>&2 2> /dev/null  # bash has a line of its own for a kill.
 while ((left)); do
   for i in "${!pids[@]}"; do
-    if [[ -z ${codes[i]-} ]] && ! kill -0 "${pids[i]}" 2>/dev/null; then
+    if [[ -z ${codes[i]-} ]] && ! kill -0 "${pids[i]}" 2> /dev/null; then
       code=0
-      wait "${pids[i]}" 2>/dev/null || code=$?
+      wait "${pids[i]}" || code=$?
       codes[i]=$code
       left=$((left - 1))
       if ((code)) && [[ -z $failed ]]; then
@@ -147,6 +156,7 @@ while ((left)); do
   ((left == 0)) || sleep 0.1 || true
 done
 wait "$tee" || true
+exec 2>&"$terminal"
 [[ -n $failed ]] || exit 0
 
 # --- Who it was.
