@@ -1,0 +1,262 @@
+"""Seeds x methods x data sets over what is there; run it again to go on.
+
+  python launch/sweep.py --configs=configs/quickstart.py --methods=random,cec \
+    --seeds=1-5 [--where=local] [--jobs=2] [-- FLAGS of cpeal_jax.main]
+
+What is finished is skipped, what was cut off goes on where it was. Workdirs are
+OUT/NAME/VARIANT/seedK, main's default layout; with --methods VARIANT-METHOD.
+OUT/sweep.csv has a row per run and round. --dry_run prints the commands alone.
+
+  --where=local  --jobs processes at a time, each on its share of the cores; a
+                 log beside each workdir. A run that ends with 75 or crashes is
+                 started again, --attempts times in all; one that ends with 2
+                 (bad flags or input) is not, and is named at the end.
+  --where=slurm  OUT/sweep.txt, a line of flags a run, and the sbatch command
+                 of an array job with --jobs tasks at a time.
+  --where=tpu    the commands, one slice a run; needs OUT in a bucket, and ZONE
+                 and TYPE as launch/tpu_pod.sh says.
+
+With slurm and tpu, the same command later shows how far the runs are. Exit
+codes: 0 all finished, or printed; 2 a run or the command line was refused; 3
+runs wait for labels; 75 stopped by SIGTERM or Ctrl-C; 1 attempts used up.
+
+Needs a Python with cpeal_jax, which is also what the runs use.
+"""
+
+import argparse
+import itertools
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+from sweep_runs import ENDS, OVER, Run, View, look, write_table
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import files, workdir
+from cpeal_jax.acquisition import ACQUISITIONS
+from cpeal_jax.errors import InputError, one_of
+
+
+def load(words: list[str]) -> config_lib.Config:
+  """The config as main will read it from its flags."""
+  own = flags.FlagValues()
+  words = ["sweep", *words]
+  config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=words)
+  try:
+    own(words, known_only=True)
+    config = own.config
+    config_lib.validate(config)
+  except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
+    reason = str(error).strip().splitlines()[-1].strip("'\" ")
+    raise InputError(f"{shlex.join(words[1:])}: {reason}") from error
+  return config
+
+
+def plan(options: argparse.Namespace) -> list[Run]:
+  """Every run, in the order it will be started: seed by seed."""
+  for flag in options.flags:
+    name, equals, _ = flag.partition("=")
+    if name in ("--workdir", "--config", "--config.seed", "--overwrite"):
+      raise InputError(f"{name} is set by the sweep: leave it out.")
+    if not flag.startswith("--") or not equals:
+      raise InputError(f"{flag!r} after --: give flags as --NAME=VALUE.")
+  runs = []
+  for seed, path, method in itertools.product(
+    options.seeds, options.configs, options.methods
+  ):
+    words = [f"--config={path}", f"--config.seed={seed}"]
+    words += [f"--config.acquisition.name={method}"] if method else []
+    words += options.flags
+    config = load(words)
+    variant = "-".join(filter(None, (config.variant, method)))
+    folder = options.out / config.name / variant / f"seed{seed}"
+    if any(folder == run.folder for run in runs):
+      raise InputError(f"{folder} is the workdir of two runs; name each once.")
+    key = workdir.config_hash(config.to_dict(), config_lib.RUN_KEYS)
+    words.append(f"--workdir={folder}")
+    runs.append(Run(path, method, seed, config.rounds, folder, words, key))
+  return runs
+
+
+def command(run: Run, slot: int, jobs: int) -> list[str]:
+  """What starts a run locally, on the slot's share of the cores."""
+  words = [sys.executable, "-m", "cpeal_jax.main", *run.flags]
+  if shutil.which("taskset") is None:
+    return words
+  cores = sorted(os.sched_getaffinity(0))
+  share = cores[slot::jobs] or [cores[slot % len(cores)]]
+  return ["taskset", "-c", ",".join(map(str, share)), *words]
+
+
+def start(run: Run, words: list[str]) -> subprocess.Popen:
+  """Starts a run's process; what it says is added to the run's log."""
+  run.state, run.attempts = "running", run.attempts + 1
+  run.log.parent.mkdir(parents=True, exist_ok=True)
+  with open(run.log, "ab") as log:
+    # A session of its own: Ctrl-C is then passed on once, and not twice.
+    return subprocess.Popen(
+      words, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def settle(run: Run, code: int, *, attempts: int, stopping: bool) -> None:
+  """What becomes of a run whose process ended."""
+  look(run)
+  said = run.log.read_text(errors="replace").strip().splitlines()
+  run.why = said[-1] if said else "no output"
+  if code == 0 and run.done < run.rounds:
+    code, run.why = 1, f"exit code 0 after {run.done} of {run.rounds} rounds"
+  if code in ENDS:
+    run.state = ENDS[code]
+  elif stopping:
+    run.state = "stopped"
+  else:
+    run.state = "again" if run.attempts < attempts else "gave up"
+
+
+def local(runs: list[Run], options: argparse.Namespace) -> int:
+  """Plays the runs here; returns the exit code."""
+  stops: list[int] = []
+  for name in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(name, lambda number, _: stops.append(number))
+  view, told, looked = View(), 0, 0.0
+  busy: dict[int, tuple[Run, subprocess.Popen]] = {}
+  view.show(runs)
+  while busy or not (stops or all(run.state in OVER for run in runs)):
+    for slot in {*range(options.jobs)} - busy.keys():
+      ready = [run for run in runs if run.state in ("waiting", "again")]
+      if ready and not stops:
+        words = command(ready[0], slot, options.jobs)
+        busy[slot] = ready[0], start(ready[0], words)
+    if len(stops) > told:  # The first time they may save.
+      for _, process in busy.values():
+        process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
+      told = len(stops)
+    for slot, (run, process) in list(busy.items()):
+      code = process.poll()
+      if code is not None:
+        del busy[slot]
+        stopping = bool(stops)
+        settle(run, code, attempts=options.attempts, stopping=stopping)
+        write_table(runs, options.out)
+    if time.monotonic() - looked > 1:
+      looked = time.monotonic()
+      for run, _ in busy.values():
+        look(run)
+    view.show(runs)
+    time.sleep(0.1)
+  write_table(runs, options.out)
+  return verdict(runs, stopped=bool(stops))
+
+
+def verdict(runs: list[Run], *, stopped: bool) -> int:
+  """Names the runs that went wrong; returns the exit code."""
+  states = {run.state for run in runs}
+  for run in runs:
+    if run.state in ("refused", "gave up"):
+      tries = (
+        f" after {run.attempts} attempts" if run.state == "gave up" else ""
+      )
+      sys.stderr.write(f"{run.state}{tries}: {run.folder}: {run.why}\n")
+  if stopped and states - OVER:
+    return 75
+  codes = (("refused", 2), ("gave up", 1), ("waits for labels", 3))
+  return next((code for state, code in codes if state in states), 0)
+
+
+def elsewhere(runs: list[Run], options: argparse.Namespace) -> int:
+  """Prints what starts the open runs on other machines."""
+  left = [run for run in runs if run.state not in OVER]
+  if not options.dry_run:
+    View().show(runs)
+    write_table(runs, options.out)
+  lines = [shlex.join(run.flags) for run in left]
+  if options.where == "tpu":
+    for number, line in enumerate(lines):
+      tool = f"NAME=sweep-{number} launch/tpu_pod.sh"
+      steps = ("create", "wait", "install", f"run -- {line}")
+      chain = " && ".join(f"{tool} {step}" for step in steps)
+      print(f"{chain}; {tool} delete")
+  elif lines:
+    table = options.out / "sweep.txt"
+    if options.dry_run:
+      print("\n".join(lines))
+    else:
+      files.write_atomic(table, "".join(line + "\n" for line in lines))
+    tasks = f"--array=0-{len(left) - 1}%{options.jobs}"
+    print(f"RUNS={shlex.quote(str(table))} sbatch {tasks} launch/slurm.sbatch")
+  return verdict(runs, stopped=False)
+
+
+def numbers(text: str) -> list[int]:
+  """`1-3,7` as [1, 2, 3, 7]."""
+  found = []
+  for part in text.split(","):
+    first, _, last = part.partition("-")
+    found += range(int(first), int(last or first) + 1)
+  return found
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("--configs", type=lambda text: text.split(","), required=True)
+  add("--methods", default="", help="acquisitions; without it the configs' own")
+  add("--seeds", type=numbers, default=[1], help="such as 1-3,7")
+  add("--where", choices=("local", "slurm", "tpu"), default="local")
+  add("--jobs", type=int, default=1, help="how many at a time")
+  add("--attempts", type=int, default=3, help="starts a run, at most")
+  add("--out", type=epath.Path, default=epath.Path("runs"))
+  add("--dry_run", action="store_true", help="print the commands, do nothing")
+  cut = argv.index("--") if "--" in argv else len(argv)
+  options = parser.parse_args(argv[:cut])
+  options.flags = argv[cut + 1 :]
+  options.methods = options.methods.split(",")
+  for method in filter(None, options.methods):
+    one_of("method", method, ACQUISITIONS)
+  for name in ("jobs", "attempts"):
+    if getattr(options, name) < 1:
+      raise InputError(f"--{name}={getattr(options, name)}; give 1 or more.")
+  seen = files.is_remote(options.out) or options.out.is_absolute()
+  if options.where == "tpu" and not seen:
+    raise InputError(
+      f"--out={options.out} with --where=tpu; give a bucket, or an absolute "
+      "path that every host sees."
+    )
+  return options
+
+
+def main(argv: list[str]) -> int:
+  try:
+    options = parse(argv)
+    runs = plan(options)
+    for run in runs:
+      look(run, verify=True)
+    if options.where != "local":
+      return elsewhere(runs, options)
+    if not options.dry_run:
+      return local(runs, options)
+    for number, run in enumerate(runs):
+      mark = "# finished: " if run.state == "finished" else ""
+      words = command(run, number % options.jobs, options.jobs)
+      print(mark + shlex.join(words))
+    return 0
+  except ImportError as error:  # Of what reads a bucket.
+    sys.stderr.write(f"error: --out cannot be read: {error}.\n")
+    return 2
+  except InputError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return 2
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
