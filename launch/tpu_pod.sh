@@ -118,8 +118,9 @@ install() {
   local steps=(
     "mkdir -p $code && tar -xzf $packed -C $code"
     "python3 -m pip install --user --quiet uv"
-    "\$HOME/.local/bin/uv venv --quiet --python 3.12 $code/.venv"
-    "\$HOME/.local/bin/uv pip install --quiet -p $code/.venv -e './${code}[tpu]'"
+    "export PATH=\$HOME/.local/bin:\$PATH"
+    "uv venv --quiet --allow-existing --python 3.12 $code/.venv"
+    "uv pip install --quiet -p $code/.venv -e './${code}[tpu]'"
   )
   local line
   line=$(printf ' && %s' "${steps[@]}")
