@@ -168,7 +168,8 @@ case $code in
 esac
 {
   echo "process $failed of $count $how; the end of $logs/process-$failed.log:"
-  tail -n 5 "$logs/process-$failed.log" | sed 's/^/  | /'
+  # Without the addresses of the runtime's own stack traces.
+  sed -E '/^ +@ +0x/d; /^$/d; s/^/  | /' "$logs/process-$failed.log" | tail -n 5
   for i in "${running[@]-}"; do
     # Who ended by itself meanwhile was not the one that was missing.
     [[ -n $i && ${codes[i]} != "$code" ]] || continue

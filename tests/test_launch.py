@@ -1,6 +1,7 @@
 """launch/: dry runs say what would run; failures, resumes and stops as said."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import kubernetes_validate
@@ -567,20 +569,30 @@ def sweep(*words, cwd, **environment):
   return call(sys.executable, script, *words, cwd=cwd, **environment)
 
 
+def say(monkeypatch, capsys, folder, *words):
+  """What the sweep says in this process, where it starts no other."""
+  monkeypatch.chdir(folder)
+  monkeypatch.syspath_prepend(str(LAUNCH))
+  with warnings.catch_warnings():
+    # Of how ml_collections loads a file.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    code = importlib.import_module("sweep").main([QUICKSTART, *words])
+  return code, *capsys.readouterr()
+
+
 def planned(folder, **codes):
   plan = {seed.removeprefix("seed"): codes[seed] for seed in codes}
   (stub(folder, RUN) / "plan.json").write_text(json.dumps(plan))
 
 
-def test_sweep_dry_run_prints_the_commands_and_touches_nothing(tmp_path):
-  done = sweep(
-    QUICKSTART,
-    *("--methods=random,cec", "--seeds=1-2", "--dry_run"),
-    *("--", "--config.rounds=3"),
-    cwd=tmp_path,
-  )
-  assert done.returncode == 0, done.stderr
-  lines = done.stdout.splitlines()
+def test_sweep_dry_run_prints_the_commands_and_touches_nothing(
+  tmp_path, monkeypatch, capsys
+):
+  words = ("--methods=random,cec", "--seeds=1-2", "--dry_run")
+  flags = ("--", "--config.rounds=3")
+  code, out, _ = say(monkeypatch, capsys, tmp_path, *words, *flags)
+  assert code == 0
+  lines = out.splitlines()
   runs = [(1, "random"), (1, "cec"), (2, "random"), (2, "cec")]
   for line, (seed, method) in zip(lines, runs, strict=True):
     words = shlex.split(line)
@@ -653,7 +665,9 @@ def test_sweep_stops_and_says_75(tmp_path):
   assert not (folder / "seed2.log").exists()
 
 
-def test_sweep_plays_two_real_runs_and_then_skips_them(tmp_path):
+def test_sweep_plays_two_real_runs_and_then_skips_them(
+  tmp_path, monkeypatch, capsys
+):
   words = (QUICKSTART, "--seeds=1-2")
   # Prompts compile fastest.
   flags = ("--", "--config.rounds=1", "--config.adapter.kind=prompts")
@@ -678,18 +692,16 @@ def test_sweep_plays_two_real_runs_and_then_skips_them(tmp_path):
   assert logs == [(folder / f"seed{s}.log").read_bytes() for s in (1, 2)]
 
   # Other settings are not finished runs, and an array job skips what is.
-  done = sweep(QUICKSTART, "--seeds=1-4", "--dry_run", *flags, cwd=tmp_path)
-  marks = [line.startswith("# finished") for line in done.stdout.splitlines()]
+  more = ("--seeds=1-4", "--dry_run", *flags)
+  _, out, _ = say(monkeypatch, capsys, tmp_path, *more)
+  marks = [line.startswith("# finished") for line in out.splitlines()]
   assert marks == [True, True, False, False]
   other = (*flags[:-1], "--config.train.epochs=2")
-  done = sweep(QUICKSTART, "--dry_run", *other, cwd=tmp_path)
-  assert not done.stdout.startswith("# finished")
-  done = sweep(
-    QUICKSTART,
-    *("--seeds=1-4", "--where=slurm", "--jobs=8", *flags),
-    cwd=tmp_path,
-  )
-  assert done.stdout.splitlines()[-1] == (
+  _, out, _ = say(monkeypatch, capsys, tmp_path, "--dry_run", *other)
+  assert not out.startswith("# finished")
+  more = ("--seeds=1-4", "--where=slurm", "--jobs=8", *flags)
+  _, out, _ = say(monkeypatch, capsys, tmp_path, *more)
+  assert out.splitlines()[-1] == (
     "RUNS=runs/sweep.txt sbatch --array=0-1%8 launch/slurm.sbatch"
   )
   table = (tmp_path / "runs" / "sweep.txt").read_text().splitlines()
@@ -699,16 +711,13 @@ def test_sweep_plays_two_real_runs_and_then_skips_them(tmp_path):
   ]
 
 
-def test_sweep_prints_a_slice_a_run(tmp_path):
-  done = sweep(
-    QUICKSTART,
-    *("--seeds=1-2", "--where=tpu", "--dry_run", f"--out={tmp_path}"),
-    cwd=tmp_path,
-  )
+def test_sweep_prints_a_slice_a_run(tmp_path, monkeypatch, capsys):
+  words = ("--seeds=1-2", "--where=tpu", "--dry_run", f"--out={tmp_path}")
+  _, out, _ = say(monkeypatch, capsys, tmp_path, *words)
   tool = "NAME=sweep-1 launch/tpu_pod.sh"
   config = QUICKSTART.replace("configs=", "config=")
   folder = tmp_path / "quickstart" / "cpeal_lora" / "seed2"
-  assert done.stdout.splitlines()[1] == (
+  assert out.splitlines()[1] == (
     f"{tool} create && {tool} wait && {tool} install && {tool} run -- {config} "
     f"--config.seed=2 --workdir={folder}; {tool} delete"
   )
@@ -727,9 +736,12 @@ def test_sweep_prints_a_slice_a_run(tmp_path):
     (["--", "rounds"], "'rounds' after --: give flags as --NAME=VALUE."),
   ],
 )
-def test_sweep_refuses_in_one_line(tmp_path, words, message):
-  done = sweep(QUICKSTART, *words, cwd=tmp_path)
-  assert done.returncode == 2
-  assert done.stderr.startswith(f"error: {message}"), done.stderr
-  assert done.stderr.count("\n") == 1
+def test_sweep_refuses_in_one_line(
+  tmp_path, monkeypatch, capsys, words, message
+):
+  code, out, err = say(monkeypatch, capsys, tmp_path, *words)
+  assert code == 2
+  assert out == ""
+  assert err.startswith(f"error: {message}")
+  assert err.count("\n") == 1
   assert tree(tmp_path) == []
