@@ -100,7 +100,7 @@ def start(run: Run, words: list[str]) -> subprocess.Popen:
   run.state, run.attempts = "running", run.attempts + 1
   run.log.parent.mkdir(parents=True, exist_ok=True)
   with open(run.log, "ab") as log:
-    # A session of its own: Ctrl-C is then passed on once, and not twice.
+    # Out of reach of the terminal: Ctrl-C is passed on once, and not twice.
     return subprocess.Popen(
       words, stdout=log, stderr=log, start_new_session=True
     )
