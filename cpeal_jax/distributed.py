@@ -132,7 +132,7 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
 
 def anywhere(*flags: bool) -> list[bool]:
   """For each flag whether it is set on one process at least."""
-  return [bool(flag) for flag in _flags(flags).any(axis=0)]
+  return [bool(column.any()) for column in _flags(flags).T]
 
 
 def everywhere(flag: bool) -> bool:
