@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def manifest(experiment: Experiment) -> dict[str, list[str]]:
   return columns
 
 
-def dry_run(config: config_lib.Config, workdir: Path) -> None:
+def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   """Prints what the run would read, compute and write; writes nothing."""
   plan = make_plan(config)
   dataset, recipe = plan.dataset, plan.recipe

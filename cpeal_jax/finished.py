@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 
 from cpeal_jax import (
   build,
@@ -65,7 +66,8 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
     InputError: no workdir, no such round, or files the run names that are not
       those it was trained with.
   """
-  if not (Path(directory) / "config.json").is_file():
+  directory = epath.Path(directory)
+  if not (directory / "config.json").exists():
     raise InputError(f"{directory} is no workdir: it has no config.json.")
   done = record.finished_rounds(directory)
   number = done + round if round < 0 else round
@@ -87,7 +89,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
     )
   if traits is not None:
     _check_descriptors(config.model.descriptors, traits)
-  environment = files.read_json(Path(directory) / "environment.json")
+  environment = files.read_json(directory / "environment.json")
   classes = tuple(environment["classes"])
   spec = image_spec(pretrained.preprocessor)
   classifier, _ = build.classifiers(config, pretrained, spec, classes)
@@ -98,7 +100,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   init = jax.jit(training.make_init(classifier, recipe))
   fresh = init(params, keys.key(0, 0, "adapter"))
   state = training.init_state(fresh, recipe)
-  with checkpoint.Checkpoints(Path(directory) / "checkpoints") as checkpoints:
+  with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
     at = checkpoints.at(number)
     if at is None:
       raise InputError(f"{directory} has no checkpoint of round {number}.")

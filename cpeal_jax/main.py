@@ -8,9 +8,9 @@ import re
 import signal
 import sys
 import threading
-from pathlib import Path
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from cpeal_jax import config as config_lib
@@ -106,8 +106,9 @@ def run(argv: list[str]) -> int:
   workdir = flags.FLAGS.workdir or (
     f"runs/{config.name}/{config.variant}/seed{config.seed}"
   )
+  _refuse_unknown_store(workdir)
   if flags.FLAGS.dry_run:
-    describe.dry_run(config, Path(workdir))
+    describe.dry_run(config, workdir)
     return FINISHED
   own = flags.FLAGS
   distributed.start(
@@ -121,7 +122,7 @@ def run(argv: list[str]) -> int:
   signal.signal(signal.SIGTERM, lambda *_: stop.set())
   try:
     trajectory.run(
-      config, Path(workdir), overwrite=flags.FLAGS.overwrite, stop=stop.is_set
+      config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop.is_set
     )
   except trajectory.Preempted:
     say("preempted: saved; run the same command again.")
@@ -129,6 +130,14 @@ def run(argv: list[str]) -> int:
     return PREEMPTED
   distributed.stop()
   return FINISHED
+
+
+def _refuse_unknown_store(workdir: str) -> None:
+  """InputError for a bucket whose client is not installed."""
+  try:
+    epath.Path(workdir).exists()
+  except ImportError as error:
+    raise InputError(f"--workdir={workdir}: {error}.") from error
 
 
 def main(argv: list[str]) -> int:

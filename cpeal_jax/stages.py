@@ -6,9 +6,9 @@ They read the config, so that what they call takes plain arguments.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int32
 
 from cpeal_jax import (
@@ -48,7 +48,7 @@ class Run:
 
   experiment: build.Experiment
   config: config_lib.Config
-  workdir: Path
+  workdir: epath.Path
   checkpoints: checkpoint.Checkpoints
   oracle: oracle.SimulatedOracle
   stop: Callable[[], bool]

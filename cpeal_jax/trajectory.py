@@ -5,11 +5,12 @@ pretrained one), buys labels, and trains a fresh adapter on all labels so far.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from cpeal_jax import checkpoint, describe, record, stages
 from cpeal_jax import config as config_lib
@@ -27,7 +28,7 @@ ZERO_SHOT = -1
 
 def run(
   config: config_lib.Config,
-  workdir: Path,
+  workdir: str | os.PathLike,
   *,
   overwrite: bool = False,
   stop: Callable[[], bool] = lambda: False,
@@ -37,7 +38,8 @@ def run(
 
   Args:
     config: every setting of the run.
-    workdir: where it is recorded, and resumed from.
+    workdir: where it is recorded, and resumed from; a directory, or a bucket's
+      address (gs://, s3://).
     overwrite: start anew whatever is there.
     stop: asked after every step whether to save and end.
     experiment: what `build` made of another config that differs in nothing
@@ -52,7 +54,7 @@ def run(
   # Before the workdir is touched: bad images must not leave half a run.
   if experiment is None:
     experiment = build(config, make_plan(config))
-  plan = experiment.plan
+  plan, workdir = experiment.plan, epath.Path(workdir)
   with first_holds(files.lock(workdir)):
     changed = first(
       files.open_workdir,
