@@ -8,7 +8,8 @@
 
 Kills are SIGKILL. Half come after a random time, half at a file event: right
 before or after an open for writing, an fsync, a rename, a removal, a directory
-made, counted within the process, orbax's among them. A killed run is started
+made, counted within the process (orbax's renames among them, but not what
+tensorstore does below Python). A killed run is started
 again, and killed again, until one start reaches its end. Its selections must
 then be those of a run that was never killed, byte for byte, and so must its
 metrics but for the seconds. Caches are new for each trajectory, so that their
@@ -134,24 +135,32 @@ class Campaign:
 
   def wait(
     self, children: list[subprocess.Popen], victim: int, delay: float | None
-  ) -> list[int]:
-    """Exit codes; kills `victim` after `delay` seconds, then the others."""
-    begin = time.monotonic()
+  ) -> tuple[int, int]:
+    """(who ended first without success, its code), or (0, 0).
+
+    Kills `victim` after `delay` seconds, and the others once one has ended.
+    """
+    begin, first = time.monotonic(), (0, 0)
     while any(c.poll() is None for c in children):
       time.sleep(0.02)
       if delay is not None and time.monotonic() - begin > delay:
         children[victim].kill()
         delay = None
-      if any(c.poll() not in (None, 0) for c in children):
+      failed = [(i, c.poll()) for i, c in enumerate(children) if c.poll()]
+      if failed and first == (0, 0):
+        # The victim itself, if it is among them: the rest may follow at once.
+        first = next((x for x in failed if x[0] == victim), failed[0])
         for c in children:
           c.kill()
-    return [c.wait() for c in children]
+    return first
 
   def straight(self, workdir: Path) -> tuple[float, int]:
     """An undisturbed run: its seconds and process 0's events."""
     counted, begin = self.folder / "events", time.monotonic()
-    codes = self.wait(self.start(workdir, {0: {COUNT: str(counted)}}), 0, None)
-    if any(codes):
+    _, code = self.wait(
+      self.start(workdir, {0: {COUNT: str(counted)}}), 0, None
+    )
+    if code:
       raise SystemExit(f"the undisturbed run failed: see {workdir}.0.log")
     return time.monotonic() - begin, int(counted.read_text())
 
@@ -168,11 +177,13 @@ class Campaign:
           victim, kind = 0, "event"
           at = self.random.randint(1, events)
           hooks = {0: {HOOK: str(at)}}
-      codes = self.wait(self.start(workdir, hooks), victim, delay)
-      if not any(codes):
+      who, code = self.wait(self.start(workdir, hooks), victim, delay)
+      if not code:
         return
-      if codes[victim] != -signal.SIGKILL:
-        raise SystemExit(f"codes {codes} and no kill: see {workdir}.0.log")
+      if (who, code) != (victim, -signal.SIGKILL):
+        raise SystemExit(
+          f"process {who} ended with {code}, not killed: {workdir}.{who}.log"
+        )
       self.kills[kind] += 1
 
 

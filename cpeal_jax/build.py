@@ -208,8 +208,12 @@ def recipe_of(config: config_lib.Config) -> training.Recipe:
   )
 
 
-def make_plan(config: config_lib.Config) -> Plan:
+def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
   """Loads and checks all but the pixels.
+
+  Args:
+    config: every setting.
+    prepare: whether a set of TFDS may be downloaded and prepared.
 
   Raises:
     InputError: whatever is wrong with the data, the weights or the budget.
@@ -229,7 +233,7 @@ def make_plan(config: config_lib.Config) -> Plan:
       f"{pretrained.preprocessor.name} crops to {spec.size} pixels, the "
       f"weights want {sizes.image_size}."
     )
-  dataset = load_dataset(config)
+  dataset = load_dataset(config, prepare=prepare)
   for split in dataset.splits:
     if not len(split):
       raise InputError(f"{dataset.name} has no image in split {split.name}.")

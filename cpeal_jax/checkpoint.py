@@ -30,12 +30,20 @@ class Checkpoints:
   Every process of a multi-host run enters every call.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    *,
+    keep: int = 3,
+    read_only: bool = False,
+  ):
     """Opens or creates `directory`.
 
     Args:
       directory: for checkpoints alone.
       keep: how many of the newest stay, besides the last of each round.
+      read_only: only `restore` and what asks; another process may be saving
+        there.
     """
     self._directory = epath.Path(directory)
     if "://" not in os.fspath(directory):
@@ -46,7 +54,9 @@ class Checkpoints:
         self._directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=_Keep(keep),
-          cleanup_tmp_directories=True,
+          cleanup_tmp_directories=not read_only,
+          create=not read_only,
+          read_only=read_only,
           async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         ),
         item_names=("train", "loop"),

@@ -84,7 +84,7 @@ def manifest(experiment: Experiment) -> dict[str, list[str]]:
 
 def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   """Prints what the run would read, compute and write; writes nothing."""
-  plan = make_plan(config)
+  plan = make_plan(config, prepare=False)
   dataset, recipe = plan.dataset, plan.recipe
   images = sum(len(split) for split in dataset.splits)
   steps = sum(

@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -18,6 +19,8 @@ from jax.experimental import multihost_utils
 
 from cpeal_jax import progress
 from cpeal_jax.errors import InputError
+
+T = TypeVar("T")
 
 
 def start(
@@ -87,6 +90,36 @@ def stop() -> None:
     jax.distributed.shutdown()
 
 
+def leave(error: BaseException, code: int) -> None:
+  """Ends this process of several where it failed; one alone returns.
+
+  What all of them know of ends in order. Otherwise the others wait in a pass
+  that this one will not enter: to leave in order would be to wait for them.
+  The runtime ends them once it misses this one.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  if getattr(error, _KNOWN, False):
+    stop()
+    return
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+class PeerError(RuntimeError):
+  """Another process of the run failed; its own output says why."""
+
+
+# Set on an error that every process has.
+_KNOWN = "known_to_all_processes"
+
+
+def _known(error: Exception) -> Exception:
+  setattr(error, _KNOWN, True)
+  return error
+
+
 def first(call: Callable, *args: Any, **kwargs: Any) -> Any:
   """Process 0 calls; everyone gets its answer, or its InputError.
 
@@ -97,19 +130,59 @@ def first(call: Callable, *args: Any, **kwargs: Any) -> Any:
   Returns:
     The answer, by way of JSON where there are other processes: tuples become
     lists.
+
+  Raises:
+    InputError: the call's, on every process.
+    PeerError: on the others, where the call failed in another way.
   """
   if jax.process_count() == 1:
     return call(*args, **kwargs)
   answer: dict[str, Any] = {}
+  failed = None
   if jax.process_index() == 0:
     try:
       answer["value"] = call(*args, **kwargs)
-    except InputError as error:
-      answer["error"] = str(error)
+    except Exception as error:
+      failed = error
+      mistake = isinstance(error, InputError)
+      answer = {"mistake" if mistake else "failure": str(error)}
   answer = json.loads(_tell(json.dumps(answer).encode()))
-  if "error" in answer:
-    raise InputError(answer["error"])
+  if failed is not None:
+    raise _known(failed)
+  if "mistake" in answer:
+    raise _known(InputError(answer["mistake"]))
+  if "failure" in answer:
+    raise _known(PeerError(f"process 0 failed: {answer['failure']}"))
   return answer["value"]
+
+
+def together(call: Callable[..., T], *args: Any) -> T:
+  """Everyone calls; where one fails, nobody goes on.
+
+  Raises:
+    PeerError: the call went well here and failed on another process.
+  """
+  if jax.process_count() == 1:
+    return call(*args)
+  out, failed = None, None
+  try:
+    out = call(*args)
+  except Exception as error:
+    failed = error
+  if everywhere(failed is None):
+    return cast("T", out)
+  raise _known(failed or PeerError("another process failed; see its output."))
+
+
+def agree(what: str, value: str) -> None:
+  """InputError, on every process, unless all have the same value."""
+  if not everywhere(first(lambda: value) == value):
+    raise _known(
+      InputError(
+        f"the processes were started with different {what}; give each the "
+        "same command and the same files."
+      )
+    )
 
 
 def _tell(message: bytes) -> bytes:

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from cpeal_jax import finished
@@ -89,10 +90,11 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
     for path in aside.iterdir():
       _to_disk(path)
     os.replace(aside, target)
-  except OSError as error:
+  except (OSError, SafetensorError) as error:  # The latter is its own kind.
+    reason = getattr(error, "strerror", None) or error
     raise InputError(
-      f"cannot write {to}: {error.strerror or error}. Free some space, mend "
-      "the permissions or choose another --to."
+      f"cannot write {to}: {reason}. Free some space, mend the permissions or "
+      "choose another --to."
     ) from error
   finally:
     shutil.rmtree(aside, ignore_errors=True)

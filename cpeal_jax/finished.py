@@ -100,7 +100,9 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   init = jax.jit(training.make_init(classifier, recipe))
   fresh = init(params, keys.key(0, 0, "adapter"))
   state = training.init_state(fresh, recipe)
-  with checkpoint.Checkpoints(directory / "checkpoints") as checkpoints:
+  with checkpoint.Checkpoints(
+    directory / "checkpoints", read_only=True
+  ) as checkpoints:
     at = checkpoints.at(number)
     if at is None:
       raise InputError(f"{directory} has no checkpoint of round {number}.")

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 
 from absl import flags, logging
 from etils import epath
@@ -145,11 +146,14 @@ def main(argv: list[str]) -> int:
   logging.set_verbosity(logging.ERROR)
   try:
     return run(argv)
-  except InputError as error:
+  except (InputError, TrainingError, distributed.PeerError) as error:
     sys.stderr.write(f"error: {error}\n")
-    return USAGE
-  except TrainingError as error:
-    sys.stderr.write(f"error: {error}\n")
+    code = USAGE if isinstance(error, InputError) else FAILED
+    distributed.leave(error, code)
+    return code
+  except Exception as error:
+    traceback.print_exc()
+    distributed.leave(error, FAILED)
     return FAILED
 
 

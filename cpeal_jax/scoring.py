@@ -7,12 +7,10 @@ over, never the shape of a product: scores are bit-equal on 1 to 8 devices.
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from cpeal_jax import distributed, metrics, sharding
 from cpeal_jax.acquisition.cec import neighbor_uncertainty
 from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.data import cache
+from cpeal_jax.errors import InputError
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, nearest_neighbors
@@ -254,14 +254,21 @@ def cached(
   """
   digest = hashlib.sha256(f"{FEATURE_CACHE_VERSION}|{key}".encode())
   path = directory / f"features-{digest.hexdigest()[:32]}.npy"
+  found = cache.read(path)
   # All or none: to compute is a pass that every process enters.
-  if distributed.everywhere(path.exists()):
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+  if distributed.everywhere(found is not None):
+    return cast("np.ndarray", found)
   features = compute()
-  directory.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-    np.save(file, features)
-  os.replace(file.name, path)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    cache.sweep(directory)
+    with cache.aside(path) as file:
+      np.save(file, features)
+  except OSError as error:
+    raise InputError(
+      f"cannot write the cache in {directory}: {error.strerror}; make room, or "
+      "choose another cache_dir."
+    ) from error
   return features
 
 

@@ -44,7 +44,18 @@ def split_rows(mesh: Mesh) -> NamedSharding:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """The tree on every device; the same on every process."""
-  return jax.device_put(tree, replicated(mesh))
+  whole = replicated(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, whole)
+
+  def place(x: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, whole)
+    # device_put would ask the other processes whether they have the same.
+    own = np.asarray(x)
+    return jax.make_array_from_callback(own.shape, whole, own.__getitem__)
+
+  return jax.tree.map(place, tree)
 
 
 def split(tree: Any, mesh: Mesh) -> Any:

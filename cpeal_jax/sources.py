@@ -19,6 +19,7 @@ from cpeal_jax.data import (
   pools,
   tfds_sets,
 )
+from cpeal_jax.data.prepare import ensure as ensure_tfds
 from cpeal_jax.errors import InputError
 from cpeal_jax.progress import stage
 
@@ -60,6 +61,8 @@ LAYOUTS: dict[str, Callable[[Config, pools.Progress], pools.Dataset]] = {
   "aptos": lambda own, tell: aptos.load_aptos(own.root, progress=tell),
   "digits": lambda own, tell: digits.load_digits(),
 }
+# Which layouts a key has a meaning for.
+TAKES = {"split_file": ("coop", "tfds"), "image_dir": ("coop",)}
 # Layouts whose splits are published with them.
 PUBLISHED = ("coop", "aircraft")
 ORIGINS = {
@@ -87,8 +90,23 @@ def layout_of(own: Config) -> str:
   )
 
 
-def load_dataset(config: Config) -> pools.Dataset:
+def prepare_dataset(config: Config) -> None:
+  """Downloads and prepares a set of TFDS that is not there yet.
+
+  Raises:
+    InputError: it cannot be; or nothing says where the data set is.
+  """
+  own = config.dataset
+  if layout_of(own) == "tfds" and own.name:
+    ensure_tfds(own.name, own.tfds_dir)
+
+
+def load_dataset(config: Config, *, prepare: bool = True) -> pools.Dataset:
   """The data set that `config.dataset` names.
+
+  Args:
+    config: its `dataset` is read.
+    prepare: whether a set of TFDS may be downloaded and prepared.
 
   Raises:
     InputError: it is not there, not whole, or not what its name says.
@@ -106,6 +124,14 @@ def load_dataset(config: Config) -> pools.Dataset:
       "dataset.root is not set; give the data set's directory with "
       f"--config.dataset.root=DIR{get}."
     )
+  for key, layouts in TAKES.items():
+    if own[key] and layout not in layouts:
+      raise InputError(
+        f"dataset.{key}={own[key]} has no meaning with dataset.layout="
+        f"{layout}; it goes with {', '.join(layouts)}."
+      )
+  if layout == "tfds":
+    ensure_tfds(own.name, own.tfds_dir, allowed=prepare)
   total = 0
   if entry is not None:
     papers = sum(entry.papers or ())

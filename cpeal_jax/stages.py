@@ -24,7 +24,7 @@ from cpeal_jax import (
 )
 from cpeal_jax import config as config_lib
 from cpeal_jax.data import batches
-from cpeal_jax.progress import stage
+from cpeal_jax.progress import say, stage
 
 Labels = Int32[np.ndarray, " N"]
 
@@ -238,7 +238,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
   if not plan.classifier.trains_texts:
     frozen = x.scorer.embed(x.params, state.adapter)
   begun = int(state.step)
-  total = steps * plan.recipe.epochs
+  total = total_steps(run, labels)
   with stage(f"fit round {round_}", total - begun, "steps") as advance:
     state, new = training.fit(
       x.step,
@@ -284,9 +284,24 @@ def fresh_state(run: Run, round_: int) -> training.TrainState:
   return training.place(state, x.plan.mesh)
 
 
-def restore_adapter(run: Run, round_: int) -> dict | None:
-  """The adapter that a finished round ended with; None before round 0."""
-  at = run.checkpoints.at(round_)
-  if round_ < 0 or round_ + 1 >= run.config.rounds or at is None:
+def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
+  """The adapter that a finished round ended with; None before round 0.
+
+  Where its checkpoint is gone it is trained again, on the same labels to the
+  same end: the pretrained model in its place would select other images.
+  """
+  if round_ < 0 or round_ + 1 >= run.config.rounds:
     return None
-  return run.checkpoints.restore(*at, fresh_state(run, round_))[0].adapter
+  last = total_steps(run, labels)
+  if (round_, last) in run.checkpoints.all():
+    return run.checkpoints.restore(round_, last, fresh_state(run, round_))[
+      0
+    ].adapter
+  say(f"note: round {round_} has no checkpoint of its end: trained again")
+  return fit(run, round_, labels)[0]
+
+
+def total_steps(run: Run, labels: Labels) -> int:
+  """How many steps a round on these labels takes."""
+  recipe, count = run.experiment.plan.recipe, int((labels >= 0).sum())
+  return batches.steps_per_epoch(count, recipe.batch) * recipe.epochs

@@ -5,6 +5,7 @@ pretrained one), buys labels, and trains a fresh adapter on all labels so far.
 """
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,10 @@ from cpeal_jax import checkpoint, describe, record, stages
 from cpeal_jax import config as config_lib
 from cpeal_jax import workdir as files
 from cpeal_jax.build import Experiment, build, make_plan
-from cpeal_jax.distributed import first, first_holds
+from cpeal_jax.distributed import agree, first, first_holds, together
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.progress import say
+from cpeal_jax.sources import prepare_dataset
 from cpeal_jax.stages import Labels, Preempted, Run
 
 __all__ = ("Preempted", "Run", "play", "rounds", "run")
@@ -53,13 +55,17 @@ def run(
   """
   # Before the workdir is touched: bad images must not leave half a run.
   if experiment is None:
-    experiment = build(config, make_plan(config))
+    first(prepare_dataset, config)  # The others find it done.
+    experiment = together(lambda: build(config, make_plan(config)))
   plan, workdir = experiment.plan, epath.Path(workdir)
+  settings = describe.settings(config, plan)
+  agree("settings or data", json.dumps([settings, plan.dataset.fingerprint]))
   with first_holds(files.lock(workdir)):
     changed = first(
       files.open_workdir,
       workdir,
-      config=describe.settings(config, plan),
+      config=settings,
+      defaults=config_lib.flatten(config_lib.base()),
       run_keys=config_lib.RUN_KEYS,
       environment=describe.environment(plan),
       manifest=describe.manifest(experiment),
@@ -86,7 +92,7 @@ def rounds(run: Run) -> list[dict]:
   rows = first(record.read_metrics, run.workdir)
   say(record.table(row for row in rows if row["round"] < done))
   labels = known_labels(run, done)
-  adapter = stages.restore_adapter(run, done - 1)
+  adapter = stages.adapter_of(run, done - 1, labels)
   for round_ in range(done, run.config.rounds):
     adapter, labels = play(run, round_, adapter, labels)
     say(record.table_row(first(record.read_metrics, run.workdir)[-1]))

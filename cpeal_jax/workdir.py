@@ -102,6 +102,7 @@ def open_workdir(
   *,
   config: Mapping[str, Any],
   run_keys: Collection[str],
+  defaults: Mapping[str, Any],
   environment: Mapping[str, Any],
   manifest: Mapping[str, Any],
   overwrite: bool = False,
@@ -113,6 +114,8 @@ def open_workdir(
     config: nested, JSON-able. All but `run_keys` must equal the workdir's;
       `rounds` may grow.
     run_keys: dotted names, of a value or of a whole section.
+    defaults: by dotted name: what a workdir from before the key was there
+      means.
     environment: versions, devices, weights; recorded at the first start.
     manifest: columns of strings (or None): id, path, sha256, split, status. A
       later start must have the same ids, contents and splits.
@@ -138,7 +141,9 @@ def open_workdir(
     write_json(root / "config.json", config)
     return ()
 
-  allowed, refused = _differences(read_config(root), config, run_keys)
+  given, stored = _flat(config), _flat(read_config(root))
+  older = {k: v for k, v in defaults.items() if k in given and k not in stored}
+  allowed, refused = _differences(stored | older, given, run_keys)
   if refused:
     raise InputError(
       f"{workdir} was started with other settings: {'; '.join(refused)}. Use "
@@ -183,8 +188,7 @@ def _is_run_key(key: str, run_keys: Collection[str]) -> bool:
 def _differences(
   stored: Mapping, given: Mapping, run_keys: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """What differs: (allowed, refused)."""
-  stored, given = _flat(stored), _flat(given)
+  """What differs between flat settings: (allowed, refused)."""
   allowed, refused = [], []
   for key in sorted(stored.keys() | given.keys()):
     had, got = (

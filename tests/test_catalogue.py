@@ -224,6 +224,10 @@ def test_a_failed_download_names_the_command(tmp_path, monkeypatch):
 
   fake = type("fake", (), {"run": run, "PIPE": subprocess.PIPE})
   monkeypatch.setattr(prepare, "subprocess", fake)
+  # A dry run writes nothing.
+  with pytest.raises(InputError, match=r"not prepared in .* yet: run"):
+    prepare.ensure("eurosat", str(tmp_path), allowed=False)
+  assert not ran
   with pytest.raises(InputError) as raised:
     load("eurosat", tmp_path)
   assert ran[0][1:4] == ["-m", "cpeal_jax.data.prepare", "eurosat"]

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from cpeal_jax.data import batches, pools, store
+from cpeal_jax.data import batches, cache, pools, store
 from cpeal_jax.data.augment import augment, crop_box
 from cpeal_jax.data.images import (
   CorruptImage,
@@ -307,7 +307,7 @@ def test_leftovers_of_dead_builders_are_removed(tmp_path):
   old, young = tmp_path / "a.npy.1.tmp", tmp_path / "b.npy.2.tmp"
   for file in (old, young):
     file.touch()
-  os.utime(old, (0, time.time() - 2 * store.STALE_SECONDS))
+  os.utime(old, (0, time.time() - 2 * cache.STALE_SECONDS))
   store.open_store(small_split(), SPEC, cache_dir=tmp_path)
   assert not old.exists()
   assert young.exists()

@@ -28,7 +28,7 @@ def free_port():
 class Group:
   """The processes of one run; all are ended with the block."""
 
-  def __init__(self, cache, processes, devices, *flags, started=None):
+  def __init__(self, cache, processes, devices, *flags, started=None, own=()):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
       "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
@@ -48,6 +48,7 @@ class Group:
         f"--config.cache_dir={cache}",
         *(together if processes > 1 else ()),
         *flags,
+        *(own if i else ()),
       ]
       child = subprocess.Popen(
         command,
@@ -157,6 +158,23 @@ def test_a_mistake_ends_all_with_its_line(cache, tmp_path):
     assert code == 2
     assert len(lines) == 1
     assert "thesis.tex" in lines[0]
+
+
+def test_a_mistake_of_one_ends_the_others(cache, tmp_path):
+  """Neither waits for the other in a pass that it will not enter."""
+  flags = (f"--workdir={tmp_path / 'run'}",)
+  wrong = ("--config.model.weights=/absent",)
+  with Group(cache, 2, 1, *flags, own=wrong) as group:
+    (code, _, err), (other, _, why) = group.wait()
+  assert (code, other) == (1, 2)
+  assert "error: another process failed" in err
+  assert "error: model.weights: no directory /absent" in why
+  with Group(cache, 2, 1, *flags, own=("--config.seed=2",)) as group:
+    answers = group.wait()
+  for code, _, err in answers:
+    assert code == 2, err
+    assert "started with different settings or data" in err
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_peer_ends_the_run_in_time(cache, tmp_path):

@@ -6,6 +6,8 @@ tests/golden/check_export.py loads the same exports in PyTorch.
 import dataclasses
 import json
 import re
+import resource
+import signal
 from pathlib import Path
 
 import jax
@@ -234,15 +236,18 @@ def test_descriptors_give_one_row_a_class(tmp_path):
   np.testing.assert_allclose(served, logits(own), atol=1e-4)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path):
+  """With files limited to 4 KiB, as a full disk would limit them."""
   own = make(LORAS["vision_qv"])
-
-  def full(*_):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(export, "save_file", full)
-  with pytest.raises(InputError, match="No space left"):
-    export.save(own, tmp_path / "out", format="peft")
+  old = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+    with pytest.raises(InputError, match=r"cannot write .*too large"):
+      export.save(own, tmp_path / "out", format="peft")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)
   assert not list(tmp_path.iterdir())
 
 

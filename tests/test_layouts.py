@@ -82,6 +82,12 @@ def test_aircraft(tmp_path):
   assert [len(split) for split in data.splits] == [4, 4, 4]
   assert data.val.ids[0] == "images/0000005.jpg"
   assert data.val.labels.tolist() == [0, 1, 2, 3]
+  listed = tmp_path / "images_variant_test.txt"
+  before = listed.read_text()
+  listed.write_text(before + "0000005 A320\n")  # It is in val.
+  with pytest.raises(InputError, match=r"more than once, .*0000005.jpg"):
+    load_aircraft(tmp_path)
+  listed.write_text(before)
   (tmp_path / "images/0000006.jpg").unlink()
   with pytest.raises(InputError, match=r"1 of 4 .*val.txt .*0000006.jpg"):
     load_aircraft(tmp_path)
@@ -184,3 +190,17 @@ def test_without_a_root_or_a_name(tmp_path):
   made.dataset.layout = "tfds"
   with pytest.raises(InputError, match=r"tfds needs dataset\.name"):
     sources.load_dataset(made)
+
+
+def test_a_key_that_a_layout_has_no_use_for_is_refused(tmp_path):
+  """Not passed over: it may be the split someone means to be on."""
+  for key, layout, where in (
+    ("split_file", "folders", "coop, tfds"),
+    ("image_dir", "aptos", "coop"),
+  ):
+    own = config("aptos", tmp_path)
+    own.dataset.layout, own.dataset[key] = layout, "x"
+    with pytest.raises(
+      InputError, match=f"dataset.{key}=x .*goes with {where}"
+    ):
+      sources.load_dataset(own)

@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score
 
 from cpeal_jax import acquisition, scoring, sharding, stochastic
+from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
 
 ROWS = 150  # no multiple of a chunk, a tile or a device count
@@ -210,3 +211,16 @@ def test_features_are_computed_once_per_key(tmp_path):
     got = scoring.cached(tmp_path / "cache", key, compute)
     np.testing.assert_array_equal(got, np.arange(6).reshape(3, 2))
   assert len(calls) == 2
+  # A damaged file is as good as none.
+  for path in (tmp_path / "cache").iterdir():
+    path.write_bytes(path.read_bytes()[:-3])
+  got = scoring.cached(tmp_path / "cache", "a", compute)
+  np.testing.assert_array_equal(got, np.arange(6).reshape(3, 2))
+  assert len(calls) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
+  (tmp_path / "file").write_text("")
+  for folder, why in (("file", "exists"), ("file/below", "directory")):
+    with pytest.raises(InputError, match=f"cannot write the cache.*{why}"):
+      scoring.cached(tmp_path / folder, "a", lambda: np.zeros(3))

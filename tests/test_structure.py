@@ -75,7 +75,8 @@ MAY_IMPORT = {
   "data.aircraft": {"errors"} | DATA,
   "data.imagenet": {"errors", "data.catalogue", "data.folders"} | DATA,
   "data.aptos": {"errors", "data.catalogue"} | DATA,
-  "data.store": {"errors"} | DATA,
+  "data.cache": set(),
+  "data.store": {"errors", "data.cache"} | DATA,
   "data.augment": {"errors"} | DATA,
   "data.batches": LEAVES | DATA | {"data.augment"},
   "models.adapters": {"errors"},
@@ -107,6 +108,7 @@ MAY_IMPORT = {
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
   "distributed": {"errors", "progress"},
   "scoring": {"distributed", "metrics", "sharding", "neighbors"}
+  | {"data.cache", "errors"}
   | CLASSIFIERS
   | {"acquisition.cec", "acquisition.scores"},
   "stochastic": {"scoring", "sharding"} | CLASSIFIERS,
@@ -130,7 +132,7 @@ DRIVERS = (
   "main",
 )
 ONLY_IN = {
-  "ml_collections": set(DRIVERS),
+  "ml_collections": set(DRIVERS) - {"api"},
   "orbax": {"checkpoint"},
 }
 FILES = sorted(

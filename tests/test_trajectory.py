@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -337,3 +338,19 @@ def test_class_folders_and_a_corrupt_image(cache, tmp_path):
   corrupt = [row["id"] for row in manifest if row["status"] == "corrupt"]
   assert corrupt == ["train/dark/3.png"]
   assert corrupt[0] not in {row["id"] for row in picks(tmp_path / "run")}
+
+
+def test_a_round_whose_checkpoint_is_gone_is_trained_again(
+  cache, tmp_path, capsys
+):
+  """The pretrained model in its place would choose other images."""
+  want = tmp_path / "want"
+  trajectory.run(quickstart(cache, rounds=3), want)
+  run = tmp_path / "run"
+  trajectory.run(quickstart(cache, rounds=2), run)
+  (last,) = (run / "checkpoints").glob("1??????")
+  shutil.rmtree(last)
+  capsys.readouterr()
+  trajectory.run(quickstart(cache, rounds=3), run)
+  assert "round 1 has no checkpoint of its end" in capsys.readouterr().out
+  assert picks(run) == picks(want)

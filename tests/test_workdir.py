@@ -30,11 +30,16 @@ MANIFEST = {
 }
 
 
+# What a workdir of an older version means by a key it lacks.
+DEFAULTS = {"dataset.name": "", "dataset.layout": "auto"}
+
+
 def start(root, config=CONFIG, manifest=MANIFEST, **more):
   return workdir.open_workdir(
     root,
     config=config,
     run_keys=RUN_KEYS,
+    defaults=DEFAULTS,
     environment={"jax": "0.10.2"},
     manifest=manifest,
     **more,
@@ -108,6 +113,14 @@ def test_run_keys_may_differ_and_rounds_may_grow(tmp_path):
   assert workdir.read_config(tmp_path)["rounds"] == 5
   with pytest.raises(InputError, match=r"you gave 3 \(may only grow\)"):
     start(tmp_path)
+
+
+def test_a_key_that_is_new_means_its_default(tmp_path):
+  start(tmp_path)
+  newer = CONFIG | {"dataset": {"name": "", "layout": "auto"}}
+  assert start(tmp_path, newer) == ()
+  with pytest.raises(InputError, match='workdir has "", you gave "dtd"'):
+    start(tmp_path, CONFIG | {"dataset": {"name": "dtd", "layout": "auto"}})
 
 
 def test_config_hash_follows_the_result_keys_alone():

@@ -25,7 +25,7 @@ def load_aptos(
       listed = [
         (row["id_code"], row["diagnosis"]) for row in csv.DictReader(file)
       ]
-  except OSError as error:
+  except (OSError, UnicodeDecodeError) as error:
     raise InputError(
       f"{source} cannot be read; {catalogue.find('aptos').get}"
     ) from error

@@ -22,11 +22,18 @@ def from_files(
 
   Raises:
     InputError: fewer than two classes, an empty or repeated class name, no
-      training image, a file name that is not UTF-8, or an unreadable file.
+      training image, one listed twice, a file name that is not UTF-8, or an
+      unreadable file.
   """
   check_classes(classes)
   if not rows["train"]:
     raise InputError(f"no training image in {root}; there must be at least one")
+  times = collections.Counter(i for listed in rows.values() for i, _ in listed)
+  if twice := [id_ for id_, count in times.items() if count > 1]:
+    raise InputError(
+      f"{len(twice)} images of {root} are listed more than once, e.g. "
+      f"{twice[0]!r}; list each once, in one split"
+    )
   splits = {}
   for split in ("train", "val", "test"):
     ids = [id_ for id_, _ in rows[split]]

@@ -41,16 +41,26 @@ def is_prepared(folder: Path) -> bool:
   )
 
 
-def ensure(name: str, data_dir: str = "") -> Path:
+def ensure(name: str, data_dir: str = "", *, allowed: bool = True) -> Path:
   """The directory of the prepared set; prepares it where that is possible.
 
+  Args:
+    name: the catalogue's key.
+    data_dir: TFDS's data directory; empty: its default.
+    allowed: whether it may be prepared now.
+
   Raises:
-    InputError: with the command to run here or elsewhere, and what to copy.
+    InputError: with the command to run here or elsewhere, and what to copy; or
+      the set is not in TFDS.
   """
+  entry = catalogue.find(name)
+  if not entry.tfds:
+    raise InputError(
+      f"{name} is not in TFDS; set dataset.root to a directory with {entry.get}"
+    )
   folder = directory(name, data_dir)
   if is_prepared(folder):
     return folder
-  entry = catalogue.find(name)
   command = _command(name, data_dir)
   manual = f"; first put {entry.manual}" if entry.manual else ""
   advice = (
@@ -63,6 +73,8 @@ def ensure(name: str, data_dir: str = "") -> Path:
       f"{name} is not prepared in {folder}, and preparing it needs TensorFlow, "
       f"which is not installed: {advice}"
     )
+  if not allowed:
+    raise InputError(f"{name} is not prepared in {folder} yet: {advice}")
   say(f"  prepare {name}, once: {command}")
   own = [sys.executable, "-m", "cpeal_jax.data.prepare", name]
   own += [f"--data_dir={data_dir}"] if data_dir else []

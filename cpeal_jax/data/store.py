@@ -11,25 +11,20 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from cpeal_jax.data import cache
 from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
 from cpeal_jax.data.pools import Progress, Split
 from cpeal_jax.errors import InputError
 
 VERSION = 1  # raise it when the same images and spec give other pixels
 BLOCK = 256
-# A live builder writes every few seconds; older leftovers are from a kill.
-STALE_SECONDS = 600
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,13 +85,13 @@ def open_store(
     return _decode(split, spec, start, stop)[0]
 
   def load() -> ImageStore | None:
-    ok = _map(mask_file, shape[:1], np.bool_)
+    ok = cache.read(mask_file, shape[:1], np.bool_)
     if ok is None:
       return None
     _refuse(split, ok, max_corrupt)
     if streams:
       return ImageStore(np.array(ok), decode)
-    pixels = _map(pixel_file, shape, np.uint8)
+    pixels = cache.read(pixel_file, shape, np.uint8)
     if pixels is None:
       return None
     return ImageStore(
@@ -110,7 +105,7 @@ def open_store(
   blocks = _decode_all(split, spec, max_corrupt, progress)
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    _sweep(cache_dir)
+    cache.sweep(cache_dir)
     _build(blocks, mask_file, None if streams else pixel_file, shape)
   except OSError as error:
     raise InputError(
@@ -176,7 +171,7 @@ def _build(
   """
   with contextlib.ExitStack() as stack:
     if pixel_file:
-      file = stack.enter_context(_aside(pixel_file))
+      file = stack.enter_context(cache.aside(pixel_file))
       header = {"descr": "|u1", "fortran_order": False, "shape": shape}
       np.lib.format.write_array_header_1_0(file, header)
     masks = []
@@ -184,36 +179,5 @@ def _build(
       masks.append(ok)
       if pixel_file:
         file.write(images.data)
-    with _aside(mask_file) as mask:
+    with cache.aside(mask_file) as mask:
       np.save(mask, np.concatenate(masks))
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[BinaryIO]:
-  temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    with open(temporary, "xb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def _sweep(cache_dir: Path) -> None:
-  for leftover in cache_dir.glob("*.npy.*.tmp"):
-    with contextlib.suppress(FileNotFoundError):
-      if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-        leftover.unlink()
-
-
-def _map(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
-  """The array in a file, memory-mapped; None where it is absent or damaged."""
-  try:
-    array = np.load(path, mmap_mode="r")
-    whole = path.stat().st_size == array.offset + array.nbytes
-  except (OSError, ValueError, EOFError):
-    return None
-  fits = (array.shape, array.dtype) == (shape, dtype)
-  return array if fits and whole else None

@@ -45,10 +45,6 @@ def load_tfds(
       file that does not fit.
   """
   entry = catalogue.find(name)
-  if not entry.tfds:
-    raise InputError(
-      f"{name} is not in TFDS; set dataset.root to a directory with {entry.get}"
-    )
   splits = records.read_all(entry, prepare.ensure(name, data_dir), progress)
   if check_counts and not split_file:
     catalogue.check_counts(

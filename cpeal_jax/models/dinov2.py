@@ -75,7 +75,7 @@ def config_from_hf(raw: dict) -> Dinov2Config:
       epsilon=raw.get("layer_norm_eps", 1e-6),
     ),
     image_size=raw.get("image_size", 224),
-    patch_size=raw.get("patch_size", 16),
+    patch_size=raw.get("patch_size", 16 if with_registers else 14),
     registers=raw.get("num_register_tokens", 4) if with_registers else 0,
     antialias=with_registers,
   )
