@@ -1,6 +1,6 @@
-"""Every config key: its default, whether it decides results, its meaning.
+"""A config out of the table of `settings`, and what it may say.
 
-Precedence: these defaults < a file of `configs/` < the command line.
+Precedence: the defaults there < a file of `configs/` < the command line.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from cpeal_jax import acquisition, training
 from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import adapters
+from cpeal_jax.settings import KEYS, RUN
 
 # Type checkers cannot know a ConfigDict's keys.
 if TYPE_CHECKING:
@@ -18,197 +19,6 @@ if TYPE_CHECKING:
 else:
   Config = ml_collections.ConfigDict
 
-# A *result* key must equal the workdir's on resume, a *run* key may differ.
-RESULT, RUN = "result", "run"
-KEYS: tuple[tuple[str, object, str, str], ...] = (
-  ("name", "", RESULT, "the config's name, part of the default workdir"),
-  ("variant", "", RESULT, "the preset, part of the default workdir"),
-  ("seed", 1, RESULT, "decides every draw of the run"),
-  ("rounds", 10, RUN, "rounds of labels; may grow on resume"),
-  (
-    "budget",
-    "num_classes",
-    RESULT,
-    "labels a round: a number, `num_classes`, or a share: `1%` or 0.01",
-  ),
-  (
-    "round0",
-    "random",
-    RESULT,
-    "first labels: `random`, `zero_shot` (acquisition.name on the untrained "
-    "model's scores), `typiclust` or `cb`",
-  ),
-  ("cache_dir", "", RUN, "decoded images and features; empty: user's cache"),
-  (
-    "dataset.name",
-    "",
-    RESULT,
-    "a key of data/catalogue.py, whose class names and counts hold; empty: a "
-    "data set of your own",
-  ),
-  (
-    "dataset.layout",
-    "auto",
-    RESULT,
-    "`tfds`, of files `coop`, `folders`, `aircraft`, `imagenet` or `aptos`, or "
-    "`digits`; `auto`: TFDS where there is no root, else the catalogue's",
-  ),
-  ("dataset.root", "", RUN, "directory of files; empty: TFDS"),
-  ("dataset.tfds_dir", "", RUN, "TFDS's data directory; empty: its default"),
-  (
-    "dataset.split_file",
-    "",
-    RESULT,
-    "CoOp's json, in root or, for TFDS, a path; empty: the one in root",
-  ),
-  ("dataset.image_dir", "", RESULT, "images below root; empty: found"),
-  (
-    "dataset.check_counts",
-    True,
-    RUN,
-    "refuse a set of the catalogue that is not whole",
-  ),
-  ("dataset.max_corrupt", 0, RUN, "unreadable images that are tolerated"),
-  ("dataset.store_gb", 8.0, RUN, "a larger split is decoded on the fly"),
-  # Files are run keys, since their sha256 is what must be the same on resume.
-  ("model.weights", "", RUN, "directory or hub id of a CLIP or DINOv2"),
-  ("model.template", "a photo of a {}.", RESULT, "prompt, {} is the class"),
-  (
-    "model.prompt",
-    "template",
-    RESULT,
-    "text LoRA trains with: `template`, or `x16` (16 times X, the class)",
-  ),
-  (
-    "model.descriptors",
-    "",
-    RUN,
-    "json of class name to traits: a prompt for each; empty: none",
-  ),
-  (
-    "model.descriptor_average",
-    "similarity",
-    RESULT,
-    "of a class's prompts: `similarity` (PCB's AS) or `embedding` (AE)",
-  ),
-  ("model.dtype", "float32", RESULT, "compute type: float32 or bfloat16"),
-  (
-    "adapter.kind",
-    "lora",
-    RESULT,
-    "`lora` or `prompts` of a CLIP; `head` (linear probe) or `lora_head` "
-    "(PEAL) of a DINOv2",
-  ),
-  ("adapter.lora.rank", 4, RESULT, "r"),
-  ("adapter.lora.alpha", 4.0, RESULT, "numerator of the scale"),
-  (
-    "adapter.lora.scaling",
-    "rank_stabilized",
-    RESULT,
-    "`rank_stabilized` alpha / sqrt(r), or `standard` alpha / r",
-  ),
-  ("adapter.lora.dropout", 0.25, RESULT, "on the branch's input"),
-  ("adapter.lora.towers", "vision,text", RESULT, "of vision, text"),
-  ("adapter.lora.matrices", "q,k,v", RESULT, "of q, k, v, out"),
-  ("adapter.lora.layers", "", RESULT, "block numbers; empty: all"),
-  ("adapter.prompts.tokens", 16, RESULT, "learnable tokens"),
-  ("adapter.prompts.shared", False, RESULT, "one context for all classes"),
-  (
-    "adapter.prompts.position",
-    "end",
-    RESULT,
-    "of the class name: `end`, `middle` or `front`",
-  ),
-  ("adapter.prompts.stddev", 0.02, RESULT, "of the initialisation"),
-  (
-    "loss.calibration",
-    "balanced",
-    RESULT,
-    "`balanced` or `unbalanced` (C-PEAL), `avuc`, or `none`",
-  ),
-  ("loss.weight", 1.0, RESULT, "final weight W of the calibration loss"),
-  ("loss.anneal", True, RESULT, "whether the weight grows over the epochs"),
-  ("loss.avuc_threshold", 0.0, RESULT, "nats; 0 takes ln(C) / 2"),
-  ("train.epochs", 10, RESULT, "a round"),
-  ("train.batch", 32, RESULT, "rows of a step over all devices"),
-  ("train.optimizer", "sgd", RESULT, "`sgd` or `adamw`"),
-  ("train.learning_rate", 2e-3, RESULT, "peak of the cosine"),
-  ("train.warmup_epochs", 1, RESULT, "at warmup_rate"),
-  ("train.warmup_rate", 1e-5, RESULT, "constant"),
-  ("train.momentum", 0.9, RESULT, "of SGD"),
-  ("train.weight_decay", 5e-4, RESULT, "L2 for SGD, decoupled for AdamW"),
-  ("train.augment", True, RESULT, "random resized crop and flip"),
-  ("acquisition.name", "entropy", RESULT, "see acquisition.ACQUISITIONS"),
-  (
-    "acquisition.balance",
-    "repaired",
-    RESULT,
-    "PCB class balance: `repaired`, `faithful` or `off`",
-  ),
-  (
-    "acquisition.within",
-    "random",
-    RESULT,
-    "how PCB draws in a class: `random` or by `rank`",
-  ),
-  ("acquisition.candidates", 0.1, RESULT, "of the pool, shown to PCB"),
-  (
-    "acquisition.preselect",
-    "",
-    RESULT,
-    "a method whose best acquisition.gamma alone are offered; empty: all are",
-  ),
-  ("acquisition.gamma", 0.1, RESULT, "of the pool, left by preselect"),
-  (
-    "acquisition.min_distance",
-    0.0,
-    RESULT,
-    "between picks' unit features, against near-duplicates; 0: no guard",
-  ),
-  ("acquisition.cec.support", 20, RESULT, "most certain images of a class"),
-  (
-    "acquisition.cec.prior",
-    "pooled",
-    RESULT,
-    "over the classes' supports: `pooled`, or `per_class`",
-  ),
-  ("acquisition.cec.kernel", "cosine", RESULT, "`cosine` or `rbf`"),
-  ("acquisition.cec.rho", 1.0, RESULT, "of rbf, on the squared distance"),
-  ("acquisition.cec.normalize", True, RESULT, "neighbors' weights sum to 1"),
-  ("acquisition.cec.alpha", 0.5, RESULT, "weight of the neighbors"),
-  ("acquisition.clue.temperature", 1.0, RESULT, "of the entropy"),
-  ("acquisition.alfa_mix.step", 0.2, RESULT, "of the cap on the mixing"),
-  (
-    "acquisition.bald.noise",
-    "features",
-    RESULT,
-    "dropout on the `features`, or in the branches of `lora`",
-  ),
-  ("acquisition.bald.passes", 10, RESULT, "stochastic passes"),
-  ("acquisition.bald.dropout", 0.5, RESULT, "of the features"),
-  (
-    "acquisition.featdist.to",
-    "class_mean",
-    RESULT,
-    "labeled images: `class_mean`, `nearest` or `sum`",
-  ),
-  ("acquisition.featdist.space", "logits", RESULT, "`logits` or `image`"),
-  ("acquisition.probcover.radius", 0.0, RESULT, "0: estimated by purity"),
-  ("acquisition.probcover.purity", 0.95, RESULT, "share of pure balls"),
-  ("acquisition.cb.clusters_per_class", 1, RESULT, "4 in CB+SQ's code"),
-  (
-    "oracle.selective",
-    False,
-    RESULT,
-    "selective querying: sure picks take their prediction as label",
-  ),
-  ("scoring.neighbors", 10, RESULT, "nearest images of each; 0: none"),
-  ("scoring.tile", 128, RUN, "rows of one product"),
-  ("parallel.backend", "shard_map", RUN, "`shard_map` or `pmap`"),
-  ("parallel.devices", 0, RUN, "0 takes all"),
-  ("checkpoint.every_seconds", 60.0, RUN, "while training"),
-  ("checkpoint.keep", 3, RUN, "newest checkpoints that are kept"),
-)
 # Kinds of adapter with a linear head, on an image tower without texts.
 HEADS = ("head", "lora_head")
 RUN_KEYS = frozenset(name for name, _, kind, _ in KEYS if kind == RUN)

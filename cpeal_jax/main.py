@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import describe, distributed, trajectory
+from cpeal_jax import describe, distributed, settings, trajectory
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.progress import say
 from cpeal_jax.training import TrainingError
@@ -91,7 +91,7 @@ def usage() -> str:
   own = [f"  --{name}  {flags.FLAGS[name].help}" for name in FLAGS]
   keys = [
     f"  --config.{name}={default!r}  {meaning}"
-    for name, default, _, meaning in config_lib.KEYS
+    for name, default, _, meaning in settings.KEYS
   ]
   return "\n".join([__doc__ or "", *own, "", *keys])
 

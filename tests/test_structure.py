@@ -36,6 +36,7 @@ CLASSIFIERS = {"models.classifier", "models.linear"}
 MAY_IMPORT = {
   "errors": set(),
   "keys": set(),
+  "settings": set(),
   "progress": set(),
   "files": {"errors"},
   "workdir": {"errors", "files"},
