@@ -294,9 +294,8 @@ def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
     return None
   last = total_steps(run, labels)
   if (round_, last) in run.checkpoints.all():
-    return run.checkpoints.restore(round_, last, fresh_state(run, round_))[
-      0
-    ].adapter
+    state, _ = run.checkpoints.restore(round_, last, fresh_state(run, round_))
+    return state.adapter
   say(f"note: round {round_} has no checkpoint of its end: trained again")
   return fit(run, round_, labels)[0]
 

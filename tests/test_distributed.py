@@ -28,7 +28,9 @@ def free_port():
 class Group:
   """The processes of one run; all are ended with the block."""
 
-  def __init__(self, cache, processes, devices, *flags, started=None, own=()):
+  def __init__(
+    self, cache, processes, devices, *flags, started=None, own=(), code=None
+  ):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
       "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
@@ -41,7 +43,8 @@ class Group:
         f"--process={i}",
       ]
       command = [
-        *(sys.executable, "-m", "cpeal_jax.main"),
+        sys.executable,
+        *(("-c", code) if code else ("-m", "cpeal_jax.main")),
         "--config=configs/quickstart.py",
         "--config.rounds=2",
         "--config.train.epochs=4",
@@ -175,6 +178,30 @@ def test_a_mistake_of_one_ends_the_others(cache, tmp_path):
     assert code == 2, err
     assert "started with different settings or data" in err
   assert not (tmp_path / "run").exists()
+
+
+BROKEN = """
+import sys
+from cpeal_jax import main, scoring
+def broken(*_, **__):
+  raise OSError(5, "one disk alone")
+if "--process=1" in sys.argv:
+  scoring.encode_pool = broken
+sys.exit(main.main(sys.argv))
+"""
+
+
+def test_a_failure_that_the_others_cannot_know_of_ends_them(cache, tmp_path):
+  """They wait in a pass that the failed one never enters."""
+  # A cache of its own, so that there is something to encode.
+  flags = (f"--workdir={tmp_path / 'run'}", f"--config.cache_dir={tmp_path}")
+  start = time.monotonic()
+  with Group(cache, 2, 1, *flags, code=BROKEN) as group:
+    (code, _, _), (other, _, why) = group.wait()
+  assert code != 0
+  assert other == 1
+  assert "OSError: [Errno 5] one disk alone" in why
+  assert time.monotonic() - start < 120
 
 
 def test_a_missing_peer_ends_the_run_in_time(cache, tmp_path):
