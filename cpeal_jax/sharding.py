@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -51,6 +52,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   def place(x: Any) -> jax.Array:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       return jax.device_put(x, whole)
+    if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(place(jax.random.key_data(x)))
     # device_put would ask the other processes whether they have the same.
     own = np.asarray(x)
     return jax.make_array_from_callback(own.shape, whole, own.__getitem__)

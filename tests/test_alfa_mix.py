@@ -79,7 +79,7 @@ def test_predictions_change_where_those_of_the_mixes_do(labels, step, scale):
       if want.sum() > n:
         break
     got = module.candidates(
-      jnp.asarray(first), jnp.asarray(~pool.labeled), n, caps=round(1 / step)
+      jnp.asarray(first), jnp.asarray(~pool.labeled), n=n, caps=round(1 / step)
     )
     np.testing.assert_array_equal(got, want)
     rows, cluster = np.asarray(picks.indices), picks.parts["cluster"]

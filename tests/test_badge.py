@@ -56,10 +56,11 @@ def plain(key, pool, n):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 5.0, 30.0])
 def test_distances_are_those_of_the_gradients(scale):
   pool = make_pool(scale=scale)
-  a, g = residuals(pool.logits), gradients(pool)
+  a, h = residuals(pool.logits), pool.features
+  g = gradients(pool)
   for j in (0, 13, N - 1):
     want = ((g - g[j]) ** 2).sum(axis=1)
-    got = np.asarray(gradient_distances(a, pool.features, j))
+    got = np.asarray(gradient_distances(a, h, a[j], h[j]))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7 * want.max())
     assert got[j] == 0
     assert (got >= 0).all()

@@ -12,7 +12,7 @@ from cpeal_jax.acquisition.cec import (
   cec,
   neighbor_uncertainty,
 )
-from cpeal_jax.acquisition.clustering import spread
+from cpeal_jax.acquisition.clustering import clue
 from cpeal_jax.acquisition.kmeans import kmeans
 from cpeal_jax.acquisition.pool import PoolView
 from cpeal_jax.errors import InputError
@@ -173,10 +173,14 @@ def test_scores_and_picks_against_a_loop(alpha, kernel):
 
 
 def test_no_entropy_anywhere_weighs_all_the_same():
+  """One class has no entropy, two alike have ln 2 everywhere."""
   pool = make_pool()
-  got, _ = spread(KEY, pool, 8, jnp.zeros(60))
-  same, _ = spread(KEY, pool, 8, jnp.ones(60))
-  assert set(got.tolist()) == set(same.tolist())
+  got, same = (
+    clue(KEY, pool.replace(logits=np.zeros((60, c), np.float32)), 8)
+    for c in (1, 2)
+  )
+  assert not np.asarray(got.parts["score"]).any()
+  assert set(got.indices.tolist()) == set(same.indices.tolist())
 
 
 def test_what_is_out_of_range_is_refused():

@@ -45,7 +45,7 @@ def test_k_center_against_a_loop(labeled, copies):
   # Five points are neither centres nor to be picked.
   free = ~anchors & ~np.isin(np.arange(len(x)), order[-5:])
   n = min(20, free.sum())
-  picks, distances = k_center(x, anchors, free, int(n))
+  picks, distances = k_center(x, anchors, free, n=int(n))
   want, far = slow(x, anchors, free, n)
   np.testing.assert_array_equal(picks, want)
   np.testing.assert_allclose(distances, far, atol=1e-6)
@@ -54,7 +54,7 @@ def test_k_center_against_a_loop(labeled, copies):
 def test_copies_are_at_distance_zero_and_go_in_order():
   x = np.tile(points(3), (30, 1))  # Three points, each thirty times.
   anchors = np.arange(len(x)) == 40
-  picks, distances = k_center(x, anchors, ~anchors, 12)
+  picks, distances = k_center(x, anchors, ~anchors, n=12)
   assert set(picks[:2].tolist()) == {0, 2}  # 40 is a copy of 1.
   rest = [i for i in range(len(x)) if i not in (0, 2)]
   np.testing.assert_array_equal(picks[2:], rest[:10])

@@ -151,10 +151,11 @@ def test_nodes(nodes, labeled):
   pool = make_pool(labeled)
   seen = np.zeros(N)
   for seed in range(100):
-    rows, is_node = jax.jit(module.draw_nodes, static_argnums=3)(
-      jax.random.key(seed), ~pool.labeled, pool.labeled, nodes
+    rows, is_node = module.draw_nodes(
+      jax.random.key(seed), ~pool.labeled, pool.labeled, nodes=nodes, images=N
     )
-    assert len(rows) == min(N, 2 * nodes) == len(set(rows.tolist()))
+    assert 0 <= len(rows) - min(N, 2 * nodes) < 8
+    assert len(rows) == len(set(rows.tolist()))
     chosen = np.asarray(rows)[np.asarray(is_node)]
     free = ~pool.labeled[chosen]
     assert free.sum() == min(nodes, N - labeled)
@@ -171,7 +172,7 @@ def test_picks_spread_over_the_hidden_layer():
   adj, z = dense(pool.features), pool.features
   hidden = np.maximum(adj @ z @ params["w1"] + params["b1"], 0)
   want, far = k_center(
-    hidden.astype(np.float32), pool.labeled, ~pool.labeled, 12
+    hidden.astype(np.float32), pool.labeled, ~pool.labeled, n=12
   )
   np.testing.assert_array_equal(picks.indices, want)
   np.testing.assert_allclose(picks.parts["distance"], far, rtol=1e-4)
@@ -207,7 +208,7 @@ def test_more_picks_than_nodes_come_from_the_features(nodes, labeled):
       pool.features,
       pool.labeled | taken,
       ~pool.labeled & ~taken,
-      n - nodes,
+      n=n - nodes,
     )
     np.testing.assert_array_equal(rows[nodes:], want)
   assert np.isfinite(picks.columns["score"]).all()

@@ -1,6 +1,7 @@
 """k-means against scikit-learn, and CLUE's picking rule against a loop."""
 
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -62,11 +63,20 @@ def test_more_rows_of_centers_than_centers():
   x, w = points(600, 6, 20)
   padded = median(x, w, 20, size=200, restarts=2)
   assert padded <= 1.02 * reference(x, w, 20, restarts=2)
-  kmeans.clear_cache()
+
+
+def test_another_count_compiles_nothing():
+  x, w = points(600, 6, 20)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **kwargs: compiled.append(event)
+  )
   for count in (1, 5, 200):
-    found = kmeans(jax.random.key(0), x, w, count, size=200)
+    found = kmeans(jax.random.key(0), x, w, np.int32(count), size=200)
     assert found.assignments.max() < count
-  assert kmeans._cache_size() == 1
+    if count == 1:
+      compiled.clear()
+  assert not [e for e in compiled if e.startswith("/jax/core/compile")]
 
 
 @pytest.mark.parametrize(("count", "size"), [(9, 9), (9, 64), (80, 90)])

@@ -99,7 +99,7 @@ def test_coreset_without_labels():
   """Theirs draws the first pick, ours is nearest the mean; then both agree."""
   picks, utilities = theirs("coreset_unlabeled")
   first = np.arange(len(LABELS)) == picks[0]
-  found, far = k_center(FEATURES, first, ~first, len(picks) - 1)
+  found, far = k_center(FEATURES, first, ~first, n=len(picks) - 1)
   np.testing.assert_array_equal(found, picks[1:])
   far_there = when_picked(picks, utilities)[1:]
   np.testing.assert_allclose(far, far_there, rtol=1e-5)
@@ -117,7 +117,7 @@ def test_badge():
   norms = np.square(np.asarray(found.columns["score"]))
   a, nearest = residuals(GOLDEN["logits"]), [norms]
   for pick in picks[:-1]:
-    far = gradient_distances(a, FEATURES, int(pick))
+    far = gradient_distances(a, FEATURES, a[pick], FEATURES[pick])
     nearest.append(np.minimum(nearest[-1], far))
   nearest = np.stack(nearest)
   chances = nearest / nearest[:, FREE].sum(axis=1, keepdims=True)
@@ -185,11 +185,10 @@ def test_probcover():
   np.testing.assert_array_equal(found.parts["score"], gains)
   start = np.asarray(found.columns["score"])
   np.testing.assert_array_equal(start[~ANCHORS], utilities[0, ~ANCHORS])
-  count = jax.jit(edges_into)
   for step, there in enumerate(utilities):
     centers = ANCHORS | np.isin(np.arange(len(LABELS)), picks[:step])
     bare = to_nearest(FEATURES, centers) >= radius**2
-    degrees = np.asarray(count(FEATURES, bare, radius))
+    degrees = np.asarray(edges_into(FEATURES, bare, radius))
     np.testing.assert_array_equal(degrees[~centers], there[~centers])
 
 

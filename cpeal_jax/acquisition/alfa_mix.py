@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.featdist import class_means
 from cpeal_jax.acquisition.kmeans import kmeans, nearest_distinct
 from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.selectors import noise, selector
 from cpeal_jax.errors import InputError
 
 
+@spmd.per_device(rows=("features", "labels"), out=spmd.WHOLE)
 def mixing_anchors(
-  features: Float[Array, "N D"], labels: Int[Array, " N"], classes: int
+  features: Float[Array, "N D"], labels: Int[Array, " N"], *, classes: int
 ) -> Float[Array, "C D"]:
   """Mean feature of each class's labeled images; without any, of them all."""
-  means, counts = class_means(features, labels, classes)
+  means, counts = class_means(features, labels, classes=classes)
   counts = counts[:, None]
   total = jnp.sum(means * counts, axis=0) / jnp.maximum(jnp.sum(counts), 1)
   return jnp.where(counts > 0, means, total[None])
@@ -79,19 +82,21 @@ def first_flips(
   return jax.lax.fori_loop(0, caps, check, start)
 
 
+@spmd.per_device(rows=("flips", "free"), out=spmd.ROWS)
 def candidates(
-  flips: Int[Array, " N"], free: Bool[Array, " N"], n: int, *, caps: int
+  flips: Int[Array, " N"], free: Bool[Array, " N"], *, n: int, caps: int
 ) -> Bool[Array, " N"]:
   """What is free and flips by the first cap that gives more than n, or ever."""
 
   def by(cap):
     return free & (flips > 0) & (flips <= cap)
 
-  enough = jax.lax.map(lambda i: jnp.sum(by(i + 1)) > n, jnp.arange(caps))
+  counts = jax.lax.map(lambda i: spmd.count(by(i + 1)), jnp.arange(caps))
+  enough = counts > n
   return by(jnp.where(jnp.any(enough), 1 + jnp.argmax(enough), caps))
 
 
-@partial(jax.jit, static_argnames=("n", "step"))
+@selector
 def alfa_mix(
   key: PRNGKeyArray, pool: PoolView, n: int, *, step: float = 0.2
 ) -> Picks:
@@ -142,48 +147,39 @@ def alfa_mix(
     )
   if not step > 0:
     raise InputError(f"alfa_mix: step is {step}, but must be above 0.")
-  logits, features = jnp.asarray(pool.logits), jnp.asarray(pool.features)
-  labels, free = jnp.asarray(pool.labels), ~jnp.asarray(pool.labeled)
-  anchors = mixing_anchors(features, labels, logits.shape[1])
-  farthest = jnp.max(
-    jax.lax.map(
+  texts, scale, free = pool.class_embeddings, pool.logit_scale, ~pool.labeled
+  anchors = mixing_anchors(
+    pool.features, pool.labels, classes=pool.logits.shape[1]
+  )
+
+  def of_rows(features, logits):
+    apart = jax.lax.map(
       lambda a: jnp.sum(jnp.square(features - a[None]), axis=1), anchors
-    ),
-    axis=0,
-  )
+    )
+    reach = jnp.sqrt(jnp.max(apart, axis=0) / features.shape[1])
+    return reach, distance_to_flip(logits, texts, scale)
+
+  reach, needed = spmd.each(of_rows, pool.features, pool.logits)
   # Without a label there is nothing to mix with.
-  reach = jnp.where(
-    jnp.any(labels >= 0), jnp.sqrt(farthest / features.shape[1]), 0
-  )
-  needed = distance_to_flip(
-    logits, jnp.asarray(pool.class_embeddings), jnp.asarray(pool.logit_scale)
-  )
+  reach = jnp.where(spmd.any_(pool.labels >= 0), reach, 0)
   # The last cap is the first that is 1 or more; 1 / 0.2 may round above 5.
   caps = math.ceil(1 / step - 1e-9)
-  flips = first_flips(reach, needed, step=step, caps=caps)
-  offered = candidates(flips, free, n, caps=caps)
-  count = jnp.minimum(n, jnp.sum(offered))
+  flips = spmd.each(partial(first_flips, step=step, caps=caps), reach, needed)
+  offered = candidates(flips, free, n=n, caps=caps)
+  count = jnp.minimum(n, spmd.count(offered))
   seed, draw = jax.random.split(key)
-  centers = kmeans(
-    seed, features, offered.astype(features.dtype), count, size=n
-  ).centers
-  near, squares = nearest_distinct(features, offered, centers)
+  weights = offered.astype(pool.features.dtype)
+  centers = kmeans(seed, pool.features, weights, count, size=n).centers
+  near, squares = nearest_distinct(pool.features, offered, centers)
   clustered = jnp.arange(n) < count
-  # Picks beyond the last live centre are arbitrary: out of range, so dropped.
-  taken = jnp.where(clustered, near, len(free))
-  rest = free.at[taken].set(False, mode="drop")
-  filled = _draw(draw, rest, n)[jnp.arange(n) - count]
+  # Picks beyond the last live centre are arbitrary; -1 is nobody's number.
+  rest = spmd.without(free, jnp.where(clustered, near, -1))
+  drawn = spmd.top(jnp.where(rest, noise(draw, pool), -jnp.inf), n)[1]
   return Picks(
-    jnp.where(clustered, near, filled).astype(jnp.int32),
+    jnp.where(clustered, near, drawn[jnp.arange(n) - count]),
     parts={
       "cluster": jnp.where(clustered, jnp.arange(n), -1),
       "distance": jnp.where(clustered, jnp.sqrt(squares), 0),
     },
     columns={"flips": flips * step},
   )
-
-
-def _draw(key, free, n):
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(free)))
-  noise = jax.vmap(jax.random.uniform)(keys)
-  return jax.lax.top_k(jnp.where(free, noise, -jnp.inf), n)[1]

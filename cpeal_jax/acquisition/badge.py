@@ -1,14 +1,13 @@
 """BADGE: k-means++ over last-layer gradients, which are never built."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.coreset import squared_distances
 from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.selectors import selector
 
 
 @jax.jit
@@ -27,9 +26,12 @@ def residuals(logits: Float[Array, "N C"]) -> Float[Array, "N C"]:
 
 @jax.jit
 def gradient_distances(
-  a: Float[Array, "N C"], h: Float[Array, "N D"], j: Int[ArrayLike, ""]
+  a: Float[Array, "N C"],
+  h: Float[Array, "N D"],
+  to_a: Float[Array, " C"],
+  to_h: Float[Array, " D"],
 ) -> Float[Array, " N"]:
-  """Squared distance of all gradient embeddings to that of image j.
+  """Squared distance of all gradient embeddings to that of one image.
 
   The embedding of an image is the outer product g = a h^T, and for unit h
 
@@ -41,18 +43,18 @@ def gradient_distances(
   Args:
     a: residuals, `[N, C]`.
     h: unit features, `[N, D]`.
-    j: the image.
+    to_a, to_h: the image's.
 
   Returns:
     `[N]`, at least 0.
   """
-  dots = jnp.sum(a * a[j][None], axis=1)
-  apart = squared_distances(a, a[j]) + dots * squared_distances(h, h[j])
+  dots = jnp.sum(a * to_a[None], axis=1)
+  apart = squared_distances(a, to_a) + dots * squared_distances(h, to_h)
   # Where the residuals oppose each other the second term is negative.
   return jnp.maximum(apart, 0)
 
 
-@partial(jax.jit, static_argnames="n")
+@selector
 def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   """k-means++ on the gradient embeddings of the unlabeled images.
 
@@ -78,39 +80,51 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
     Picks; part `distance` to the nearest earlier pick (0 for the first), part
     and column `score` the norm of the gradient.
   """
-  a, h = residuals(jnp.asarray(pool.logits)), jnp.asarray(pool.features)
-  norms = jnp.sqrt(jnp.sum(jnp.square(a), axis=1))
-  free = ~jnp.asarray(pool.labeled)
-  items = jnp.arange(len(norms))
+  h, free = pool.features, ~pool.labeled
+  a, norms = spmd.each(_gradients, pool.logits)
+  items = spmd.ids(norms)
 
   def gumbel(step):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step, items)
     return jax.vmap(jax.random.gumbel)(keys)
 
+  def to(pick):
+    a_j, h_j = spmd.at(a, pick), spmd.at(h, pick)
+    return spmd.each(lambda a, h: gradient_distances(a, h, a_j, h_j), a, h)
+
   def step(i, state):
     nearest, left, picks, distances = state
-    weights = jnp.where(left, jnp.log(nearest), -jnp.inf)
-    weights = jnp.where(
-      jnp.any(weights > -jnp.inf), weights, jnp.where(left, 0, -jnp.inf)
-    )
-    pick = jnp.argmax(weights + gumbel(jax.random.fold_in(key, i)))
+
+    def draw(nearest, left, noise):
+      return jnp.where(left, jnp.log(nearest), -jnp.inf) + noise
+
+    noise = gumbel(jax.random.fold_in(key, i))
+    uniform = ~spmd.any_(left & (nearest > 0))
+    drawn = spmd.each(draw, jnp.where(uniform, 1, nearest), left, noise)
+    pick = spmd.argmax(drawn)
     return (
-      jnp.minimum(nearest, gradient_distances(a, h, pick)),
-      left.at[pick].set(False),
+      jnp.minimum(nearest, to(pick)),
+      spmd.without(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
-      distances.at[i].set(jnp.sqrt(nearest[pick])),
+      distances.at[i].set(jnp.sqrt(spmd.at(nearest, pick))),
     )
 
-  first = jnp.argmax(jnp.where(free, norms, -1))
+  first = spmd.argmax(jnp.where(free, norms, -1))
   start = (
-    gradient_distances(a, h, first),
-    free.at[first].set(False),
+    to(first),
+    spmd.without(free, first),
     jnp.full(n, first, jnp.int32),
     jnp.zeros(n, norms.dtype),
   )
   _, _, picks, distances = jax.lax.fori_loop(1, n, step, start)
   return Picks(
     picks,
-    parts={"score": norms[picks], "distance": distances},
+    parts={"score": spmd.at(norms, picks), "distance": distances},
     columns={"score": norms},
   )
+
+
+def _gradients(logits):
+  """Residuals and the norms of the gradients, since features are of length 1."""
+  a = residuals(logits)
+  return a, jnp.sqrt(jnp.sum(jnp.square(a), axis=1))

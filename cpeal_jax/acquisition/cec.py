@@ -1,15 +1,15 @@
 """CEC: cluster the images by calibrated entropy, their own and around them."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.clustering import spread
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.errors import InputError, one_of
 
 PRIORS = ("pooled", "per_class")
@@ -42,27 +42,40 @@ def calibrated_entropy(
   Returns:
     H, `[N]`, of all images.
   """
+  allowed = np.ones(len(logits), bool) if where is None else where
+  return _calibrated(
+    logits, allowed, support=support, prior=prior, images=len(logits)
+  )
+
+
+@spmd.per_device(rows=("logits", "allowed"), out=spmd.ROWS)
+def _calibrated(logits, allowed, *, support, prior, images):
   one_of("CEC prior", prior, PRIORS)
   if support < 1:
     raise InputError(f"cec: support={support}, but must be at least 1.")
-  total, classes = logits.shape
-  log_p = jax.nn.log_softmax(jnp.asarray(logits))
-  allowed = jnp.ones(total, bool) if where is None else jnp.asarray(where)
+  support = max(1, min(support, images // logits.shape[1]))
+  log_p = spmd.each(jax.nn.log_softmax, logits)
   # By the logarithm: small probabilities underflow and would tie.
-  values, rows = jax.lax.top_k(
-    jnp.where(allowed[:, None], log_p, -jnp.inf).T,
-    max(1, min(support, total // classes)),
-  )
+  masked = jnp.where(allowed[:, None], log_p, -jnp.inf)
+  values, rows = jax.vmap(lambda x: spmd.top(x, support))(masked.T)
   # Where too few are allowed, the others fill the list with -inf.
   found = values > -jnp.inf
   if prior == "per_class":
-    count = jnp.sum(found, axis=1)
-    mean = jnp.sum(jnp.exp(values), axis=1) / jnp.maximum(count, 1)
+    number = jnp.sum(found, axis=1)
+    mean = jnp.sum(jnp.exp(values), axis=1) / jnp.maximum(number, 1)
   else:
-    union = jnp.zeros(total, bool).at[rows].max(found)
-    mean = jnp.sum(jnp.where(union[:, None], jnp.exp(log_p), 0), axis=0)
-    mean /= jnp.maximum(jnp.sum(union), 1)
-  return entropy_of(log_p - jnp.log(jnp.maximum(mean, 1e-8))[None])
+    # A row that is listed for several classes is one of the union.
+    union = allowed & ~spmd.without(
+      jnp.ones_like(allowed), jnp.where(found, rows, -1)
+    )
+    mean = spmd.total(
+      lambda x, w: jnp.sum(jnp.where(w[:, None], jnp.exp(x), 0), axis=0),
+      log_p,
+      union,
+    )
+    mean /= jnp.maximum(spmd.count(union), 1)
+  offset = jnp.log(jnp.maximum(mean, 1e-8))
+  return spmd.each(lambda x: entropy_of(x - offset[None]), log_p)
 
 
 def neighbor_uncertainty(
@@ -97,37 +110,42 @@ def neighbor_uncertainty(
   one_of("CEC kernel", kernel, KERNELS)
   if rho < 0:
     raise InputError(f"cec: rho={rho}, but must be at least 0.")
-  indices, cosines = jnp.asarray(indices), jnp.asarray(similarities)
-  there = indices >= 0
-  cosines = jnp.where(there, cosines, 0)
-  weights = (
-    jnp.maximum(cosines, 0)
-    if kernel == "cosine"
-    else jnp.exp(-rho * (2 - 2 * cosines))
+  return _around(
+    uncertainty,
+    indices,
+    similarities,
+    kernel=kernel,
+    rho=float(rho),
+    normalize=normalize,
   )
-  weights = jnp.where(there, weights, 0)
-  if normalize:
-    flat = jnp.sum(weights, axis=1, keepdims=True) == 0
-    weights = jnp.where(flat, there, weights)
-    whole = jnp.sum(weights, axis=1)
-  else:
-    whole = jnp.sum(there, axis=1)
-  around = jnp.asarray(uncertainty)[jnp.maximum(indices, 0)]
-  return jnp.sum(weights * around, axis=1) / jnp.where(whole > 0, whole, 1)
 
 
-@partial(
-  jax.jit,
-  static_argnames=(
-    "n",
-    "support",
-    "prior",
-    "kernel",
-    "rho",
-    "normalize",
-    "alpha",
-  ),
-)
+@spmd.per_device(rows=("uncertainty", "indices", "similarities"), out=spmd.ROWS)
+def _around(uncertainty, indices, similarities, *, kernel, rho, normalize):
+  every = spmd.gather(uncertainty)
+
+  def mean(indices, cosines):
+    there = indices >= 0
+    cosines = jnp.where(there, cosines, 0)
+    weights = (
+      jnp.maximum(cosines, 0)
+      if kernel == "cosine"
+      else jnp.exp(-rho * (2 - 2 * cosines))
+    )
+    weights = jnp.where(there, weights, 0)
+    if normalize:
+      flat = jnp.sum(weights, axis=1, keepdims=True) == 0
+      weights = jnp.where(flat, there, weights)
+      whole = jnp.sum(weights, axis=1)
+    else:
+      whole = jnp.sum(there, axis=1).astype(weights.dtype)
+    around = every[jnp.maximum(indices, 0)]
+    return jnp.sum(weights * around, axis=1) / jnp.where(whole > 0, whole, 1)
+
+  return spmd.each(mean, indices, similarities)
+
+
+@selector
 def cec(
   key: PRNGKeyArray,
   pool: PoolView,
@@ -176,8 +194,12 @@ def cec(
     )
   if not 0 <= alpha <= 1:
     raise InputError(f"cec: alpha={alpha}; allowed are 0 to 1.")
-  own = calibrated_entropy(
-    pool.logits, support=support, prior=prior, where=~pool.labeled
+  own = _calibrated(
+    pool.logits,
+    ~pool.labeled,
+    support=support,
+    prior=prior,
+    images=pool.images,
   )
   around = neighbor_uncertainty(
     own,
@@ -187,7 +209,9 @@ def cec(
     rho=rho,
     normalize=normalize,
   )
-  score = (1 - alpha) * own + alpha * around
+  score = spmd.each(
+    lambda own, around: (1 - alpha) * own + alpha * around, own, around
+  )
   return Picks(
     *spread(key, pool, n, score),
     columns={

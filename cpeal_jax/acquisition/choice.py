@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, Shaped
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.balance import (
   RULES,
   WITHIN,
@@ -15,8 +17,8 @@ from cpeal_jax.acquisition.balance import (
   why,
 )
 from cpeal_jax.acquisition.cec import neighbor_uncertainty
-from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.scores import entropy, least_confidence, margin
+from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
+from cpeal_jax.acquisition.scores import entropy_of, margin_of
 from cpeal_jax.acquisition.table import ACQUISITIONS
 from cpeal_jax.acquisition.wrappers import shortlist, spaced, take
 from cpeal_jax.errors import InputError, one_of
@@ -78,19 +80,21 @@ def choose(
       method needs, or logits, features or scores that are not finite.
   """
   one_of("acquisition", name, ACQUISITIONS)
-  # Off the devices: over split rows, sums differ in the last bit.
-  pool = jax.device_get(pool)
-  total, left = len(pool.labeled), int(np.sum(~pool.labeled))
+  pool = placed(pool)
+  total = pool.images
+  left = int(np.sum(~on_host(pool.labeled, pool)))
   if not 1 <= n <= left:
     raise InputError(f"cannot select {n} images: {left} of {total} are left.")
-  _refuse_non_finite("logits", pool.logits)
-  _refuse_non_finite("features", pool.features)
+  for what, rows in (("logits", pool.logits), ("features", pool.features)):
+    _refuse_non_finite(what, on_host(_finite(rows), pool))
 
   def ask(seen: PoolView, wanted: int) -> Picks:
-    picks = jax.device_get(ACQUISITIONS[name](draw, seen, wanted, **hyper))
-    for column, values in picks.columns.items():
-      _refuse_non_finite(f"{name} {column}", values)
-    return picks
+    picks = ACQUISITIONS[name](draw, seen, wanted, **hyper)
+    columns = {k: on_host(x, seen) for k, x in picks.columns.items()}
+    for column, values in columns.items():
+      _refuse_non_finite(f"{name} {column}", np.isfinite(values))
+    indices, parts = jax.tree.map(np.asarray, (picks.indices, picks.parts))
+    return Picks(indices, parts, columns)
 
   if balance_rule is None:
     draw, wanted = key, n
@@ -118,7 +122,7 @@ def choose(
   positions = balance(
     generator(pick),
     predicted(pool)[picks.indices],
-    class_counts(np.asarray(pool.labels), pool.logits.shape[1]),
+    class_counts(on_host(pool.labels, pool), pool.logits.shape[1]),
     n,
     rule=balance_rule,
     within=within,
@@ -126,37 +130,48 @@ def choose(
   return take(picks, positions)
 
 
-def _refuse_non_finite(
-  what: str, rows: Float[Array | np.ndarray, "N ..."]
-) -> None:
+@spmd.per_device(rows=("x",), out=spmd.ROWS)
+def _finite(x: Float[Array, "N V"]) -> Bool[Array, " N"]:
+  return jnp.isfinite(x).all(axis=1)
+
+
+def _refuse_non_finite(what: str, finite: Bool[np.ndarray, " N"]) -> None:
   # In top_k a NaN ranks first, and -inf ties with the labeled.
-  finite = np.asarray(np.isfinite(rows)).reshape(len(rows), -1)
-  bad = ~finite.all(axis=1)
-  if bad.any():
+  if not finite.all():
     raise InputError(
-      f"{what} of {bad.sum()} of {len(rows)} images are not finite, the first "
-      f"at {np.argmax(bad)}: look at the images and the loss."
+      f"{what} of {np.sum(~finite)} of {len(finite)} images are not finite, "
+      f"the first at {np.argmin(finite)}: look at the images and the loss."
     )
+
+
+@spmd.per_device(rows=("logits",), out=spmd.ROWS)
+def _predicted(logits: Float[Array, "N C"]) -> Int[Array, " N"]:
+  return jnp.argmax(logits, axis=1)
 
 
 def predicted(pool: PoolView) -> Int[np.ndarray, " N"]:
   """The class of the largest logit: probabilities tie where logits do not."""
-  return np.argmax(pool.logits, axis=1)
+  return on_host(_predicted(pool.logits), pool)
 
 
-@jax.jit
-def _always(pool: PoolView) -> dict[str, Float[Array, " N"]]:
+@spmd.per_device(rows=("rows",), out=spmd.ROWS)
+def _always(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
   """What is recorded of every image whatever the method."""
-  columns = {
-    "confidence": jax.nn.softmax(pool.logits).max(axis=1),
-    "entropy": entropy(pool),
-    "least_confidence": least_confidence(pool),
-    "margin": margin(pool),
-  }
-  near, how = pool.neighbor_indices, pool.neighbor_similarities
-  if near is not None and how is not None:
+
+  def of_logits(logits: Array) -> dict[str, Array]:
+    return {
+      "confidence": jax.nn.softmax(logits).max(axis=1),
+      "entropy": entropy_of(logits),
+      "least_confidence": -jax.nn.softmax(logits).max(axis=1),
+      "margin": margin_of(logits),
+    }
+
+  columns = spmd.each(of_logits, rows["logits"])
+  if "neighbor_indices" in rows:
     columns["neighbor_uncertainty"] = neighbor_uncertainty(
-      columns["entropy"], near, how
+      columns["entropy"],
+      rows["neighbor_indices"],
+      rows["neighbor_similarities"],
     )
   return columns
 
@@ -171,11 +186,13 @@ def columns(
     has neighbors, neighbor_uncertainty; and what the method of `picks` knows
     of every image, its `score` above all.
   """
-  pool = jax.device_get(pool)
+  pool = placed(pool)
   own = {} if picks is None else picks.columns
+  used = ("logits", "neighbor_indices", "neighbor_similarities")
+  always = _always({k: x for k, x in pool.rows().items() if k in used})
   return {
     "prediction": predicted(pool),
-    **jax.device_get(_always(pool)),
+    **{name: on_host(x, pool) for name, x in always.items()},
     **{name: np.asarray(values) for name, values in own.items()},
   }
 
@@ -213,7 +230,7 @@ def explain(
   if classes is not None:
     names = list(classes)
   if balance_rule is not None:
-    counts = class_counts(np.asarray(pool.labels), pool.logits.shape[1])
+    counts = class_counts(on_host(pool.labels, pool), pool.logits.shape[1])
     due = why(guess, counts, balance_rule, names)
     reasons = [f"{a}; {b}" for a, b in zip(reasons, due, strict=True)]
   return {
@@ -237,7 +254,7 @@ def _reasons(
   if "score" not in picks.columns:
     return [f"{name} draw"] * len(picks.indices)
   scores = np.asarray(picks.columns["score"])
-  ordered = np.sort(-scores[~np.asarray(pool.labeled)])
+  ordered = np.sort(-scores[~on_host(pool.labeled, pool)])
   # Rank 1 is the best of what was unlabeled; ties share the better rank.
   ranks = 1 + np.searchsorted(ordered, -scores[picks.indices])
   return [f"{name} rank {rank} of {len(ordered)}" for rank in ranks]

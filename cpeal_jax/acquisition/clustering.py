@@ -1,17 +1,19 @@
 """CLUE and CB: picks spread over clusters of the features."""
 
 import heapq
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.kmeans import kmeans, nearest_distinct
-from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.errors import InputError
+from cpeal_jax.spmd import ROWS
 
 # CB's clusters grow with the labels: room for so many more compiles once.
 ROOM = 512
@@ -29,22 +31,24 @@ def spread(
     Indices, highest score first, and the parts `cluster`, `distance`
     (Euclidean, to its centre) and `score`.
   """
-  features, free = jnp.asarray(pool.features), ~jnp.asarray(pool.labeled)
+  features, free = pool.features, ~pool.labeled
   weights = jnp.where(free, score, 0)
-  weights = jnp.where(jnp.any(weights > 0), weights, free.astype(score.dtype))
+  some = spmd.any_(weights > 0)
+  weights = jnp.where(some, weights, free.astype(score.dtype))
   clusters = kmeans(key, features, weights, n, size=n)
   indices, squares = nearest_distinct(features, free, clusters.centers)
-  order = jnp.argsort(-score[indices], stable=True)
+  scores = spmd.at(score, indices)
+  order = jnp.argsort(-scores, stable=True)
   indices = indices[order]
   parts = {
     "cluster": order.astype(jnp.int32),
     "distance": jnp.sqrt(squares[order]),
-    "score": score[indices],
+    "score": scores[order],
   }
   return indices, parts
 
 
-@partial(jax.jit, static_argnames=("n", "temperature"))
+@selector
 def clue(
   key: PRNGKeyArray, pool: PoolView, n: int, *, temperature: float = 1.0
 ) -> Picks:
@@ -71,7 +75,7 @@ def clue(
   """
   if not temperature > 0:
     raise InputError(f"clue: temperature={temperature}, but must be above 0.")
-  score = entropy_of(pool.logits / temperature)
+  score = spmd.each(lambda x: entropy_of(x / temperature), pool.logits)
   return Picks(*spread(key, pool, n, score), columns={"score": score})
 
 
@@ -131,32 +135,44 @@ def cb(
     raise InputError(
       f"cb: clusters_per_class={clusters_per_class}, but must be at least 1."
     )
-  rows, classes = pool.logits.shape
-  anchors, free = np.asarray(pool.labels) >= 0, ~np.asarray(pool.labeled)
+  pool = placed(pool)
+  classes = pool.logits.shape[1]
+  anchors = on_host(pool.labels, pool) >= 0
+  free = ~on_host(pool.labeled, pool)
   # What is neither labeled nor to be had takes no part.
-  member = anchors | free
-  labels = int(anchors.sum())
+  members, labels = int((anchors | free).sum()), int(anchors.sum())
   count = clusters_per_class * classes + labels if labels else n
-  count = min(count, int(member.sum()))
-  clusters = kmeans(
-    key,
-    multimodal(pool.logits, pool.features, pool.class_embeddings),
-    member.astype(np.float32),
-    np.int32(count),
-    size=min(rows, -(-count // ROOM) * ROOM),
+  count = min(count, members)
+  assignments, distances = (
+    on_host(x, pool)
+    for x in _clusters(
+      key,
+      pool.logits,
+      pool.features,
+      (pool.labels >= 0) | ~pool.labeled,
+      pool.class_embeddings,
+      np.int32(count),
+      size=min(pool.images, -(-count // ROOM) * ROOM),
+    )
   )
-  clusters = jax.device_get(clusters)
-  indices, shares = allocate(
-    clusters.assignments, clusters.distances, anchors, free, n
-  )
+  indices, shares = allocate(assignments, distances, anchors, free, n)
   return Picks(
     indices,
     parts={
-      "cluster": clusters.assignments[indices],
-      "distance": np.sqrt(clusters.distances[indices]),
+      "cluster": assignments[indices],
+      "distance": np.sqrt(distances[indices]),
       "score": -shares,
     },
   )
+
+
+@spmd.per_device(rows=("logits", "features", "member"), out=(ROWS, ROWS))
+def _clusters(key, logits, features, member, texts, count, *, size):
+  """CB's k-means: each image's cluster and squared distance to its centre."""
+  both = spmd.each(lambda x, h: multimodal(x, h, texts), logits, features)
+  weights = member.astype(features.dtype)
+  clusters = kmeans(key, both, weights, count, size=size)
+  return clusters.assignments, clusters.distances
 
 
 def allocate(

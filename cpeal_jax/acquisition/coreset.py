@@ -1,14 +1,18 @@
 """CoreSet: cover the features, each pick the point farthest from the rest."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.selectors import selector
+
+# Shown to all devices at once, and the columns of one product.
+ANCHORS = 256
 
 
+@jax.jit
 def squared_distances(
   rows: Float[Array, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
@@ -20,46 +24,53 @@ def squared_distances(
   return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
-@jax.jit
+def to_row(
+  rows: Float[Array, "N D"], row: Float[Array, " D"]
+) -> Float[Array, " N"]:
+  """`squared_distances`, a block of rows at a time."""
+  return spmd.each(lambda x: squared_distances(x, row), rows)
+
+
+@spmd.per_device(rows=("rows", "anchors"), out=spmd.ROWS)
 def to_nearest(
   rows: Float[Array, "N D"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
   """Squared distance of all rows to the nearest anchor row; inf without any.
 
-  A product finds which anchor is nearest and the difference says how far, so
-  that a copy of an anchor is at exactly 0. In blocks: [N, min(64, D)] at most.
+  A product finds which of some anchors is nearest and the difference says how
+  far, so that a copy of an anchor is at exactly 0. ANCHORS at a time are shown
+  to all devices.
   """
-  size, block = rows.shape[0], min(64, rows.shape[1])
-  # Anchors first, padded so that the last block stays inside.
-  order = jnp.pad(jnp.argsort(~anchors, stable=True), (0, block))
-  count = jnp.sum(anchors)
+  count, number = spmd.listed(anchors)
 
   def visit(i, state):
-    best, which = state
-    members = jax.lax.dynamic_slice(order, (i * block,), (block,))
-    live = i * block + jnp.arange(block) < count
-    others = rows[members]
-    dots = jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
-    # Less the row's own norm, which is the same for every anchor.
-    far = jnp.sum(jnp.square(others), axis=1)[None] - 2 * dots
-    far = jnp.where(live[None], far, jnp.inf)
-    nearer = jnp.min(far, axis=1) < best
-    found = members[jnp.argmin(far, axis=1)]
-    best = jnp.where(nearer, jnp.min(far, axis=1), best)
-    return best, jnp.where(nearer, found, which)
+    places = i * ANCHORS + jnp.arange(ANCHORS)
+    others = spmd.at(rows, number(places))
+    norms = jnp.sum(jnp.square(others), axis=1)
 
-  start = jnp.full(size, jnp.inf, rows.dtype), jnp.zeros(size, order.dtype)
+    def nearer(x, best, far):
+      dots = jnp.matmul(x, others.T, precision=jax.lax.Precision.HIGHEST)
+      # Less the row's own norm, which is the same for every anchor.
+      apart = jnp.where((places < count)[None], norms[None] - 2 * dots, jnp.inf)
+      least = jnp.min(apart, axis=1)
+      exact = jnp.sum(jnp.square(x - others[jnp.argmin(apart, axis=1)]), axis=1)
+      return jnp.minimum(least, best), jnp.where(least < best, exact, far)
+
+    return spmd.each(nearer, rows, *state)
+
+  start = jnp.full(rows.shape[0], jnp.inf, rows.dtype)
   # The trip count is traced: one compilation, however many are labeled.
-  _, which = jax.lax.fori_loop(0, -(-count // block), visit, start)
-  far = jnp.sum(jnp.square(rows - rows[which]), axis=1)
-  return jnp.where(count > 0, far, jnp.inf)
+  return jax.lax.fori_loop(0, -(-count // ANCHORS), visit, (start, start))[1]
 
 
-@partial(jax.jit, static_argnames="n")
+@spmd.per_device(
+  rows=("features", "anchors", "free"), out=(spmd.WHOLE, spmd.WHOLE)
+)
 def k_center(
   features: Float[Array, "N D"],
   anchors: Bool[Array, " N"],
   free: Bool[Array, " N"],
+  *,
   n: int,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
   """k-centre greedy: n times the free point farthest from all centres.
@@ -85,21 +96,23 @@ def k_center(
 
 
 def _greedy(features, nearest, free, n):
-  weights = free.astype(features.dtype)
-  mean = jnp.sum(features * weights[:, None], axis=0) / jnp.sum(weights)
-  central = -squared_distances(features, mean)
+  sums = spmd.total(
+    lambda x, w: jnp.sum(jnp.where(w[:, None], x, 0), axis=0), features, free
+  )
+  central = -to_row(features, sums / spmd.count(free))
 
   def step(i, state):
     nearest, left, picks, distances = state
     # Only a first pick without anchors sees an infinite distance.
     first = jnp.isinf(nearest)
     value = jnp.where(first, central, nearest)
-    pick = jnp.argmax(jnp.where(left, value, -jnp.inf))
-    far = jnp.where(first[pick], 0, jnp.sqrt(nearest[pick]))
-    to_pick = squared_distances(features, features[pick])
+    pick = spmd.argmax(jnp.where(left, value, -jnp.inf))
+    there = spmd.at(nearest, pick)
+    far = jnp.where(jnp.isinf(there), 0, jnp.sqrt(there))
+    to_pick = to_row(features, spmd.at(features, pick))
     return (
       jnp.minimum(nearest, to_pick),
-      left.at[pick].set(False),
+      spmd.without(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
       distances.at[i].set(far),
     )
@@ -109,7 +122,7 @@ def _greedy(features, nearest, free, n):
   return jax.lax.fori_loop(0, n, step, start)[2:]
 
 
-@partial(jax.jit, static_argnames="n")
+@selector
 def coreset(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   """The image farthest from all that is labeled or picked, n times.
 

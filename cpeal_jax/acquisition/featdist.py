@@ -1,45 +1,53 @@
 """Featdist: label what lies farthest from the labeled images."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.coreset import squared_distances, to_nearest
 from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.selectors import best
+from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import one_of
 
 TO = ("class_mean", "nearest", "sum")
 SPACES = ("logits", "image")
 
 
+@spmd.per_device(rows=("rows", "labels"), out=(spmd.WHOLE, spmd.WHOLE))
 def class_means(
-  rows: Float[Array, "N V"], labels: Int[Array, " N"], classes: int
+  rows: Float[Array, "N V"], labels: Int[Array, " N"], *, classes: int
 ) -> tuple[Float[Array, "C V"], Int[Array, " C"]]:
   """Mean row of each class, 0 where it has no label, and labels per class."""
-  # What is unlabeled falls into a class of its own.
-  bins = jnp.where(labels >= 0, labels, classes)
-  counts = jax.ops.segment_sum(jnp.ones_like(bins), bins, classes + 1)
-  totals = jax.ops.segment_sum(rows, bins, classes + 1)
-  means = totals / jnp.maximum(counts, 1)[:, None]
-  return means[:classes], counts[:classes]
+
+  def sums(rows, labels):
+    # A label of -1 is no class's. By a product: see `kmeans`.
+    of = jax.nn.one_hot(labels, classes, dtype=rows.dtype)
+    return jnp.matmul(of.T, rows, precision=jax.lax.Precision.HIGHEST)
+
+  counts = spmd.total(
+    lambda x: jnp.sum(x[:, None] == jnp.arange(classes)[None], axis=0), labels
+  )
+  means = spmd.total(sums, rows, labels) / jnp.maximum(counts, 1)[:, None]
+  return means, counts
 
 
 def _sum_of_distances(
   rows: Float[Array, "N V"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
-  order = jnp.argsort(~anchors, stable=True)
+  count, number = spmd.listed(anchors)
 
   def add(i, total):
-    return total + jnp.sqrt(squared_distances(rows, rows[order[i]]))
+    row = spmd.at(rows, number(i))
+    return spmd.each(
+      lambda x, total: total + jnp.sqrt(squared_distances(x, row)), rows, total
+    )
 
   start = jnp.zeros(rows.shape[0], rows.dtype)
-  return jax.lax.fori_loop(0, jnp.sum(anchors), add, start)
+  return jax.lax.fori_loop(0, count, add, start)
 
 
-@partial(jax.jit, static_argnames=("n", "to", "space"))
+@selector
 def featdist(
   key: PRNGKeyArray,
   pool: PoolView,
@@ -75,16 +83,19 @@ def featdist(
   del key  # Deterministic.
   one_of("featdist distance", to, TO)
   one_of("featdist space", space, SPACES)
-  logits, labels = jnp.asarray(pool.logits), jnp.asarray(pool.labels)
-  rows = logits if space == "logits" else jnp.asarray(pool.features)
-  anchors = labels >= 0
+  rows = pool.logits if space == "logits" else pool.features
+  anchors = pool.labels >= 0
   if to == "class_mean":
-    means, counts = class_means(rows, labels, logits.shape[1])
-    predicted = jnp.argmax(logits, axis=1)
-    squares = jnp.sum(jnp.square(rows - means[predicted]), axis=1)
-    known, distances = counts[predicted] > 0, jnp.sqrt(squares)
+    means, counts = class_means(rows, pool.labels, classes=pool.logits.shape[1])
+    predicted = jnp.argmax(pool.logits, axis=1)
+
+    def apart(rows, predicted):
+      return jnp.sqrt(jnp.sum(jnp.square(rows - means[predicted]), axis=1))
+
+    known = counts[predicted] > 0
+    distances = spmd.each(apart, rows, predicted)
   else:
-    known = jnp.any(anchors)
+    known = spmd.any_(anchors)
     distances = (
       jnp.sqrt(to_nearest(rows, anchors))
       if to == "nearest"

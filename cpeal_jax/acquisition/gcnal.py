@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.coreset import k_center
 from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.selectors import selector
 
 # Column sums below this are rounding noise, or cancellation: see `senders`.
 LEAST_SUM = 1e-3
@@ -93,30 +95,39 @@ def loss(
   )
 
 
+@spmd.per_device(rows=("free", "labeled"), out=(spmd.WHOLE, spmd.WHOLE))
 def draw_nodes(
   key: PRNGKeyArray,
   free: Bool[Array, " N"],
   labeled: Bool[Array, " N"],
+  *,
   nodes: int,
+  images: int,
 ) -> tuple[Int[Array, " M"], Bool[Array, " M"]]:
   """Up to `nodes` random free rows, and the labeled ones.
 
-  Shapes may not follow the labels, so M = min(N, 2 nodes): the free rows drawn
-  come first, then the labeled, then what is no node.
+  Shapes may not follow the labels, so M = min(images, 2 nodes), made whole for
+  the devices: the free rows drawn come first, then the labeled, then what is
+  no node.
 
   Returns:
     Rows in ascending order, so that ties go to the lower index, and which of
     them are nodes.
   """
-  size = len(free)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(size))
-  noise = jax.vmap(jax.random.uniform)(keys)
-  _, drawn = jax.lax.top_k(jnp.where(free, noise, -1), min(size, nodes))
-  chosen = jnp.zeros(size, bool).at[drawn].set(True) & free
+  devices = jax.lax.axis_size(spmd.AXIS)
+  items = spmd.ids(free)
+  noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(
+    items
+  )
+  chances, drawn = spmd.top(jnp.where(free, noise, -1), min(images, nodes))
+  # What is not free fills the list where too little is.
+  drawn = jnp.where(chances >= 0, drawn, -1)
+  chosen = ~spmd.without(jnp.ones_like(free), drawn)
   # Noise is at most 1, so the groups stay apart.
   order = 4.0 * chosen + 2.0 * labeled + noise
-  rows = jnp.sort(jax.lax.top_k(order, min(size, 2 * nodes))[1])
-  return rows, (chosen | labeled)[rows]
+  size = spmd.padded(min(images, 2 * nodes), devices)
+  rows = jnp.sort(spmd.top(order, size)[1])
+  return rows, spmd.at((chosen | labeled).astype(jnp.int32), rows) > 0
 
 
 def train(
@@ -154,19 +165,7 @@ def train(
   return jax.lax.fori_loop(0, steps, step, (params, adam.init(params)))[0]
 
 
-@partial(
-  jax.jit,
-  static_argnames=(
-    "n",
-    "nodes",
-    "hidden",
-    "steps",
-    "learning_rate",
-    "weight_decay",
-    "dropout",
-    "unlabeled_weight",
-  ),
-)
+@selector
 def gcnal(
   key: PRNGKeyArray,
   pool: PoolView,
@@ -215,11 +214,15 @@ def gcnal(
     1 - sigmoid(logit) of the nodes and 0 of all others.
   """
   draw, start, drop = jax.random.split(key, 3)
-  features, free = jnp.asarray(pool.features), ~jnp.asarray(pool.labeled)
-  anchors = (jnp.asarray(pool.labels) >= 0) & ~free
-  rows, is_node = draw_nodes(draw, free, anchors, nodes)
-  labeled, unlabeled = is_node & anchors[rows], is_node & free[rows]
-  z = features[rows]
+  free = ~pool.labeled
+  anchors = (pool.labels >= 0) & pool.labeled
+  rows, is_node = draw_nodes(
+    draw, free, anchors, nodes=nodes, images=pool.images
+  )
+  is_free = spmd.at(free.astype(jnp.int32), rows) > 0
+  labeled, unlabeled = is_node & ~is_free, is_node & is_free
+  # The nodes are few: every device has them all and trains the same network.
+  z = spmd.at(pool.features, rows)
   inverse = senders(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
@@ -235,16 +238,20 @@ def gcnal(
     unlabeled_weight=unlabeled_weight,
   )
   view, logits = forward(params, *graph)
-  found, distances = k_center(view, labeled, unlabeled, min(n, nodes))
+  found, distances = k_center(
+    *(spmd.own(x) for x in (view, labeled, unlabeled)), n=min(n, nodes)
+  )
   indices = rows[found]
   if n > nodes:
-    taken = jnp.zeros(len(free), bool).at[indices].set(True)
-    more, far = k_center(features, anchors | taken, free & ~taken, n - nodes)
+    left = spmd.without(free, indices)
+    more, far = k_center(
+      pool.features, anchors | (free & ~left), left, n=n - nodes
+    )
     indices = jnp.concatenate([indices, more])
     distances = jnp.concatenate([distances, far])
   score = jnp.where(is_node, jax.nn.sigmoid(-logits), 0)
   return Picks(
-    indices.astype(jnp.int32),
+    indices,
     parts={"distance": distances},
-    columns={"score": jnp.zeros(len(free), score.dtype).at[rows].set(score)},
+    columns={"score": spmd.scatter(score, rows, len(free))},
   )

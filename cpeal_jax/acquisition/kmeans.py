@@ -4,21 +4,22 @@ Rows go in tiles and centres in blocks, so no [N, K] array exists. The number
 of centres may grow from call to call inside one compiled size.
 """
 
-from functools import partial
+from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import spmd
+from cpeal_jax.spmd import ROWS, WHOLE
+
 HIGHEST = jax.lax.Precision.HIGHEST
 TILE, BLOCK = 1024, 64
 
 
-@flax.struct.dataclass
-class Clusters:
+class Clusters(NamedTuple):
   """K centres in `size` rows, and where each of N points belongs.
 
   Attributes:
@@ -28,13 +29,15 @@ class Clusters:
     inertia: their weighted sum.
   """
 
-  centers: Float[Array | np.ndarray, "size D"]
-  assignments: Int[Array | np.ndarray, " N"]
-  distances: Float[Array | np.ndarray, " N"]
-  inertia: Float[Array | np.ndarray, ""]
+  centers: Float[Array, "size D"]
+  assignments: Int[Array, " N"]
+  distances: Float[Array, " N"]
+  inertia: Float[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("size", "restarts", "iterations"))
+@spmd.per_device(
+  rows=("points", "weights"), out=Clusters(WHOLE, ROWS, ROWS, WHOLE)
+)
 def kmeans(
   key: PRNGKeyArray,
   points: Float[Array, "N D"],
@@ -54,6 +57,9 @@ def kmeans(
   end when the centres move by less than `tolerance` times the mean variance of
   the features, squared and summed.
 
+  Points stay on their devices: an iteration exchanges sums of the clusters, a
+  seed a few rows.
+
   Args:
     key: of the seeds.
     points: rows to cluster.
@@ -64,13 +70,16 @@ def kmeans(
     iterations: at most.
     tolerance: see above.
   """
-  rows = points.shape[0]
-  gap = -rows % TILE
-  tiled = jnp.pad(points, ((0, gap), (0, 0))).reshape(-1, TILE, points.shape[1])
-  mass = jnp.pad(weights, (0, gap)).reshape(-1, TILE)
-  total = jnp.maximum(jnp.sum(weights), jnp.finfo(points.dtype).tiny)
-  mean = jnp.matmul(weights[None], points, precision=HIGHEST)[0] / total
-  spread = jnp.sum(weights * _to_row(points, mean)) / total
+  count = jnp.asarray(count)
+  total = spmd.total(jnp.sum, weights)
+  total = jnp.maximum(total, jnp.finfo(points.dtype).tiny)
+  mean = spmd.total(
+    lambda x, w: jnp.matmul(w[None], x, precision=HIGHEST)[0], points, weights
+  )
+  mean /= total
+  # Of the points from their mean, which loses no digits to an offset.
+  norms = spmd.each(lambda x: _to_row(x, mean), points)
+  spread = spmd.total(lambda w, d: jnp.sum(w * d), weights, norms) / total
   stop = tolerance * spread / points.shape[1]
 
   def lloyd(own):
@@ -80,18 +89,21 @@ def kmeans(
 
     def iterate(state):
       centers, _, done = state
-      sums, masses = _sums(tiled, mass, centers, count)
+      sums, masses = spmd.total(
+        lambda x, w: _sums(x, w, centers, count), points, weights
+      )
       new = jnp.where(masses[:, None] > 0, sums / masses[:, None], centers)
       return new, jnp.sum(jnp.square(new - centers)), done + 1
 
-    seeds = _seeds(own, points, weights, count, size)
+    seeds = _seeds(own, points, weights, mean, norms, count, size)
     start = seeds, jnp.full((), jnp.inf, points.dtype), 0
     centers, _, _ = jax.lax.while_loop(unfinished, iterate, start)
-    which, far = _assign(tiled, centers, count)
-    which, far = which.reshape(-1)[:rows], far.reshape(-1)[:rows]
-    return centers, which, far, jnp.sum(weights * far)
+    which, far = spmd.each(
+      lambda x: _by_tiles(lambda t: _nearest(t, centers, count), x), points
+    )
+    inertia = spmd.total(lambda w, d: jnp.sum(w * d), weights, far)
+    return centers, which, far, inertia
 
-  # A tuple: a record of all restarts at once would fail its own shapes.
   found = jax.lax.map(lloyd, jax.random.split(key, restarts))
   best = jnp.argmin(found[-1])
   return Clusters(*(x[best] for x in found))
@@ -103,33 +115,74 @@ def _to_row(
   return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
-def _seeds(key, points, weights, count, size):
+def _seeds(key, points, weights, mean, norms, count, size):
   """Greedy k-means++."""
   trials = 2 + int(np.log(size))
-  # Where a draw falls when rounding carries it past the last point.
-  last = points.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)
+  # Closer than this two points are copies: products tell no more.
+  same = jnp.finfo(points.dtype).eps * np.sqrt(points.shape[1])
 
-  def draw(own, chances, shape):
-    edges = jnp.cumsum(chances)
-    at = jax.random.uniform(own, shape) * edges[-1]
-    return jnp.minimum(jnp.searchsorted(edges, at, side="right"), last)
+  def closer(x, norms, nearest, others):
+    """Squared distance to the nearest seed, were each of `others` one."""
+    lengths = jnp.sum(jnp.square(others), axis=1)
+
+    def of_tile(x, norms, nearest):
+      dots = jnp.matmul(x - mean[None], others.T, precision=HIGHEST)
+      both = norms[:, None] + lengths[None]
+      apart = both - 2 * dots
+      apart = jnp.where(apart > same * both, apart, 0)
+      return jnp.minimum(nearest[:, None], apart)
+
+    return _by_tiles(of_tile, x, norms, nearest)
 
   def add(i, state):
     centers, nearest = state
     own = jax.random.fold_in(key, i)
-    rows = points[draw(own, weights * nearest, (trials,))]
-    # One trial at a time: [N, D] differences, which are 0 between copies.
-    closer = jax.lax.map(
-      lambda row: jnp.minimum(nearest, _to_row(points, row)), rows
+    chances = spmd.each(jnp.multiply, weights, nearest)
+    rows = spmd.at(points, spmd.draw(own, chances, weights > 0, trials))
+    tried = spmd.each(
+      lambda x, d, near: closer(x, d, near, rows - mean[None]),
+      points,
+      norms,
+      nearest,
     )
-    potentials = jnp.matmul(closer, weights, precision=HIGHEST)
+    potentials = spmd.total(
+      lambda w, d: jnp.matmul(w[None], d, precision=HIGHEST)[0], weights, tried
+    )
     won = jnp.argmin(potentials)
-    return centers.at[i].set(rows[won]), closer[won]
+    return centers.at[i].set(rows[won]), tried[:, won]
 
-  first = points[draw(key, weights, ())]
-  centers = jnp.zeros((size, points.shape[1]), points.dtype).at[0].set(first)
-  state = centers, _to_row(points, first)
-  return jax.lax.fori_loop(1, count, add, state)[0]
+  first = spmd.at(points, spmd.draw(key, weights, weights > 0, 1))
+  far = jnp.full_like(norms, jnp.inf)
+  nearest = spmd.each(
+    lambda x, d, near: closer(x, d, near, first - mean[None])[:, 0],
+    points,
+    norms,
+    far,
+  )
+  centers = jnp.zeros((size, points.shape[1]), points.dtype).at[0].set(first[0])
+  return jax.lax.fori_loop(1, count, add, (centers, nearest))[0]
+
+
+def _by_tiles(f, *rows):
+  """A row-wise function on TILE rows at a time."""
+  count = len(rows[0])
+  tile = min(TILE, count)
+
+  def visit(i, out):
+    # The last tile is moved back to fit; doing a row twice is harmless.
+    start = jnp.minimum(i * tile, count - tile)
+    part = [jax.lax.dynamic_slice_in_dim(x, start, tile) for x in rows]
+    return jax.tree.map(
+      lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0),
+      out,
+      f(*part),
+    )
+
+  shapes = jax.eval_shape(f, *(x[:tile] for x in rows))
+  empty = jax.tree.map(
+    lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), shapes
+  )
+  return jax.lax.fori_loop(0, -(-count // tile), visit, empty)
 
 
 def _nearest(x, centers, count):
@@ -156,12 +209,8 @@ def _nearest(x, centers, count):
   return jax.lax.fori_loop(0, -(-count // block), visit, start)
 
 
-def _assign(tiled, centers, count):
-  return jax.lax.map(lambda x: _nearest(x, centers, count), tiled)
-
-
-def _sums(tiled, mass, centers, count):
-  """Weighted sums and masses of the clusters.
+def _sums(x, weights, centers, count):
+  """Weighted sums and masses of the clusters among a block's rows.
 
   By products with one-hot rows: a scatter's order of additions, and so its
   last bits, are not fixed on every device.
@@ -169,16 +218,21 @@ def _sums(tiled, mass, centers, count):
   size = centers.shape[0]
   block = min(BLOCK, size)
   padded = -(-size // block) * block
+  tile = min(TILE, len(x))
 
-  def of_tile(state, part):
-    x, w = part
-    which, _ = _nearest(x, centers, count)
+  def of_tile(i, state):
+    # The last tile is moved back to fit, and its rows count once.
+    start = jnp.minimum(i * tile, len(x) - tile)
+    some = jax.lax.dynamic_slice_in_dim(x, start, tile)
+    w = jax.lax.dynamic_slice_in_dim(weights, start, tile)
+    w = jnp.where(start + jnp.arange(tile) >= i * tile, w, 0)
+    which, _ = _nearest(some, centers, count)
 
     def visit(b, state):
       sums, masses = state
       own = which[:, None] == b * block + jnp.arange(block)[None]
       share = jnp.where(own, w[:, None], 0)
-      add = jnp.matmul(share.T, x, precision=HIGHEST)
+      add = jnp.matmul(share.T, some, precision=HIGHEST)
       at = b * block
       old = jax.lax.dynamic_slice_in_dim(sums, at, block)
       before = jax.lax.dynamic_slice_in_dim(masses, at, block)
@@ -189,17 +243,17 @@ def _sums(tiled, mass, centers, count):
         ),
       )
 
-    return jax.lax.fori_loop(0, -(-count // block), visit, state), None
+    return jax.lax.fori_loop(0, -(-count // block), visit, state)
 
   zeros = (
     jnp.zeros((padded, centers.shape[1]), centers.dtype),
     jnp.zeros(padded, centers.dtype),
   )
-  (sums, masses), _ = jax.lax.scan(of_tile, zeros, (tiled, mass))
+  sums, masses = jax.lax.fori_loop(0, -(-len(x) // tile), of_tile, zeros)
   return sums[:size], masses[:size]
 
 
-@jax.jit
+@spmd.per_device(rows=("points", "free"), out=(WHOLE, WHOLE))
 def nearest_distinct(
   points: Float[Array, "N D"],
   free: Bool[Array, " N"],
@@ -215,8 +269,9 @@ def nearest_distinct(
   """
 
   def take(left, center):
-    far = _to_row(points, center)
-    pick = jnp.argmin(jnp.where(left, far, jnp.inf))
-    return left.at[pick].set(False), (pick.astype(jnp.int32), far[pick])
+    far = spmd.each(lambda x: _to_row(x, center), points)
+    pick = spmd.argmax(jnp.where(left, -far, -jnp.inf))
+    picked = pick.astype(jnp.int32), spmd.at(far, pick)
+    return spmd.without(left, pick), picked
 
   return jax.lax.scan(take, free, centers)[1]

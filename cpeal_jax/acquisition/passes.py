@@ -1,13 +1,12 @@
 """BALD: what several stochastic passes disagree on."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from cpeal_jax import spmd
 from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.selectors import best
+from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import InputError
 
 
@@ -16,7 +15,7 @@ def entropy_of(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
   return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
 
 
-@partial(jax.jit, static_argnames=("n", "noise", "passes", "dropout"))
+@selector
 def bald(
   key: PRNGKeyArray,
   pool: PoolView,
@@ -51,13 +50,14 @@ def bald(
         "bald with noise=lora needs mean_probs and mean_entropy, which the "
         "score stage provides from a LoRA adapter's stochastic passes."
       )
-    mean_probs = jnp.asarray(pool.mean_probs)
-    mean_entropy = jnp.asarray(pool.mean_entropy)
+    mean_probs, mean_entropy = pool.mean_probs, pool.mean_entropy
   else:
     mean_probs, mean_entropy = feature_dropout(
       key, pool, passes=passes, dropout=dropout
     )
-  score = jnp.maximum(entropy_of(mean_probs) - mean_entropy, 0)
+  score = spmd.each(
+    lambda p, h: jnp.maximum(entropy_of(p) - h, 0), mean_probs, mean_entropy
+  )
   return Picks(best(score, pool, n), columns={"score": score})
 
 
@@ -75,8 +75,6 @@ def feature_dropout(
       "bald needs class_embeddings and logit_scale; the score stage provides "
       "them."
     )
-  texts, scale = jnp.asarray(texts), jnp.asarray(scale)
-  features = jnp.asarray(pool.features)
 
   def of_image(item, feature):
     own = jax.random.fold_in(key, item)
@@ -86,7 +84,9 @@ def feature_dropout(
     probs = jax.nn.softmax(scale * cosines)
     return probs.mean(axis=0), entropy_of(probs).mean()
 
-  items = jnp.arange(features.shape[0])
-  return jax.lax.map(
-    lambda row: of_image(*row), (items, features), batch_size=256
-  )
+  def of_block(items, features):
+    return jax.lax.map(
+      lambda row: of_image(*row), (items, features), batch_size=256
+    )
+
+  return spmd.each(of_block, spmd.ids(pool.labeled), pool.features)

@@ -4,20 +4,32 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
+
+from cpeal_jax import sharding, spmd
+
+# Not a row per image.
+WHOLE_FIELDS = ("class_embeddings", "logit_scale")
+# What padding rows hold where zero would mean something.
+PADDING = {"labeled": True, "labels": -1, "neighbor_indices": -1}
 
 
 @flax.struct.dataclass
 class PoolView:
   """The whole pool: N images, C classes, D features. Frozen, never shrunk.
 
+  Rows are host arrays, or split over the devices of a mesh and padded; then
+  nothing gathers those of C or D numbers. A selector's body sees the rows of
+  its device.
+
   Attributes:
     logits: temperature-scaled cosines.
     features: unit image embeddings.
     labeled: True where no label can be bought (again): it is there already,
-      the image is unreadable, or a wrapper has set it aside.
+      the image is unreadable, a wrapper has set it aside, or it is padding.
     labels: the class where it is known, else -1. These are the anchors of the
       methods that look at what is labeled.
     class_embeddings: text embeddings; unit ones but for averaged descriptors.
@@ -27,6 +39,7 @@ class PoolView:
       each image, nearest first; -1 and -inf where there are fewer.
     predicted_loss: of a loss-prediction head trained beside the adapter.
     mean_probs, mean_entropy: over several stochastic passes.
+    total: images; rows beyond are padding. None: all rows are images.
   """
 
   logits: Float[Array | np.ndarray, "N C"]
@@ -40,6 +53,52 @@ class PoolView:
   predicted_loss: Float[Array | np.ndarray, " N"] | None = None
   mean_probs: Float[Array | np.ndarray, "N C"] | None = None
   mean_entropy: Float[Array | np.ndarray, " N"] | None = None
+  total: int | None = flax.struct.field(pytree_node=False, default=None)
+
+  @property
+  def images(self) -> int:
+    """How many rows are images."""
+    return len(self.labeled) if self.total is None else self.total
+
+  def rows(self) -> dict[str, Array | np.ndarray]:
+    """The arrays that have a row per image."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return {
+      name: x
+      for name, x in fields.items()
+      if x is not None and name not in (*WHOLE_FIELDS, "total")
+    }
+
+
+def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
+  """The pool with its rows on the devices, padded; as it is if it is there.
+
+  Args:
+    pool: whole on the host of every process, or placed.
+    mesh: by default that of the rows, or one device if they are on none.
+  """
+  mesh = spmd.mesh_of(pool.features) if mesh is None else mesh
+  rows = pool.rows()
+  to = spmd.padded(len(pool.labeled), mesh.devices.size)
+  spread = {
+    name: spmd.place(x, mesh, to=to, fill=PADDING.get(name, 0))
+    for name, x in rows.items()
+    if not spmd.is_on(x, mesh, to)
+  }
+  return dataclasses.replace(pool, **spread, total=pool.images)
+
+
+def masked(pool: PoolView, labeled: Bool[np.ndarray, " N"]) -> PoolView:
+  """A placed pool with another `labeled`."""
+  mesh = spmd.mesh_of(pool.features)
+  mask = spmd.place(labeled, mesh, to=len(pool.labeled), fill=True)
+  return dataclasses.replace(pool, labeled=mask)
+
+
+def on_host(x: Array | np.ndarray, pool: PoolView) -> np.ndarray:
+  """One number per image of a pool, without the padding."""
+  host = sharding.fetch(x) if isinstance(x, jax.Array) else x
+  return host[: pool.images]
 
 
 @flax.struct.dataclass

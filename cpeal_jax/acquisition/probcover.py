@@ -1,15 +1,16 @@
 """ProbCover: cover the pool with balls of one radius around labeled images."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cpeal_jax.acquisition.coreset import squared_distances, to_nearest
+from cpeal_jax import spmd
+from cpeal_jax.acquisition.coreset import to_nearest, to_row
 from cpeal_jax.acquisition.kmeans import kmeans
-from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.pool import Picks, PoolView, placed
+from cpeal_jax.acquisition.selectors import as_given, selector
 from cpeal_jax.errors import InputError
 
 # Columns of one product; a pick that covers one image still pays for these.
@@ -65,14 +66,12 @@ def probcover(
     )
   if not 0 < purity <= 1:
     raise InputError(f"probcover: purity={purity}; allowed are (0, 1].")
-  features = jnp.asarray(pool.features)
+  there, classes = placed(pool), pool.logits.shape[1]
   if radius == 0:
-    classes = pool.logits.shape[1]
-    radius = estimate_radius(key, features, classes, purity=purity)
-  picks, gains, degrees = _cover(
-    features, jnp.asarray(pool.labels) >= 0, ~pool.labeled, radius, n
-  )
-  return Picks(picks, parts={"score": gains}, columns={"score": degrees})
+    radius = estimate_radius(
+      key, there.features, classes, purity=purity, total=there.images
+    )
+  return as_given(_cover(key, there, n, radius=radius), pool)
 
 
 def estimate_radius(
@@ -82,6 +81,7 @@ def estimate_radius(
   *,
   purity: float,
   samples: int = 2048,
+  total: int | None = None,
 ) -> float:
   """The largest radius at which a share `purity` of the balls is pure.
 
@@ -97,13 +97,17 @@ def estimate_radius(
     The radius, at least 0.001, and 2 where no image has another label.
   """
   seeding, drawing = jax.random.split(key)
-  features = jnp.asarray(features)
-  rows, size = features.shape[0], max(classes, 2)
+  rows, size = len(features) if total is None else total, max(classes, 2)
+  real = np.arange(len(features)) < rows
   labels = kmeans(
-    seeding, features, jnp.ones(rows), min(size, rows), size=size
+    seeding,
+    features,
+    real.astype(np.float32),
+    min(size, rows),
+    size=size,
   ).assignments
   drawn = jax.random.permutation(drawing, rows)[:samples]
-  distances = np.sort(_to_other(features, labels, drawn))
+  distances = np.sort(_to_other(features, labels, real, drawn))
   # So many balls may be mixed; 1e-6 since 1 - 0.9 is less than 0.1.
   mixed = int((1 - purity) * len(distances) + 1e-6)
   # A hair less: the ball is open, but the very image at this distance could
@@ -111,83 +115,93 @@ def estimate_radius(
   return float(np.clip(distances[mixed] - 1e-5, LEAST, MOST))
 
 
-@jax.jit
+@spmd.per_device(rows=("features", "labels", "real"), out=spmd.WHOLE)
 def _to_other(
   features: Float[Array, "N D"],
   labels: Int[Array, " N"],
+  real: Bool[Array, " N"],
   drawn: Int[Array, " M"],
 ) -> Float[Array, " M"]:
   """Distance to the nearest row with another label; inf without any."""
 
-  def one(row: Array) -> Array:
-    cosines = jnp.matmul(
-      features, features[row], precision=jax.lax.Precision.HIGHEST
-    )
-    nearest = jnp.max(jnp.where(labels != labels[row], cosines, -jnp.inf))
-    return jnp.sqrt(jnp.maximum(2 - 2 * nearest, 0))
+  def of_some(drawn: Array) -> Array:
+    others, own = spmd.at(features, drawn), spmd.at(labels, drawn)
 
-  return jax.lax.map(one, drawn, batch_size=BLOCK)
+    def cosines(features: Array) -> Array:
+      return jnp.matmul(features, others.T, precision=jax.lax.Precision.HIGHEST)
+
+    other = real[:, None] & (labels[:, None] != own[None])
+    found = jnp.where(other, spmd.each(cosines, features), -jnp.inf)
+    return jax.lax.pmax(jnp.max(found, axis=0), spmd.AXIS)
+
+  blocks = jnp.pad(drawn, (0, -len(drawn) % BLOCK)).reshape(-1, BLOCK)
+  nearest = jax.lax.map(of_some, blocks).reshape(-1)[: len(drawn)]
+  return jnp.sqrt(jnp.maximum(2 - 2 * nearest, 0))
 
 
-@partial(jax.jit, static_argnames="n")
+@selector
 def _cover(
-  features: Float[Array, "N D"],
-  anchors: Bool[Array, " N"],
-  free: Bool[Array, " N"],
-  radius: Float[Array, ""] | float,
-  n: int,
-) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " N"]]:
-  """Picks, what each newly covered, and every row's degree at the start."""
-  within = jnp.square(radius)
-  nearest = to_nearest(features, anchors)
+  key: PRNGKeyArray, pool: PoolView, n: int, *, radius: float
+) -> Picks:
+  """The picks, what each newly covered, and every row's degree at the start."""
+  del key
+  features, within = pool.features, jnp.float32(radius) ** 2
+  real = spmd.ids(pool.labeled) < pool.total
+  # Padding is covered.
+  nearest = jnp.where(real, to_nearest(features, pool.labels >= 0), -jnp.inf)
   start = edges_into(features, nearest >= within, radius)
 
   def step(i: Array, state: tuple) -> tuple:
     degrees, nearest, free, picks, gains = state
     open_degrees = jnp.where(free, degrees, 0)
     pick = jnp.where(
-      jnp.max(open_degrees) > 0,
-      jnp.argmax(open_degrees),
-      jnp.argmax(jnp.where(free, nearest, -1)),
+      spmd.any_(open_degrees > 0),
+      spmd.argmax(open_degrees),
+      spmd.argmax(jnp.where(free, nearest, -1)),
     ).astype(jnp.int32)
-    closer = jnp.minimum(nearest, squared_distances(features, features[pick]))
+    closer = jnp.minimum(nearest, to_row(features, spmd.at(features, pick)))
     new = (closer < within) & (nearest >= within)
     return (
       degrees - edges_into(features, new, radius),
       closer,
-      free.at[pick].set(False),
+      spmd.without(free, pick),
       picks.at[i].set(pick),
-      gains.at[i].set(jnp.sum(new)),
+      gains.at[i].set(spmd.count(new).astype(gains.dtype)),
     )
 
-  state = (start, nearest, free, jnp.zeros(n, jnp.int32), jnp.zeros(n))
+  picks, gains = jnp.zeros(n, jnp.int32), jnp.zeros(n)
+  state = (start, nearest, ~pool.labeled, picks, gains)
   _, _, _, picks, gains = jax.lax.fori_loop(0, n, step, state)
-  return picks, gains, start.astype(jnp.float32)
+  degrees = start.astype(jnp.float32)
+  return Picks(picks, parts={"score": gains}, columns={"score": degrees})
 
 
+@spmd.per_device(rows=("features", "targets"), out=spmd.ROWS)
 def edges_into(
   features: Float[Array, "N D"],
   targets: Bool[Array, " N"],
-  radius: Float[Array, ""] | float,
+  radius: Float[ArrayLike, ""],
 ) -> Int[Array, " N"]:
   """How many `targets` lie within `radius` of each unit row.
 
   A block of targets at a time, as many blocks as it takes: all products have
   one shape, so an edge that was counted is found again when subtracted.
   """
-  block = min(BLOCK, *features.shape)
-  threshold = 1 - jnp.square(radius) / 2
+  threshold = 1 - jnp.square(jnp.float32(radius)) / 2
+  count, number = spmd.listed(targets)
 
-  def visit(state: tuple) -> tuple:
-    left, counts = state
-    live, members = jax.lax.top_k(left.astype(jnp.float32), block)
-    cosines = jnp.matmul(
-      features, features[members].T, precision=jax.lax.Precision.HIGHEST
-    )
-    edges = (cosines > threshold) & (live > 0)[None, :]
-    counts += jnp.sum(edges, axis=1, dtype=jnp.int32)
-    return left.at[members].set(False), counts
+  def visit(i: Array, counts: Array) -> Array:
+    places = i * BLOCK + jnp.arange(BLOCK)
+    others = spmd.at(features, number(places))
+
+    def add(features: Array, counts: Array) -> Array:
+      cosines = jnp.matmul(
+        features, others.T, precision=jax.lax.Precision.HIGHEST
+      )
+      edges = (cosines > threshold) & (places < count)[None]
+      return counts + jnp.sum(edges, axis=1, dtype=jnp.int32)
+
+    return spmd.each(add, features, counts)
 
   counts = jnp.zeros(features.shape[0], jnp.int32)
-  state = jax.lax.while_loop(lambda x: jnp.any(x[0]), visit, (targets, counts))
-  return state[1]
+  return jax.lax.fori_loop(0, -(-count // BLOCK), visit, counts)

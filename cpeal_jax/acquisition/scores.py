@@ -25,7 +25,12 @@ def entropy(pool: PoolView) -> Float[Array, " N"]:
 
 def margin(pool: PoolView) -> Float[Array, " N"]:
   """Minus the gap between the two largest probabilities, in [-1, 0]."""
-  p = jax.nn.softmax(pool.logits)
+  return margin_of(pool.logits)
+
+
+def margin_of(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
+  """`margin` of softmax(logits)."""
+  p = jax.nn.softmax(jnp.asarray(logits))
   first = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)
   # Not top_k(p, 2): a pool of one class has no second.
   second = jnp.max(jnp.where(first, 0.0, p), axis=-1)

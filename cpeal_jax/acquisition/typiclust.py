@@ -1,15 +1,15 @@
 """TypiClust: the most typical image of each cluster that has no label yet."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax import sharding, spmd
 from cpeal_jax.acquisition.kmeans import kmeans
-from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.errors import InputError
 
 # Rows and candidates of one product.
@@ -65,19 +65,20 @@ def typiclust(
       f"typiclust: max_clusters={max_clusters} and neighbors={neighbors}, but "
       "both must be at least 1."
     )
-  anchors, free = np.asarray(pool.labels) >= 0, ~np.asarray(pool.labeled)
+  pool = placed(pool)
+  anchors = on_host(pool.labels, pool) >= 0
+  free = ~on_host(pool.labeled, pool)
   # What is neither labeled nor to be had takes no part.
-  member = anchors | free
-  size = min(max_clusters, len(member))
-  clusters = np.asarray(
-    kmeans(
-      key,
-      pool.features,
-      member.astype(np.float32),
-      np.int32(min(anchors.sum() + n, size, member.sum())),
-      size=size,
-    ).assignments
+  members = int((anchors | free).sum())
+  size = min(max_clusters, pool.images)
+  found = kmeans(
+    key,
+    pool.features,
+    ((pool.labels >= 0) | ~pool.labeled).astype(np.float32),
+    np.int32(min(anchors.sum() + n, size, members)),
+    size=size,
   )
+  clusters = on_host(found.assignments, pool)
   walk = schedule(clusters, anchors, free, n, smallest)
   indices, score = most_typical(pool.features, clusters, free, walk, neighbors)
   return Picks(indices, parts={"cluster": walk, "score": score})
@@ -107,7 +108,7 @@ def schedule(
 
 
 def most_typical(
-  features: Float[Array | np.ndarray, "N D"],
+  features: Float[Array | np.ndarray, "rows D"],
   clusters: Int[np.ndarray, " N"],
   free: Bool[np.ndarray, " N"],
   walk: Int[np.ndarray, " n"],
@@ -123,23 +124,27 @@ def most_typical(
     np.zeros(len(walk), np.int32),
     np.zeros(len(walk), np.float32),
   )
-  order = np.argsort(clusters, kind="stable").astype(np.int32)
-  rows = jnp.asarray(features)[order]
   # Where each cluster's picks stand in the walk, SERVED at a time.
   places = [np.flatnonzero(walk == c) for c in range(walk.max() + 1)]
   for start in range(0, max(map(len, places)), SERVED):
     batch = [p[start : start + SERVED] for p in places]
     due = np.array([c for c, p in enumerate(batch) if len(p)])
-    group = np.where(free & np.isin(clusters, due), clusters, -1)
-    near, far = jax.device_get(
-      _lists(rows, group[order], length=neighbors + SERVED - 1)
+    # 0 is what padding gets, too.
+    group = np.where(free & np.isin(clusters, due), clusters + 1, 0)
+    near, far = (
+      sharding.fetch(x)
+      for x in _lists(
+        features,
+        group,
+        length=neighbors + SERVED - 1,
+      )
     )
     for c in due:
-      members = np.flatnonzero(group[order] == c)
+      members = np.flatnonzero(group == c + 1)
       found = _walk_one(near[members], far[members], members, neighbors)
       for place, (row, typicality) in zip(batch[c], found, strict=False):
-        indices[place], score[place] = order[row], typicality
-        free[order[row]] = False
+        indices[place], score[place] = row, typicality
+        free[row] = False
   return indices, score
 
 
@@ -164,75 +169,92 @@ def _walk_one(
     yield int(members[pick]), float(1 / (mean[pick] + 1e-5))
 
 
-@partial(jax.jit, static_argnames="length")
+@spmd.per_device(rows=("features", "group"), out=(spmd.ROWS, spmd.ROWS))
 def _lists(
-  rows: Float[Array, "N D"], group: Int[Array | np.ndarray, " N"], length: int
+  features: Float[Array, "N D"], group: Int[Array, " N"], *, length: int
 ) -> tuple[Int[Array, "N L"], Float[Array, "N L"]]:
-  """Each row's nearest rows of its group, which stand near it, and how far.
+  """Each row's nearest rows of its group, and how far they are.
 
-  Tiles of rows meet tiles of the span of their groups only; rows of group -1
-  are skipped. Distances are Euclidean; -1 and inf where there are no more.
+  Every device sorts its rows by group. Tile after tile is shown by its owner to
+  all, and meets those tiles of rows whose groups it has; rows of group 0 take no
+  part. Distances are Euclidean; -1 and inf where there are no more.
   """
-  total = rows.shape[0]
-  queries, keys = min(QUERIES, total), min(KEYS, total)
-  group = jnp.asarray(group)
-  # Where each group begins and ends. Segment `total` takes group -1.
-  bins, at = jnp.where(group >= 0, group, total), jnp.arange(total)
-  begin = jax.ops.segment_min(at, bins, total + 1)[bins]
-  end = jax.ops.segment_max(at, bins, total + 1)[bins] + 1
-  begin = jnp.where(group >= 0, begin, total)
-  end = jnp.where(group >= 0, end, 0)
-  norms = jnp.sum(jnp.square(rows), axis=1)
-  # The last tile of keys starts wherever a group does.
-  padded = jnp.pad(rows, ((0, keys), (0, 0)))
-  key_norms = jnp.pad(norms, (0, keys))
-  key_group = jnp.pad(group, (0, keys), constant_values=-1)
-
-  def of_tile(first: Array) -> tuple[Array, Array]:
-    mine = first + jnp.arange(queries)
-    x, own = rows[mine], group[mine]
-    lowest = jnp.min(begin[mine])
-
-    def visit(i: Array, best: tuple) -> tuple:
-      start = lowest + i * keys
-      some = jax.lax.dynamic_slice_in_dim(padded, start, keys)
-      theirs = jax.lax.dynamic_slice_in_dim(key_group, start, keys)
-      ids = start + jnp.arange(keys)
-      dots = jnp.matmul(x, some.T, precision=jax.lax.Precision.HIGHEST)
-      norms = jax.lax.dynamic_slice_in_dim(key_norms, start, keys)
-      fits = (own[:, None] == theirs[None]) & (mine[:, None] != ids[None])
-      near = jnp.where(fits, 2 * dots - norms[None], -jnp.inf)
-      values = jnp.concatenate([best[0], near], axis=1)
-      values, columns = jax.lax.top_k(values, length)
-      every = jnp.concatenate(
-        [best[1], jnp.broadcast_to(ids[None], near.shape)], axis=1
-      )
-      return values, jnp.take_along_axis(every, columns, axis=1)
-
-    span = jnp.maximum(jnp.max(end[mine]) - lowest, 0)
-    start = (
-      jnp.full((queries, length), -jnp.inf, rows.dtype),
-      jnp.full((queries, length), -1, at.dtype),
-    )
-    values, ids = jax.lax.fori_loop(0, -(-span // keys), visit, start)
-    # From differences: copies are at 0, in whatever order they were found.
-    others = rows[jnp.clip(ids, 0, total - 1)]
-    far = jnp.sqrt(jnp.sum(jnp.square(x[:, None] - others), axis=2))
-    far = jnp.where(values > -jnp.inf, far, jnp.inf)
-    ids = jnp.where(values > -jnp.inf, ids, -1)
-    nearest = jnp.argsort(far, axis=1, stable=True)
-    return (
-      jnp.take_along_axis(ids, nearest, axis=1),
-      jnp.take_along_axis(far, nearest, axis=1),
-    )
-
-  # The last tile may overlap the one before; both say the same.
-  count = -(-total // queries)
-  firsts = jnp.minimum(jnp.arange(count) * queries, total - queries)
-  near, far = jax.lax.map(of_tile, firsts)
-  where = (firsts[:, None] + jnp.arange(queries)[None]).reshape(-1)
-  shape = (total, length)
-  return (
-    jnp.zeros(shape, at.dtype).at[where].set(near.reshape(-1, length)),
-    jnp.zeros(shape, rows.dtype).at[where].set(far.reshape(-1, length)),
+  share = features.shape[0]
+  rows = -(-share // KEYS) * KEYS
+  # Group 0 comes last, and is then nobody's.
+  last = jnp.iinfo(group.dtype).max
+  sortable = jnp.pad(
+    jnp.where(group > 0, group, last), (0, rows - share), constant_values=last
   )
+  order = jnp.argsort(sortable, stable=True)
+  groups = sortable[order]
+  x = features[jnp.minimum(order, share - 1)]
+  numbers = spmd.ids(features)[jnp.minimum(order, share - 1)]
+  tiles = -(-jnp.sum(groups < last) // KEYS)
+  every = spmd.gather(tiles[None])
+  ends = jnp.cumsum(every)
+
+  def shown(i: Array) -> list[Array]:
+    owner = jnp.searchsorted(ends, i, side="right")
+    start = (i - (ends - every)[owner]) * KEYS
+    mine = owner == jax.lax.axis_index(spmd.AXIS)
+    parts = [_rows(a, start, KEYS) for a in (x, groups, numbers)]
+    # What the others add is zero.
+    return [jax.lax.psum(jnp.where(mine, a, 0), spmd.AXIS) for a in parts]
+
+  def visit(i: Array, lists: tuple) -> tuple:
+    keys, theirs, ids = shown(i)
+    norms = jnp.sum(jnp.square(keys), axis=1)
+    first = jnp.searchsorted(groups, theirs[0])
+    # The tile's rows of no group stand at its end.
+    highest = jnp.max(jnp.where(theirs < last, theirs, -1))
+    end = jnp.searchsorted(groups, highest, side="right")
+
+    def of_queries(j: Array, lists: tuple) -> tuple:
+      start = j * QUERIES
+      mine = _rows(x, start, QUERIES)
+      dots = jnp.matmul(mine, keys.T, precision=jax.lax.Precision.HIGHEST)
+      fits = _rows(groups, start, QUERIES)[:, None] == theirs[None]
+      fits &= (theirs < last)[None]
+      fits &= _rows(numbers, start, QUERIES)[:, None] != ids[None]
+      near = jnp.where(fits, 2 * dots - norms[None], -jnp.inf)
+      best, known, far = (_rows(a, start, QUERIES) for a in lists)
+      best, columns = jax.lax.top_k(
+        jnp.concatenate([best, near], axis=1), length
+      )
+      old, column = columns < length, jnp.maximum(columns - length, 0)
+      # From differences: copies are at 0, in whatever order they were found.
+      apart = jnp.sqrt(
+        jnp.sum(jnp.square(mine[:, None] - keys[column]), axis=2)
+      )
+      columns = jnp.minimum(columns, length - 1)
+      new = (
+        best,
+        jnp.where(old, jnp.take_along_axis(known, columns, 1), ids[column]),
+        jnp.where(old, jnp.take_along_axis(far, columns, 1), apart),
+      )
+      return jax.tree.map(
+        lambda a, b: jax.lax.dynamic_update_slice(a, b, (start, 0)), lists, new
+      )
+
+    return jax.lax.fori_loop(
+      first // QUERIES, -(-end // QUERIES), of_queries, lists
+    )
+
+  empty = (
+    jnp.full((rows, length), -jnp.inf, x.dtype),
+    jnp.full((rows, length), -1, numbers.dtype),
+    jnp.full((rows, length), jnp.inf, x.dtype),
+  )
+  values, ids, far = jax.lax.fori_loop(0, ends[-1], visit, empty)
+  ids = jnp.where(values > -jnp.inf, ids, -1)
+  far = jnp.where(values > -jnp.inf, far, jnp.inf)
+  nearest = jnp.argsort(far, axis=1, stable=True)
+  # Back to where the rows were.
+  place = jnp.argsort(order)[:share]
+  ids, far = (jnp.take_along_axis(a, nearest, 1)[place] for a in (ids, far))
+  return ids, far
+
+
+def _rows(x: Array, start: Array, count: int) -> Array:
+  return jax.lax.dynamic_slice_in_dim(x, start, count)

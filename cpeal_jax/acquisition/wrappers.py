@@ -8,36 +8,54 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from cpeal_jax.acquisition.pool import Picks, PoolView
+from cpeal_jax import spmd
+from cpeal_jax.acquisition.pool import Picks, PoolView, masked, on_host
 
 # Rows compared with the whole pool at once.
 BLOCK = 64
 
 
 def shortlist(pool: PoolView, rows: Int[np.ndarray, " Q"]) -> PoolView:
-  """The pool with everything but `rows` set aside (candidate pre-selection).
+  """The placed pool with all but `rows` set aside (candidate pre-selection).
 
   Labels stay, so what a method measures against them does not change.
   """
-  aside = np.ones(len(pool.labeled), bool)
+  aside = np.ones(pool.images, bool)
   aside[rows] = False
-  return dataclasses.replace(pool, labeled=np.asarray(pool.labeled) | aside)
+  return masked(pool, on_host(pool.labeled, pool) | aside)
 
 
 def near(
-  features: Float[np.ndarray, "N D"],
+  features: Float[Array | np.ndarray, "N D"],
   rows: Float[np.ndarray, "Q D"],
   min_distance: float,
-) -> Bool[np.ndarray, " N"]:
+) -> Bool[Array, " N"]:
   """Which unit features are closer than `min_distance` to one of `rows`."""
-  least = 1 - min_distance**2 / 2
-  close = np.zeros(len(features), bool)
-  for start in range(0, len(rows), BLOCK):
-    close |= (features @ rows[start : start + BLOCK].T > least).any(axis=1)
-  return close
+  gap = -len(rows) % BLOCK
+  return _near(
+    features,
+    np.pad(rows, ((0, gap), (0, 0))).reshape(-1, BLOCK, rows.shape[1]),
+    np.int32(len(rows)),
+    np.float32(1 - min_distance**2 / 2),
+  )
+
+
+@spmd.per_device(rows=("features",), out=spmd.ROWS)
+def _near(features, blocks, count, least):
+  def of_rows(x):
+    def visit(i, close):
+      dots = jnp.matmul(x, blocks[i].T, precision=jax.lax.Precision.HIGHEST)
+      real = i * BLOCK + jnp.arange(BLOCK) < count
+      return close | jnp.any((dots > least) & real[None], axis=1)
+
+    start = jnp.zeros(len(x), bool)
+    return jax.lax.fori_loop(0, len(blocks), visit, start)
+
+  return spmd.each(of_rows, features)
 
 
 def spaced(
@@ -56,32 +74,38 @@ def spaced(
 
   Args:
     ask: (pool, n) -> n picks, any selector.
-    pool: the pool on the host.
+    pool: the pool, placed.
     n: how many.
     min_distance: Euclidean, between unit features, in [0, 2].
     least: how many at least, up to n.
   """
-  features = np.asarray(pool.features)
-  aside = np.array(pool.labeled)
-  aside |= near(features, features[np.asarray(pool.labels) >= 0], min_distance)
+
+  def like(rows: np.ndarray) -> np.ndarray:
+    return on_host(near(pool.features, rows, min_distance), pool)
+
+  labeled = on_host(pool.labeled, pool)
+  anchors = np.flatnonzero(on_host(pool.labels, pool) >= 0)
+  aside = labeled.copy()
+  if len(anchors):
+    aside |= like(spmd.rows_at(pool.features, anchors))
   kept: list[Picks] = []
   missing = n
   while missing and not aside.all():
     free = int(np.sum(~aside))
-    seen = dataclasses.replace(pool, labeled=aside.copy())
-    found = ask(seen, min(missing, free))
-    rows = np.asarray(found.indices)
-    apart = first_of_each(features[rows], min_distance)
+    found = ask(masked(pool, aside), min(missing, free))
+    picked = np.asarray(found.indices)
+    rows = spmd.rows_at(pool.features, picked)
+    apart = first_of_each(rows, min_distance)
     kept.append(take(found, apart))
     missing -= len(apart)
-    aside[rows] = True
-    aside |= near(features, features[rows[apart]], min_distance)
+    aside[picked] = True
+    aside |= like(rows[apart])
   short = least - (n - missing)
   if short > 0:
-    taken = np.array(pool.labeled)
+    taken = labeled.copy()
     for picks in kept:
       taken[picks.indices] = True
-    kept.append(ask(dataclasses.replace(pool, labeled=taken), short))
+    kept.append(ask(masked(pool, taken), short))
   return joined(kept)
 
 
@@ -89,12 +113,13 @@ def first_of_each(
   rows: Float[np.ndarray, "Q D"], min_distance: float
 ) -> Int[np.ndarray, " kept"]:
   """Positions of the rows that are not close to an earlier kept one."""
+  least = 1 - min_distance**2 / 2
   dropped = np.zeros(len(rows), bool)
   kept = []
   for i, row in enumerate(rows):
     if not dropped[i]:
       kept.append(i)
-      dropped |= near(rows, row[None], min_distance)
+      dropped |= rows @ row > least
   return np.array(kept, int)
 
 

@@ -1,0 +1,361 @@
+"""Per-device functions of the pool's rows, and what they may ask about all.
+
+A `per_device` function is written for one device's share of the rows: what it
+does row by row needs nothing special, and what concerns all rows is asked of
+the functions here, which exchange numbers, picks and single rows, never the
+shares. So no device and no host ever holds the whole pool.
+
+1, 2, 4 and 8 devices give the same bits on CPU: whatever rounds is computed for
+one block of rows at a time, an eighth of them (`each`, `total`), and sums over
+blocks have one order. On other numbers of devices a block is a device's share.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
+
+from cpeal_jax import sharding
+
+Body = TypeVar("Body", bound=Callable)
+
+AXIS = sharding.AXIS
+# Where the leaves of an answer are: the same on all devices, or split.
+WHOLE, ROWS = P(), P(AXIS)
+BLOCKS = 8
+# While a per-device function is traced: how many blocks a device has, which XLA
+# may not know. A loop known to run once would be inlined and fused otherwise.
+_blocks: ContextVar[Array | None] = ContextVar("blocks", default=None)
+
+
+def blocks(devices: int) -> int:
+  """How many blocks all rows are cut into; their number must divide."""
+  return BLOCKS if BLOCKS % devices == 0 else devices
+
+
+def padded(count: int, devices: int, unit: int = 1) -> int:
+  """The least number of rows from `count` whose blocks are whole `unit`s."""
+  step = blocks(devices) * unit
+  return -(-count // step) * step
+
+
+def mesh_of(*trees: Any) -> Mesh:
+  """The mesh that the rows are split over; one device where they are not."""
+  for x in jax.tree.leaves(trees):
+    mesh = getattr(getattr(x, "sharding", None), "mesh", None)
+    if getattr(mesh, "axis_names", None) == (AXIS,):
+      return mesh
+  return _alone()
+
+
+@functools.cache
+def _alone() -> Mesh:
+  one = np.array(jax.local_devices()[:1])
+  return Mesh(one, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def place(
+  x: Shaped[Array | np.ndarray, "N ..."],
+  mesh: Mesh,
+  *,
+  to: int | None = None,
+  fill: Any = 0,
+) -> jax.Array:
+  """A host array's rows over the devices, with `fill` up to `to` rows.
+
+  By default up to whole blocks. Of several processes each has the same array
+  and places the rows of its devices.
+  """
+  size = padded(len(x), mesh.devices.size) if to is None else to
+  host = np.asarray(x)
+  if size > len(x):
+    gap = [(0, size - len(x))] + [(0, 0)] * (np.ndim(x) - 1)
+    host = np.pad(host, gap, constant_values=fill)
+  return jax.make_array_from_callback(
+    host.shape, sharding.split_rows(mesh), host.__getitem__
+  )
+
+
+def per_device(*, rows: tuple[str, ...], out: Any) -> Callable[[Body], Body]:
+  """Compiles a function of one device's rows for the devices of its arguments.
+
+  Called inside another per-device function it is a plain call, as `jax.jit` is
+  inside `jax.jit`. Host arrays, and those of a single device, are padded with
+  zeros, to whole blocks or to the length of what is on the devices; in the
+  first case the rows of the answer are cut again.
+
+  Args:
+    rows: the arguments whose leaves are split by rows. Keyword-only arguments
+      of the function are static; all others are the same on every device.
+    out: `WHOLE` or `ROWS` for each part of the answer, a prefix of its tree.
+  """
+
+  def wrap(body: Body) -> Body:
+    signature = inspect.signature(body)
+    static = {
+      name
+      for name, parameter in signature.parameters.items()
+      if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+    @functools.cache
+    def compiled(mesh: Mesh, options: tuple) -> Callable:
+      def share(count: Array, whole: dict, split: dict) -> Any:
+        token = _blocks.set(count)
+        try:
+          return body(**whole, **split, **dict(options))
+        finally:
+          _blocks.reset(token)
+
+      specs = (WHOLE, WHOLE, ROWS)
+      return jax.jit(
+        jax.shard_map(
+          share, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
+        )
+      )
+
+    @functools.wraps(body)
+    def call(*args: Any, **kwargs: Any) -> Any:
+      if _blocks.get() is not None:
+        return body(*args, **kwargs)
+      bound = signature.bind(*args, **kwargs)
+      bound.apply_defaults()
+      given = bound.arguments
+      split = {name: given.pop(name) for name in rows}
+      options = tuple((name, given.pop(name)) for name in sorted(static))
+      mesh, count = mesh_of(split), max(map(len, jax.tree.leaves(split)))
+      to = padded(count, mesh.devices.size)
+      answer = compiled(mesh, options)(
+        np.int32(blocks(mesh.devices.size) // mesh.devices.size),
+        sharding.replicate(dict(given), mesh),
+        jax.tree.map(
+          lambda x: x if is_on(x, mesh, to) else place(x, mesh, to=to), split
+        ),
+      )
+      sharding.settle(answer, mesh)
+      if count == to:
+        return answer
+      return jax.tree.map(lambda at, x: _cut(x, count, at), out, answer)
+
+    return cast("Body", call)
+
+  return wrap
+
+
+def is_on(x: Any, mesh: Mesh, rows: int) -> bool:
+  """Whether it is `rows` rows split over this mesh."""
+  own = getattr(getattr(x, "sharding", None), "mesh", None)
+  return own == mesh and len(x) == rows
+
+
+def _cut(tree: Any, count: int, at: P) -> Any:
+  return jax.tree.map(lambda x: x[:count], tree) if at == ROWS else tree
+
+
+def fetch(x: jax.Array, count: int) -> np.ndarray:
+  """The first `count` rows on the host, of every process."""
+  return sharding.fetch(x)[:count]
+
+
+@functools.cache
+def _rows_at() -> Callable:
+  return per_device(rows=("x",), out=WHOLE)(at)
+
+
+def rows_at(
+  x: Shaped[Array | np.ndarray, "N ..."], which: Int[np.ndarray, " n"]
+) -> Shaped[np.ndarray, "n ..."]:
+  """Some rows by their number, on every process's host."""
+  return np.asarray(_rows_at()(x, which))
+
+
+# What follows is for the body of a per-device function.
+
+
+def _local() -> int:
+  """Blocks of a device, where a shape needs them."""
+  devices = jax.lax.axis_size(AXIS)
+  return blocks(devices) // devices
+
+
+def _block_loop(
+  f: Callable, rows: tuple, put: Callable, start: Callable
+) -> Any:
+  """`f` on each block's rows; `put` files its answer in the `start` made."""
+  size = jax.tree.leaves(rows)[0].shape[0] // _local()
+
+  def of_block(b: Array) -> Any:
+    return f(
+      *jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, b * size, size), rows
+      )
+    )
+
+  shapes = jax.eval_shape(of_block, jnp.int32(0))
+  empty = jax.tree.map(lambda x: jnp.zeros(start(x.shape), x.dtype), shapes)
+  return jax.lax.fori_loop(
+    0,
+    cast("Array", _blocks.get()),
+    lambda b, out: jax.tree.map(partial(put, b), out, of_block(b)),
+    empty,
+  )
+
+
+def each(f: Callable, *rows: Any) -> Any:
+  """`f` on the rows of one block after the other, its answers joined."""
+
+  def put(b: Array, out: Array, new: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(out, new, b * len(new), 0)
+
+  local = _local()
+  return _block_loop(f, rows, put, lambda s: (local * s[0], *s[1:]))
+
+
+def total(f: Callable, *rows: Any) -> Any:
+  """The sum of f(a block's rows) over the blocks of all devices."""
+  local = _local()
+
+  def put(b: Array, out: Array, new: Array) -> Array:
+    return out.at[b].set(new)
+
+  def add(x: Array) -> Array:
+    if local * jax.lax.axis_size(AXIS) == BLOCKS:
+      return jnp.sum(jax.lax.all_gather(x, AXIS, tiled=True), axis=0)
+    # Every block at once would be a copy of the answer for every device.
+    return jax.lax.psum(jnp.sum(x, axis=0), AXIS)
+
+  return jax.tree.map(add, _block_loop(f, rows, put, lambda s: (local, *s)))
+
+
+def count(where: Bool[Array, " N"]) -> Int[Array, ""]:
+  """How many rows of all are meant."""
+  return jax.lax.psum(jnp.sum(where, dtype=jnp.int32), AXIS)
+
+
+def ids(x: Shaped[Array, "N ..."]) -> Int[Array, " N"]:
+  """The numbers of this device's rows among all."""
+  return jax.lax.axis_index(AXIS) * x.shape[0] + jnp.arange(x.shape[0])
+
+
+def at(x: Num[Array, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
+  """Rows by their number, from whichever device has them."""
+  local = which - jax.lax.axis_index(AXIS) * x.shape[0]
+  mine = (local >= 0) & (local < x.shape[0])
+  found = x[jnp.clip(local, 0, x.shape[0] - 1)]
+  mine = mine.reshape(mine.shape + (1,) * (found.ndim - mine.ndim))
+  # What the others add is zero, so the sum is the owner's very bits.
+  return jax.lax.psum(jnp.where(mine, found, 0), AXIS)
+
+
+def top(
+  values: Num[Array, " N"], n: int
+) -> tuple[Num[Array, " n"], Int[Array, " n"]]:
+  """The n highest of all rows and their numbers; ties by lower number."""
+  # -inf is safe inside top_k, which keeps equal values in order.
+  best, here = jax.lax.top_k(values, min(n, len(values)))
+  best, here = gather((best, ids(values)[here]))
+  best, where = jax.lax.top_k(best, n)
+  return best, here[where]
+
+
+def argmax(values: Num[Array, " N"]) -> Int[Array, ""]:
+  """The number of the highest of all rows; of equal ones, the lowest."""
+  here = jnp.argmax(values)
+  best, who = gather((values[here][None], ids(values)[here][None]))
+  return who[jnp.argmax(best)]
+
+
+def listed(
+  where: Bool[Array, " N"],
+) -> tuple[Int[Array, ""], Callable[[Array], Array]]:
+  """How many rows of all are meant, and what gives the number of the k-th."""
+  order, mine = jnp.argsort(~where, stable=True), jnp.sum(where)
+  counts = gather(mine[None])
+  first = (jnp.cumsum(counts) - counts)[jax.lax.axis_index(AXIS)]
+  numbers = ids(where)
+
+  def number(k: Int[Array, "*s"]) -> Int[Array, "*s"]:
+    place = k - first
+    here = (place >= 0) & (place < mine)
+    found = numbers[order[jnp.clip(place, 0, len(order) - 1)]]
+    return jax.lax.psum(jnp.where(here, found, 0), AXIS)
+
+  return jnp.sum(counts), number
+
+
+def without(
+  where: Bool[Array, " N"], which: Int[Array, "*s"]
+) -> Bool[Array, " N"]:
+  """The mask with some rows, given by number, cleared."""
+  return where.at[_here(which, len(where))].set(False, mode="drop")
+
+
+def scatter(
+  values: Num[Array, " n"], which: Int[Array, " n"], share: int
+) -> Num[Array, " share"]:
+  """A value for each of some rows, given by number, and 0 for the others."""
+  empty = jnp.zeros(share, values.dtype)
+  return empty.at[_here(which, share)].set(values, mode="drop")
+
+
+def _here(which: Int[Array, "*s"], share: int) -> Int[Array, "*s"]:
+  """Positions among this device's rows; beyond the last for others' rows."""
+  local = which - jax.lax.axis_index(AXIS) * share
+  # A negative index would count from the end.
+  return jnp.where((local < 0) | (local >= share), share, local)
+
+
+def any_(where: Bool[Array, "N ..."]) -> Bool[Array, ""]:
+  """Whether it holds for a row of any device."""
+  return jax.lax.pmax(jnp.any(where).astype(jnp.int32), AXIS) > 0
+
+
+def draw(
+  key: PRNGKeyArray,
+  chances: Float[Array, " N"],
+  where: Bool[Array, " N"],
+  n: int,
+) -> Int[Array, " n"]:
+  """Numbers of n rows, drawn with replacement in proportion to `chances`.
+
+  Without any chance, the last row of `where`.
+  """
+  size = len(chances) // _local()
+  edges = each(jnp.cumsum, chances).reshape(-1, size)
+  masses = gather(edges[:, -1])
+  bounds = jnp.cumsum(masses)
+  at_ = jax.random.uniform(key, (n,)) * bounds[-1]
+  block = jnp.searchsorted(bounds, at_, side="right")
+  # Rounding may carry a draw past the end; then the last with a chance.
+  block = jnp.minimum(block, jnp.searchsorted(bounds, bounds[-1]))
+  rest = at_ - (bounds[block] - masses[block])
+  here = block - jax.lax.axis_index(AXIS) * len(edges)
+  mine = (here >= 0) & (here < len(edges))
+  own = edges[jnp.clip(here, 0, len(edges) - 1)]
+  row = jnp.sum(own <= rest[:, None], axis=1)
+  row = jnp.minimum(row, jnp.sum(own < own[:, -1:], axis=1))
+  found = jax.lax.psum(jnp.where(mine, block * size + row, 0), AXIS)
+  last = jax.lax.pmax(jnp.max(jnp.where(where, ids(where), 0)), AXIS)
+  return jnp.where(bounds[-1] > 0, found, last)
+
+
+def gather(tree: Any) -> Any:
+  """All devices' rows, in order: for short ones, or a number per image."""
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+
+
+def own(x: Shaped[Array, "M ..."]) -> Shaped[Array, "m ..."]:
+  """This device's share of rows that all devices have."""
+  share = x.shape[0] // jax.lax.axis_size(AXIS)
+  return jax.lax.dynamic_slice_in_dim(
+    x, jax.lax.axis_index(AXIS) * share, share
+  )
