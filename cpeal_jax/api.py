@@ -7,10 +7,10 @@ from functools import cached_property
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from PIL import Image
 
-from cpeal_jax import finished, scoring, sharding
+from cpeal_jax import finished, scoring, sharding, spmd
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import text, weights
@@ -68,7 +68,8 @@ class Encoder:
     """Unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
     scorer, params = self._images
     pictures = Pictures(images, image_spec(self.pretrained.preprocessor))
-    return scoring.encode_pool(scorer, params, {}, pictures)
+    found = scoring.encode_pool(scorer, params, {}, pictures)
+    return spmd.fetch(found, len(pictures))
 
   def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C D"]:
     """Unit features of whole prompts."""
@@ -124,6 +125,9 @@ class Adapted:
     self, images: Sequence[Picture]
   ) -> Float[np.ndarray, "N D"]:
     """Unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
+    return spmd.fetch(self._encode(images), len(images))
+
+  def _encode(self, images: Sequence[Picture]) -> Float[Array, "rows D"]:
     return scoring.encode_pool(
       self.scorer, self.params, self.adapter, Pictures(images, self.spec)
     )
@@ -131,9 +135,13 @@ class Adapted:
   def predict(self, images: Sequence[Picture]) -> Float[np.ndarray, "N C"]:
     """Class probabilities of PIL images, uint8 arrays [H, W, 3] or paths."""
     scores = scoring.score_pool(
-      self.scorer, self.params, self.adapter, self.encode_images(images)
+      self.scorer,
+      self.params,
+      self.adapter,
+      self._encode(images),
+      total=len(images),
     )
-    return np.asarray(jax.nn.softmax(scores.logits))
+    return np.asarray(jax.nn.softmax(spmd.fetch(scores.logits, len(images))))
 
 
 def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:

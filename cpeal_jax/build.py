@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import scoring, sharding, stochastic, training
+from cpeal_jax import scoring, sharding, spmd, stochastic, training
 from cpeal_jax.data import batches, images, pools, store
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import descriptors, dinov2_weights, text, weights
@@ -72,6 +72,7 @@ class Experiment:
     init: (params, key) -> a fresh adapter.
     step: the training step.
     stochastic: scoring passes with dropout on.
+    frozen: what a frozen image tower gave, kept on the devices.
   """
 
   plan: Plan
@@ -83,6 +84,7 @@ class Experiment:
   init: Callable
   step: Callable
   stochastic: Callable
+  frozen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def cache_directory(config: config_lib.Config) -> Path:
@@ -311,42 +313,72 @@ def frozen_key(
   )
 
 
+def _frozen(
+  experiment: Experiment, key: str, split: str, compute: Callable
+) -> jax.Array:
+  """What a frozen tower says of a split: kept on disk and on the devices."""
+  if key not in experiment.frozen:
+    scorer = experiment.zero_scorer
+    experiment.frozen[key] = scoring.cached(
+      experiment.plan.cache,
+      key,
+      compute,
+      total=len(experiment.stores[split]),
+      mesh=scorer.mesh,
+      tile=scorer.tile,
+    )
+  return experiment.frozen[key]
+
+
 def frozen_features(
   experiment: Experiment, config: config_lib.Config, split: str
-) -> np.ndarray:
+) -> jax.Array:
   """The pretrained image tower's features of a split, cached on disk."""
-  plan, pixels = experiment.plan, experiment.stores[split]
+  pixels = experiment.stores[split]
 
-  def compute() -> np.ndarray:
+  def compute() -> jax.Array:
     with stage(f"encode {split}", len(pixels), "images") as advance:
       return scoring.encode_pool(
         experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
       )
 
-  key = frozen_key(experiment, config, split)
-  return scoring.cached(plan.cache, key, compute)
+  return _frozen(
+    experiment, frozen_key(experiment, config, split), split, compute
+  )
 
 
 def frozen_neighbors(
   experiment: Experiment, config: config_lib.Config
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[jax.Array, jax.Array]:
   """A wide list of neighbors over the whole pool, cached on disk.
 
   While the image tower is frozen only the labels change from round to round,
   and `neighbors.narrow` skips the labeled ones in this list.
   """
-  plan = experiment.plan
+  total = len(experiment.plan.dataset.train)
   wide = config.scoring.neighbors + SPARE_NEIGHBORS
+  scorer = experiment.zero_scorer
 
-  def compute() -> np.ndarray:
-    with stage("neighbors", len(plan.dataset.train), "images") as advance:
-      found = experiment.zero_scorer.neighbors(
-        frozen_features(experiment, config, "train"), wide
-      )
-      advance(len(plan.dataset.train))
-    # One file for both: the similarities' bits beside the indices.
-    return np.stack([found[0], found[1].view(np.int32)])
+  def compute() -> jax.Array:
+    features = frozen_features(experiment, config, "train")
+    with stage("neighbors", total, "images") as advance:
+      everyone = spmd.place(np.ones(total, bool), scorer.mesh, to=len(features))
+      found = scorer.neighbors(features, everyone, wide, total=total)
+      advance(total)
+    return _as_one(found)
 
   key = frozen_key(experiment, config, "train") + f"|neighbors {wide}"
-  indices, bits = scoring.cached(plan.cache, key, compute)
-  return indices, bits.view(np.float32)
+  return _as_two(_frozen(experiment, key, "train", compute))
+
+
+# One file for both: the similarities' bits beside the indices.
+@spmd.per_device(rows=("found",), out=spmd.ROWS)
+def _as_one(found):
+  bits = jax.lax.bitcast_convert_type(found[1], jnp.int32)
+  return jnp.stack([found[0], bits], axis=1)
+
+
+@spmd.per_device(rows=("both",), out=spmd.ROWS)
+def _as_two(both):
+  values = jax.lax.bitcast_convert_type(both[:, 1], jnp.float32)
+  return both[:, 0], values

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from cpeal_jax import sharding
+from cpeal_jax import sharding, spmd
 from cpeal_jax.errors import InputError
 
 MOST = 1024
@@ -68,49 +68,97 @@ def nearest_neighbors(
   mesh = sharding.make_mesh() if mesh is None else mesh
   total = len(features)
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
-  gap = -total % (mesh.devices.size * tile)
+  unit = math.gcd(QUERIES, tile)
+  gap = spmd.padded(total, mesh.devices.size, unit) - total
   own = sharding.own_rows(mesh, total + gap)
-  similarities, indices = _search(mesh, k, tile, backend)(
-    np.int32(total),
+  indices, similarities = search(
     np.pad(features, ((0, gap), (0, 0)))[own],
     np.pad(allowed, (0, gap))[own],
+    k,
+    total=total,
+    mesh=mesh,
+    tile=tile,
+    backend=backend,
   )
   return sharding.fetch(indices)[:total], sharding.fetch(similarities)[:total]
 
 
-def narrow(
-  indices: Int[np.ndarray, "N K"],
-  similarities: Float[np.ndarray, "N K"],
-  where: Bool[np.ndarray, " N"],
+def search(
+  features: Float[Array | np.ndarray, "n D"],
+  where: Bool[Array | np.ndarray, " n"],
   k: int,
-) -> tuple[Int32[np.ndarray, "N k"], Float32[np.ndarray, "N k"], bool]:
+  *,
+  total: int,
+  mesh: jax.sharding.Mesh,
+  tile: int = 1024,
+  backend: str = "shard_map",
+) -> tuple[Int32[Array, "N k"], Float32[Array, "N k"]]:
+  """`nearest_neighbors` of rows that are on the devices, and stay there.
+
+  Args:
+    features: float32 rows, split and padded; or each process's own.
+    where: which may be neighbours.
+    k: neighbours a row.
+    total: rows that are no padding.
+    mesh, tile, backend: as there.
+
+  Returns:
+    Indices and similarities, split like the features.
+  """
+  similarities, indices = _search(mesh, k, tile, backend)(
+    np.int32(total), features, where
+  )
+  return indices, similarities
+
+
+def narrow(
+  indices: Int[Array | np.ndarray, "N K"],
+  similarities: Float[Array | np.ndarray, "N K"],
+  where: Bool[Array | np.ndarray, " N"],
+  k: int,
+  *,
+  total: int | None = None,
+) -> tuple[Int32[Array, "N k"], Float32[Array, "N k"], bool]:
   """The k nearest among the rows `where`, read off a longer list.
 
   Args:
-    indices, similarities: what `nearest_neighbors` gave for all rows, or for
-      a superset of `where`.
+    indices, similarities: what `nearest_neighbors` or `search` gave for all
+      rows, or for a superset of `where`.
     where: which rows may be neighbours now.
     k: neighbours a row.
+    total: rows that are no padding; by default all.
 
   Returns:
-    What `nearest_neighbors(features, k, where=where)` gives, and whether that
-    is certain: False if a row's list ends before k of its neighbours `where`
-    are found although there are more. Then search anew.
+    What `nearest_neighbors(features, k, where=where)` gives, split like the
+    list, and whether that is certain: False if a row's list ends before k of
+    its neighbours `where` are found although there are more. Then search anew.
   """
-  fits = (indices >= 0) & where[indices]
-  found = np.minimum(fits.sum(axis=1), k)
+  total = len(indices) if total is None else total
+  near, how, enough = _narrow(
+    np.int32(total), indices, similarities, where, k=k
+  )
+  return near, how, bool(enough)
+
+
+@spmd.per_device(
+  rows=("indices", "similarities", "where"),
+  out=(spmd.ROWS, spmd.ROWS, spmd.WHOLE),
+)
+def _narrow(total, indices, similarities, where, *, k):
+  fits = (indices >= 0) & spmd.gather(where)[indices]
+  found = jnp.minimum(fits.sum(axis=1), k)
   # Stable: the fitting ones first, each group in its order.
-  columns = np.argsort(~fits, axis=1, kind="stable")[:, :k]
-  missing = np.arange(columns.shape[1])[None, :] >= found[:, None]
-  near = np.where(missing, -1, np.take_along_axis(indices, columns, axis=1))
-  how = np.take_along_axis(similarities, columns, axis=1)
-  how = np.where(missing, -np.inf, how)
+  columns = jnp.argsort(~fits, axis=1, stable=True)[:, :k]
+  missing = jnp.arange(columns.shape[1])[None] >= found[:, None]
+  near = jnp.where(missing, -1, jnp.take_along_axis(indices, columns, axis=1))
+  how = jnp.take_along_axis(similarities, columns, axis=1)
+  how = jnp.where(missing, -jnp.inf, how)
   gap = ((0, 0), (0, k - columns.shape[1]))
-  there = where.sum() - where  # not itself
+  there = spmd.count(where) - where  # not itself
   return (
-    np.pad(near, gap, constant_values=-1).astype(np.int32),
-    np.pad(how, gap, constant_values=-np.inf).astype(np.float32),
-    bool((found >= np.minimum(k, there)).all()),
+    jnp.pad(near, gap, constant_values=-1).astype(jnp.int32),
+    jnp.pad(how, gap, constant_values=-jnp.inf),
+    ~spmd.any_((found < jnp.minimum(k, there)) & (spmd.ids(found) < total)),
   )
 
 
@@ -119,10 +167,12 @@ def _search(
   mesh: jax.sharding.Mesh, k: int, tile: int, backend: str
 ) -> Callable:
   """Compiled once per shape: (total, features, allowed) -> (values, ids)."""
-  queries = math.gcd(QUERIES, tile)  # divides a device's share
+  devices = mesh.devices.size
 
   def body(total: Array, features: Array, allowed: Array):
     share = features.shape[0]
+    # Of one size on 1 to 8 devices, since it divides a block of rows.
+    queries = math.gcd(QUERIES, share * devices // spmd.blocks(devices))
     me = jax.lax.axis_index(sharding.AXIS)
     # Real rows only. And a traced trip count: a loop that is known to run
     # once is inlined, and fused otherwise than a longer one.
@@ -130,8 +180,10 @@ def _search(
 
     def key_tile(number: Array, lists: list[Array]) -> list[Array]:
       first = number * tile
-      keys, usable = _from_owner((features, allowed), first)
       ids = first + jnp.arange(tile)
+      # What lies beyond the last row comes from nobody, as zeros.
+      keys = spmd.at(features, ids)
+      usable = spmd.at(allowed.astype(jnp.int32), ids) > 0
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries
@@ -146,17 +198,6 @@ def _search(
         ]
 
       return jax.lax.fori_loop(0, mine, query_tile, lists)
-
-    def _from_owner(rows: tuple[Array, ...], first: Array) -> list[Array]:
-      owner, at = first // share, first % share
-      # What the others add is zero, so the sum is the owner's very bits.
-      return [
-        jax.lax.psum(
-          jnp.where(owner == me, _rows(x, at, tile), jnp.zeros((), x.dtype)),
-          sharding.AXIS,
-        ).astype(x.dtype)
-        for x in rows
-      ]
 
     lists = [jnp.full((share, k), -jnp.inf), jnp.full((share, k), -1)]
     values, ids = jax.lax.fori_loop(0, -(-total // tile), key_tile, lists)

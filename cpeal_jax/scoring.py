@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
-from cpeal_jax import distributed, metrics, sharding
-from cpeal_jax.acquisition.cec import neighbor_uncertainty
-from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax import distributed, metrics, sharding, spmd
 from cpeal_jax.data import cache
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
-from cpeal_jax.neighbors import narrow, nearest_neighbors
+from cpeal_jax.neighbors import narrow, search
 
-# Two tiles a device at least: a loop of one trip would be inlined and could
-# be fused otherwise than a longer one.
 TILES_PER_CHUNK = 16
-FEATURE_CACHE_VERSION = 1
+FEATURE_CACHE_VERSION = 2
 
 
 @runtime_checkable
@@ -43,23 +40,21 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PoolScores:
-  """What one pass knows of N images.
+  """What one pass knows of N images, split over the devices.
 
   Attributes:
     logits: scaled cosines, or a linear head's, float32.
     features: unit image features, float32.
-    entropy: of the prediction, nats.
+    total: images; rows beyond are padding.
     neighbor_indices, neighbor_similarities: the nearest K by cosine, -1 and
       -inf where there are fewer; None where they were not asked for.
-    neighbor_uncertainty: the entropy's mean over them, weighted by cosine.
   """
 
-  logits: Float[np.ndarray, "N C"]
-  features: Float[np.ndarray, "N D"]
-  entropy: Float[np.ndarray, " N"]
-  neighbor_indices: Int[np.ndarray, "N K"] | None = None
-  neighbor_similarities: Float[np.ndarray, "N K"] | None = None
-  neighbor_uncertainty: Float[np.ndarray, " N"] | None = None
+  logits: Float[Array, "N C"]
+  features: Float[Array, "N D"]
+  total: int
+  neighbor_indices: Int[Array, "N K"] | None = None
+  neighbor_similarities: Float[Array, "N K"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,19 +63,21 @@ class Scorer:
 
   Attributes:
     embed: (params, adapter) -> class embeddings [C, D].
-    encode: (params, adapter, images [n, S, S, 3]) -> features [n, D].
-    compare: (class embeddings, logit scale, features) -> logits [n, C].
-    neighbors: `nearest_neighbors` over the same devices.
-    chunk: n, the rows of one dispatch.
-    own: which of them this process feeds.
+    encode: (params, adapter, tiles, images [n, S, S, 3]) -> features [n, D];
+      of each device's share so many tiles.
+    compare: (class embeddings, logit scale, tiles, features [n, D]) -> logits
+      [n, C].
+    neighbors: `neighbors.search` over the same devices.
+    mesh: the devices.
+    tile: rows of one product.
   """
 
   embed: Callable
   encode: Callable
   compare: Callable
   neighbors: Callable
-  chunk: int
-  own: slice
+  mesh: jax.sharding.Mesh
+  tile: int
 
 
 def make_scorer(
@@ -99,78 +96,105 @@ def make_scorer(
     backend: `shard_map` or `pmap`.
   """
 
-  def encode(params, adapter, images):
+  def encode(params, adapter, tiles, images):
     return in_tiles(
-      lambda x: classifier.image_features(params, adapter, x), images, tile
+      lambda x: classifier.image_features(params, adapter, x),
+      images,
+      tile,
+      tiles,
     )
 
-  def compare(texts, scale, features):
+  def compare(texts, scale, tiles, features):
     return in_tiles(
-      lambda x: classifier.logits(x, texts, scale), features, tile
+      lambda x: classifier.logits(x, texts, scale), features, tile, tiles
     )
 
-  chunk = chunk_rows(mesh, tile)
   return Scorer(
     embed=jax.jit(classifier.class_embeddings),
-    encode=sharding.spmd(encode, mesh, shared=2, backend=backend),
-    compare=sharding.spmd(compare, mesh, shared=2, backend=backend),
-    neighbors=partial(nearest_neighbors, mesh=mesh, backend=backend),
-    chunk=chunk,
-    own=sharding.own_rows(mesh, chunk),
+    encode=sharding.spmd(encode, mesh, shared=3, backend=backend),
+    compare=sharding.spmd(compare, mesh, shared=3, backend=backend),
+    neighbors=partial(search, mesh=mesh, backend=backend),
+    mesh=mesh,
+    tile=tile,
   )
 
 
-def chunk_rows(mesh: jax.sharding.Mesh, tile: int) -> int:
-  """Rows of one dispatch: the same number of tiles for every device."""
-  devices = mesh.devices.size
-  return -(-max(TILES_PER_CHUNK, 2 * devices) // devices) * devices * tile
+def in_tiles(one: Callable, rows: Any, tile: int, tiles: Array) -> Array:
+  """`one` on `tile` rows at a time; `rows` is an array or a tree of them.
 
+  `tiles` says how many: a loop that is known to run once is inlined, and could
+  be fused otherwise than a longer one.
+  """
 
-def in_tiles(one: Callable, rows: Any, tile: int) -> Array:
-  """`one` on `tile` rows at a time; `rows` is an array or a tree of them."""
-  stacked = jax.tree.map(lambda x: x.reshape(-1, tile, *x.shape[1:]), rows)
-  out = jax.lax.map(one, stacked)
-  return out.reshape(-1, *out.shape[2:])
+  def some(x: Array, start: Array) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, tile)
+
+  def visit(i: Array, out: Array) -> Array:
+    start = i * tile
+    new = one(jax.tree.map(lambda x: some(x, start), rows))
+    return jax.lax.dynamic_update_slice_in_dim(out, new, start, 0)
+
+  length = jax.tree.leaves(rows)[0].shape[0]
+  shape = jax.eval_shape(one, jax.tree.map(lambda x: x[:tile], rows))
+  start = jnp.zeros((length, *shape.shape[1:]), shape.dtype)
+  return jax.lax.fori_loop(0, tiles, visit, start)
 
 
 def by_chunks(
   run: Callable,
   rows: Callable[[int, int], np.ndarray],
   total: int,
-  chunk: int,
-  own: slice,
-  progress: Callable[[int], None] | None,
-) -> np.ndarray:
-  """Pads the last chunk, and fetches each result while the next one runs.
+  *,
+  mesh: jax.sharding.Mesh,
+  tile: int,
+  progress: Callable[[int], None] | None = None,
+) -> Float[Array, "N V"]:
+  """A pass over all rows; each device goes through its own share of them.
 
   Args:
-    run: a pass over this process's rows of a chunk.
-    rows: reads a range of them.
+    run: (tiles, first row of each device, rows of this process's devices) ->
+      their answers.
+    rows: reads a range of all rows.
     total: how many there are.
-    chunk: rows of one dispatch.
-    own: which of them are this process's.
-    progress: gets the rows just finished.
+    mesh: the devices.
+    tile: rows of one product.
+    progress: gets how many rows were just finished.
+
+  Returns:
+    The answers, split over the devices and padded.
   """
-  done: list[np.ndarray] = []
-  pending = None
+  devices = mesh.devices.size
+  share = spmd.padded(total, devices, tile) // devices
+  own = sharding.own_rows(mesh, share * devices)
+  length = tile * max(1, TILES_PER_CHUNK // devices)
+  firsts = np.arange(own.start, own.stop, share, dtype=np.int32)
 
-  def collect(start: int, out: Array) -> None:
-    done.append(sharding.fetch(out)[: total - start])
+  def part(first: np.int32, count: int) -> np.ndarray:
+    last = min(first + count, total)
+    # A device of padding alone still needs the shape of a row.
+    return rows(int(first), int(last)) if first < last else rows(0, 1)[:0]
+
+  done: list[Array] = []
+  for at in range(0, share, length):
+    tiles = min(length, share - at) // tile
+    parts = [part(first + at, tiles * tile) for first in firsts]
+    filled = np.concatenate([_filled(x, length) for x in parts])
+    # No further ahead than one chunk, or the host would hold them all.
+    jax.block_until_ready(done[-1:])
+    done.append(run(np.int32(tiles), firsts + at, filled))
     if progress:
-      progress(len(done[-1]))
+      progress(sum(map(len, parts)))
+  return _joined(done, share=share)
 
-  for start in range(0, total, chunk):
-    first, last = (min(start + i, total) for i in (own.start, own.stop))
-    part = rows(first, last)
-    if gap := own.stop - own.start - len(part):
-      part = np.pad(part, [(0, gap)] + [(0, 0)] * (part.ndim - 1))
-    out = run(part)
-    if pending is not None:
-      collect(*pending)
-    pending = (start, out)
-  if pending is not None:
-    collect(*pending)
-  return np.concatenate(done)
+
+def _filled(rows: np.ndarray, length: int) -> np.ndarray:
+  gap = [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+  return np.pad(rows, gap)
+
+
+@spmd.per_device(rows=("parts",), out=spmd.ROWS)
+def _joined(parts: list[Array], *, share: int) -> Array:
+  return jnp.concatenate(parts)[:share]
 
 
 def encode_pool(
@@ -180,15 +204,18 @@ def encode_pool(
   images: Images,
   *,
   progress: Callable[[int], None] | None = None,
-) -> Float[np.ndarray, "N D"]:
-  """Unit features of every image; `progress` gets the rows just finished."""
+) -> Float[Array, "N D"]:
+  """Unit features of every image, split over the devices and padded.
+
+  `progress` gets how many rows of this process were just finished.
+  """
   return by_chunks(
-    lambda x: scorer.encode(params, adapter, x),
+    lambda tiles, _, x: scorer.encode(params, adapter, tiles, x),
     images.rows,
     len(images),
-    scorer.chunk,
-    scorer.own,
-    progress,
+    mesh=scorer.mesh,
+    tile=scorer.tile,
+    progress=progress,
   )
 
 
@@ -196,19 +223,21 @@ def score_pool(
   scorer: Scorer,
   params: dict,
   adapter: dict,
-  features: Float[np.ndarray, "N D"],
+  features: Float[Array, "N D"],
   *,
+  total: int,
   neighbors: int = 0,
-  where: Bool[np.ndarray, " N"] | None = None,
-  known: tuple[np.ndarray, np.ndarray] | None = None,
+  where: Bool[np.ndarray, " total"] | None = None,
+  known: tuple[Array, Array] | None = None,
 ) -> PoolScores:
-  """Logits and entropy of every image from its features, and its neighbors.
+  """Logits of every image from its features, and its neighbors.
 
   Args:
     scorer: the passes.
     params, adapter: the model's.
     features: `encode_pool`'s of the same adapter, or cached ones where the
       image tower is frozen.
+    total: images; rows beyond are padding.
     neighbors: how many nearest neighbors, K; 0 for none.
     where: images that may be a neighbor; all if None. Every image has its
       own neighbors, whether it may be one or not.
@@ -216,60 +245,65 @@ def score_pool(
       if these features have been searched before.
   """
   texts = scorer.embed(params, adapter)
-  logits = by_chunks(
-    lambda x: scorer.compare(texts, params["logit_scale"], x),
-    lambda start, stop: features[start:stop],
-    len(features),
-    scorer.chunk,
-    scorer.own,
-    None,
-  )
-  entropy = np.asarray(_entropy(logits))
+  tiles = np.int32(len(features) // scorer.mesh.devices.size // scorer.tile)
+  logits = scorer.compare(texts, params["logit_scale"], tiles, features)
   if not neighbors:
-    return PoolScores(logits, features, entropy)
-  if where is None:
-    where = np.ones(len(features), bool)
+    return PoolScores(logits, features, total)
+  allowed = np.ones(total, bool) if where is None else where
+  mask = spmd.place(allowed, scorer.mesh, to=len(features))
   enough = False
   if known is not None:
-    indices, similarities, enough = narrow(*known, where, neighbors)
+    *found, enough = narrow(*known, mask, neighbors, total=total)
   if not enough:
-    indices, similarities = scorer.neighbors(features, neighbors, where=where)
-  around = _around(entropy, indices, similarities)
-  return PoolScores(
-    logits, features, entropy, indices, similarities, np.asarray(around)
-  )
-
-
-_entropy = jax.jit(entropy_of)
-_around = jax.jit(neighbor_uncertainty)
+    found = scorer.neighbors(features, mask, neighbors, total=total)
+  return PoolScores(logits, features, total, *found)
 
 
 def cached(
-  directory: Path, key: str, compute: Callable[[], np.ndarray]
-) -> np.ndarray:
+  directory: Path,
+  key: str,
+  compute: Callable[[], Array],
+  *,
+  total: int,
+  mesh: jax.sharding.Mesh,
+  tile: int,
+) -> Shaped[Array, "N ..."]:
   """What `compute` returns, kept in `directory` under a hash of `key`.
 
   For a frozen tower, whose output depends on nothing but `key`: weights,
-  transform, pool, types. Written aside and renamed.
+  transform, pool, types. Of several processes each keeps the rows of its
+  devices. Written aside and renamed.
+
+  Args:
+    directory: of the cache.
+    key: all that the rows depend on.
+    compute: gives `total` rows, split over the mesh and padded.
+    total, mesh, tile: as in `by_chunks`.
   """
+  padded = spmd.padded(total, mesh.devices.size, tile)
+  own = sharding.own_rows(mesh, padded)
+  count = max(0, min(own.stop, total) - own.start)
+  if jax.process_count() > 1:
+    key += f"|{count} rows from {own.start}"
   digest = hashlib.sha256(f"{FEATURE_CACHE_VERSION}|{key}".encode())
   path = directory / f"features-{digest.hexdigest()[:32]}.npy"
   found = cache.read(path)
   # All or none: to compute is a pass that every process enters.
   if distributed.everywhere(found is not None):
-    return cast("np.ndarray", found)
-  features = compute()
+    rows = cast("np.ndarray", found)
+    return sharding.join(_filled(rows, own.stop - own.start), mesh)
+  answer = compute()
   try:
     directory.mkdir(parents=True, exist_ok=True)
     cache.sweep(directory)
     with cache.aside(path) as file:
-      np.save(file, features)
+      np.save(file, sharding.own_part(answer)[:count])
   except OSError as error:
     raise InputError(
       f"cannot write the cache in {directory}: {error.strerror}; make room, or "
       "choose another cache_dir."
     ) from error
-  return features
+  return answer
 
 
 _summary = jax.jit(metrics.summary)

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 from cpeal_jax.errors import InputError
 
 AXIS = "data"
+# Where an array's rows are: the same on all devices, or split over them.
+WHOLE, ROWS = P(), P(AXIS)
 
 
 def make_mesh(devices: int = 0) -> Mesh:
@@ -35,12 +37,12 @@ def make_mesh(devices: int = 0) -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array."""
-  return NamedSharding(mesh, P())
+  return NamedSharding(mesh, WHOLE)
 
 
 def split_rows(mesh: Mesh) -> NamedSharding:
   """Axis 0 is split over the devices."""
-  return NamedSharding(mesh, P(AXIS))
+  return NamedSharding(mesh, ROWS)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -52,7 +54,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   def place(x: Any) -> jax.Array:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       return jax.device_put(x, whole)
-    if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(x, jax.Array) and jnp.issubdtype(
+      x.dtype, jax.dtypes.prng_key
+    ):
       return jax.random.wrap_key_data(place(jax.random.key_data(x)))
     # device_put would ask the other processes whether they have the same.
     own = np.asarray(x)
@@ -119,27 +123,38 @@ def spmd(
 
   @jax.jit
   def run(*args):
-    specs = (P(),) * shared + (P(AXIS),) * (len(args) - shared)
+    specs = (WHOLE,) * shared + (ROWS,) * (len(args) - shared)
     mapped = jax.shard_map(
-      body, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False
+      body, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False
     )
     return mapped(*args)
 
   def call(*args):
-    rows = _join(args[shared:], mesh)
+    rows = join(args[shared:], mesh)
     return settle(run(*args[:shared], *rows), mesh)
 
   return call
 
 
-def _join(rows: Any, mesh: Mesh) -> Any:
-  """Each process's own rows as parts of global arrays."""
-  if jax.process_count() == 1:
-    return rows
+def join(rows: Any, mesh: Mesh) -> Any:
+  """Each process's own rows as parts of global arrays; those stay."""
   sharding = split_rows(mesh)
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x), rows
+    lambda x: (
+      x
+      if isinstance(x, jax.Array)
+      else jax.make_array_from_process_local_data(sharding, x)
+    ),
+    rows,
   )
+
+
+def own_part(x: Any) -> np.ndarray:
+  """The rows of this process's devices, on its host."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return np.asarray(x)
+  parts = sorted(x.addressable_shards, key=lambda s: s.index[0].start)
+  return np.concatenate([np.asarray(s.data) for s in parts])
 
 
 def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
@@ -160,15 +175,14 @@ def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
     if jax.process_count() > 1:  # pmap copies from the host.
       shared_args = jax.tree.map(np.asarray, shared_args)
     parts = jax.tree.map(
-      lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), args[shared:]
+      lambda x: own_part(x).reshape(count, -1, *x.shape[1:]), args[shared:]
     )
     out = compiled[rows](*shared_args, *parts)
-    if jax.process_count() > 1:  # Each process has the rows of its devices.
-      out = jax.tree.map(
-        lambda x: np.concatenate([s.data[0] for s in x.addressable_shards]), out
-      )
-      return _join(out, mesh)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    # Each process has the rows of its devices.
+    out = jax.tree.map(
+      lambda x: np.concatenate([s.data[0] for s in x.addressable_shards]), out
+    )
+    return join(out, mesh)
 
   return lambda *args: settle(run(*args), mesh)
 

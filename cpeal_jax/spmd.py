@@ -15,23 +15,23 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
 
 from cpeal_jax import sharding
 
-Body = TypeVar("Body", bound=Callable)
+# A pool's rows may be on the host; in a per-device function they are traced.
+Rows = Array | np.ndarray
 
 AXIS = sharding.AXIS
-# Where the leaves of an answer are: the same on all devices, or split.
-WHOLE, ROWS = P(), P(AXIS)
+WHOLE, ROWS = sharding.WHOLE, sharding.ROWS
 BLOCKS = 8
+AT_ONCE = 256
 # While a per-device function is traced: how many blocks a device has, which XLA
 # may not know. A loop known to run once would be inlined and fused otherwise.
 _blocks: ContextVar[Array | None] = ContextVar("blocks", default=None)
@@ -51,9 +51,9 @@ def padded(count: int, devices: int, unit: int = 1) -> int:
 def mesh_of(*trees: Any) -> Mesh:
   """The mesh that the rows are split over; one device where they are not."""
   for x in jax.tree.leaves(trees):
-    mesh = getattr(getattr(x, "sharding", None), "mesh", None)
-    if getattr(mesh, "axis_names", None) == (AXIS,):
-      return mesh
+    own = getattr(x, "sharding", None)
+    if isinstance(own, NamedSharding) and own.mesh.axis_names == (AXIS,):
+      return cast("Mesh", own.mesh)
   return _alone()
 
 
@@ -85,7 +85,9 @@ def place(
   )
 
 
-def per_device(*, rows: tuple[str, ...], out: Any) -> Callable[[Body], Body]:
+def per_device(
+  *, rows: tuple[str, ...], out: Any
+) -> Callable[[Callable], Callable]:
   """Compiles a function of one device's rows for the devices of its arguments.
 
   Called inside another per-device function it is a plain call, as `jax.jit` is
@@ -99,7 +101,7 @@ def per_device(*, rows: tuple[str, ...], out: Any) -> Callable[[Body], Body]:
     out: `WHOLE` or `ROWS` for each part of the answer, a prefix of its tree.
   """
 
-  def wrap(body: Body) -> Body:
+  def wrap(body: Callable) -> Callable:
     signature = inspect.signature(body)
     static = {
       name
@@ -146,7 +148,7 @@ def per_device(*, rows: tuple[str, ...], out: Any) -> Callable[[Body], Body]:
         return answer
       return jax.tree.map(lambda at, x: _cut(x, count, at), out, answer)
 
-    return cast("Body", call)
+    return call
 
   return wrap
 
@@ -157,7 +159,7 @@ def is_on(x: Any, mesh: Mesh, rows: int) -> bool:
   return own == mesh and len(x) == rows
 
 
-def _cut(tree: Any, count: int, at: P) -> Any:
+def _cut(tree: Any, count: int, at: Any) -> Any:
   return jax.tree.map(lambda x: x[:count], tree) if at == ROWS else tree
 
 
@@ -175,7 +177,12 @@ def rows_at(
   x: Shaped[Array | np.ndarray, "N ..."], which: Int[np.ndarray, " n"]
 ) -> Shaped[np.ndarray, "n ..."]:
   """Some rows by their number, on every process's host."""
-  return np.asarray(_rows_at()(x, which))
+  # A few at a time, so that one program serves any number.
+  parts = np.pad(which, (0, -len(which) % AT_ONCE)).reshape(-1, AT_ONCE)
+  found = [np.asarray(_rows_at()(x, part)) for part in parts]
+  return np.concatenate([np.zeros((0, *x.shape[1:]), x.dtype), *found])[
+    : len(which)
+  ]
 
 
 # What follows is for the body of a per-device function.
@@ -236,17 +243,17 @@ def total(f: Callable, *rows: Any) -> Any:
   return jax.tree.map(add, _block_loop(f, rows, put, lambda s: (local, *s)))
 
 
-def count(where: Bool[Array, " N"]) -> Int[Array, ""]:
+def count(where: Bool[Rows, " N"]) -> Int[Array, ""]:
   """How many rows of all are meant."""
   return jax.lax.psum(jnp.sum(where, dtype=jnp.int32), AXIS)
 
 
-def ids(x: Shaped[Array, "N ..."]) -> Int[Array, " N"]:
+def ids(x: Shaped[Rows, "N ..."]) -> Int[Array, " N"]:
   """The numbers of this device's rows among all."""
   return jax.lax.axis_index(AXIS) * x.shape[0] + jnp.arange(x.shape[0])
 
 
-def at(x: Num[Array, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
+def at(x: Num[Rows, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
   """Rows by their number, from whichever device has them."""
   local = which - jax.lax.axis_index(AXIS) * x.shape[0]
   mine = (local >= 0) & (local < x.shape[0])
@@ -257,7 +264,7 @@ def at(x: Num[Array, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
 
 
 def top(
-  values: Num[Array, " N"], n: int
+  values: Num[Rows, " N"], n: int
 ) -> tuple[Num[Array, " n"], Int[Array, " n"]]:
   """The n highest of all rows and their numbers; ties by lower number."""
   # -inf is safe inside top_k, which keeps equal values in order.
@@ -267,7 +274,7 @@ def top(
   return best, here[where]
 
 
-def argmax(values: Num[Array, " N"]) -> Int[Array, ""]:
+def argmax(values: Num[Rows, " N"]) -> Int[Array, ""]:
   """The number of the highest of all rows; of equal ones, the lowest."""
   here = jnp.argmax(values)
   best, who = gather((values[here][None], ids(values)[here][None]))
@@ -275,7 +282,7 @@ def argmax(values: Num[Array, " N"]) -> Int[Array, ""]:
 
 
 def listed(
-  where: Bool[Array, " N"],
+  where: Bool[Rows, " N"],
 ) -> tuple[Int[Array, ""], Callable[[Array], Array]]:
   """How many rows of all are meant, and what gives the number of the k-th."""
   order, mine = jnp.argsort(~where, stable=True), jnp.sum(where)
@@ -293,10 +300,10 @@ def listed(
 
 
 def without(
-  where: Bool[Array, " N"], which: Int[Array, "*s"]
+  where: Bool[Rows, " N"], which: Int[Array, "*s"]
 ) -> Bool[Array, " N"]:
   """The mask with some rows, given by number, cleared."""
-  return where.at[_here(which, len(where))].set(False, mode="drop")
+  return jnp.asarray(where).at[_here(which, len(where))].set(False, mode="drop")
 
 
 def scatter(
@@ -314,15 +321,15 @@ def _here(which: Int[Array, "*s"], share: int) -> Int[Array, "*s"]:
   return jnp.where((local < 0) | (local >= share), share, local)
 
 
-def any_(where: Bool[Array, "N ..."]) -> Bool[Array, ""]:
+def any_(where: Bool[Rows, "N ..."]) -> Bool[Array, ""]:
   """Whether it holds for a row of any device."""
   return jax.lax.pmax(jnp.any(where).astype(jnp.int32), AXIS) > 0
 
 
 def draw(
   key: PRNGKeyArray,
-  chances: Float[Array, " N"],
-  where: Bool[Array, " N"],
+  chances: Float[Rows, " N"],
+  where: Bool[Rows, " N"],
   n: int,
 ) -> Int[Array, " n"]:
   """Numbers of n rows, drawn with replacement in proportion to `chances`.

@@ -20,6 +20,7 @@ from cpeal_jax import (
   oracle,
   record,
   scoring,
+  spmd,
   training,
 )
 from cpeal_jax import config as config_lib
@@ -81,7 +82,14 @@ def score(
     around["where"] = (labels < 0) & x.stores[split].ok
     if frozen:
       around["known"] = build.frozen_neighbors(x, run.config)
-  return scoring.score_pool(scorer, x.params, adapter or {}, features, **around)
+  return scoring.score_pool(
+    scorer,
+    x.params,
+    adapter or {},
+    features,
+    total=len(x.stores[split]),
+    **around,
+  )
 
 
 def pool_view(
@@ -114,12 +122,15 @@ def pool_view(
         own.bald.passes,
         advance,
       )
+  # An image that cannot be decoded is never offered.
+  taken = (labels >= 0) | ~x.stores["train"].ok
+  rows = {"mesh": scorer.mesh, "to": len(scores.features)}
   return acquisition.PoolView(
     logits=scores.logits,
     features=scores.features,
-    # An image that cannot be decoded is never offered.
-    labeled=(labels >= 0) | ~x.stores["train"].ok,
-    labels=labels,
+    labeled=spmd.place(taken, **rows, fill=True),
+    labels=spmd.place(labels, **rows, fill=-1),
+    total=scores.total,
     neighbor_indices=scores.neighbor_indices,
     neighbor_similarities=scores.neighbor_similarities,
     **more,
@@ -164,9 +175,10 @@ def select(
     name, pool, picks, balance_rule=balance, classes=dataset.classes
   )
   if run.config.oracle.selective:
+    guesses = acquisition.columns(pool)
     sure = oracle.sure_enough(
-      acquisition.columns(pool)["confidence"],
-      scores.logits.argmax(axis=1),
+      guesses["confidence"],
+      guesses["prediction"],
       labels,
       np.asarray(picks.indices),
     )
@@ -197,6 +209,11 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     state, loop = run.checkpoints.restore(*at, state)
     terms = loop["terms"]
   chosen = np.flatnonzero(labels >= 0)
+  # The same pixels through a frozen tower give the same features.
+  features = None
+  if not run.config.train.augment and not plan.classifier.trains_images:
+    known = build.frozen_features(x, run.config, "train")
+    features = spmd.rows_at(known, chosen)
   steps = batches.steps_per_epoch(len(chosen), plan.recipe.batch)
   saved = time.monotonic()
 
@@ -225,11 +242,9 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
       "start_step": start,
     }
     own = labels[chosen]
-    augment = run.config.train.augment
-    # The same pixels through a frozen tower give the same features.
-    if not augment and not plan.classifier.trains_images:
-      features = build.frozen_features(x, run.config, "train")
+    if features is not None:
       return batches.feature_batches(features, chosen, own, **common)
+    augment = run.config.train.augment
     return batches.epoch_batches(
       x.originals, chosen, own, plan.spec, augment=augment, **common
     )
@@ -266,10 +281,10 @@ def evaluate(
   x = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
   row = scoring.evaluate(
-    test.logits,
+    spmd.fetch(test.logits, test.total),
     x.plan.dataset.test.labels,
     where=x.stores["test"].ok,
-    validation_logits=val.logits,
+    validation_logits=spmd.fetch(val.logits, val.total),
     validation_labels=x.plan.dataset.val.labels,
     validation_where=x.stores["val"].ok,
   )

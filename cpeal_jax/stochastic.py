@@ -5,16 +5,17 @@ the images tile by tile, so they don't depend on the number of devices.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from cpeal_jax import sharding
+from cpeal_jax import sharding, spmd
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
-from cpeal_jax.scoring import Images, by_chunks, chunk_rows, in_tiles
+from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
 
 def make_passes(
@@ -30,7 +31,7 @@ def make_passes(
   mean probabilities [N, C] and mean entropies [N] over the passes.
   """
 
-  def one_pass(params, adapter, texts, key_data, images, tiles):
+  def one_pass(params, adapter, texts, key_data, tiles, images, numbers):
     key = jax.random.wrap_key_data(key_data)
 
     def one(part):
@@ -40,16 +41,14 @@ def make_passes(
       )
       return classifier.logits(features, texts, params["logit_scale"])
 
-    return in_tiles(one, (images, tiles), tile)
+    return in_tiles(one, (images, numbers), tile, tiles)
 
   embed = jax.jit(
     lambda params, adapter, key: classifier.class_embeddings(
       params, adapter, dropout=key
     )
   )
-  run = sharding.spmd(one_pass, mesh, shared=4, backend=backend)
-  chunk = chunk_rows(mesh, tile)
-  own = sharding.own_rows(mesh, chunk)
+  run = sharding.spmd(one_pass, mesh, shared=5, backend=backend)
 
   def stochastic_passes(
     params: dict,
@@ -58,28 +57,41 @@ def make_passes(
     key: PRNGKeyArray,
     passes: int,
     progress: Callable[[int], None] | None = None,
-  ) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, " N"]]:
-    probs, entropies = 0.0, 0.0
+  ) -> tuple[Float[Array, "N C"], Float[Array, " N"]]:
+    means = None
     for i in range(passes):
       text_key, image_key = jax.random.split(jax.random.fold_in(key, i))
       texts = embed(params, adapter, text_key)
       data = jax.random.key_data(image_key)
-      starts = iter(range(0, len(images), chunk))
 
-      def score(part, texts=texts, data=data, starts=starts):
-        tiles = (next(starts) + np.arange(chunk, dtype=np.int32)) // tile
-        return run(params, adapter, texts, data, part, tiles[own])
+      def score(tiles, firsts, part, texts=texts, data=data):
+        rows = np.arange(len(part) // len(firsts), dtype=np.int32)
+        # Whole tiles, so the number of a row's tile is the same everywhere.
+        numbers = (firsts[:, None] + rows[None]).reshape(-1) // tile
+        return run(params, adapter, texts, data, tiles, part, numbers)
 
-      logits = by_chunks(score, images.rows, len(images), chunk, own, progress)
-      p, h = _probabilities(logits)
-      probs, entropies = probs + np.asarray(p), entropies + np.asarray(h)
-    return np.asarray(probs) / passes, np.asarray(entropies) / passes
+      logits = by_chunks(
+        score,
+        images.rows,
+        len(images),
+        mesh=mesh,
+        tile=tile,
+        progress=progress,
+      )
+      means = _add(means, logits, passes=passes)
+    return cast("tuple[Array, Array]", means)
 
   return stochastic_passes
 
 
-@jax.jit
-def _probabilities(logits):
-  log_p = jax.nn.log_softmax(logits)
-  p = jnp.exp(log_p)
-  return p, -jnp.sum(p * log_p, axis=-1)
+@spmd.per_device(rows=("means", "logits"), out=spmd.ROWS)
+def _add(means, logits, *, passes):
+  """The sums so far and one pass's share of the means."""
+
+  def of_logits(logits):
+    log_p = jax.nn.log_softmax(logits)
+    p = jnp.exp(log_p)
+    return p / passes, -jnp.sum(p * log_p, axis=-1) / passes
+
+  new = spmd.each(of_logits, logits)
+  return new if means is None else jax.tree.map(jnp.add, means, new)

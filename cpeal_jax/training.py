@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from cpeal_jax import losses, sharding
+from cpeal_jax import losses, sharding, spmd
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import loss_head
@@ -117,14 +116,13 @@ def make_init(
   return init
 
 
-@jax.jit
+@spmd.per_device(rows=("logits",), out=spmd.ROWS)
 def predicted_loss(
-  adapter: dict, logits: Float[ArrayLike, "N C"]
+  adapter: dict, logits: Float[Array, "N C"]
 ) -> Float[Array, " N"]:
   """What the trained loss head says of every image."""
   head = {"params": adapter[loss_head.NAME]}
-  values: Any = loss_head.HEAD.apply(head, jnp.asarray(logits))
-  return values
+  return spmd.each(lambda x: loss_head.HEAD.apply(head, x), logits)
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:

@@ -1,5 +1,7 @@
 """The pass over a split: bits, padding, backends, the cache."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tiny
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from cpeal_jax import acquisition, scoring, sharding, stochastic
+from cpeal_jax import acquisition, scoring, sharding, spmd, stochastic
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
 
@@ -49,7 +51,37 @@ def run(setup, devices, backend="shard_map"):
     scorer, params, adapter, images, progress=seen.append
   )
   assert sum(seen) == ROWS
-  return scoring.score_pool(scorer, params, adapter, features, neighbors=5)
+  return scoring.score_pool(
+    scorer, params, adapter, features, total=ROWS, neighbors=5
+  )
+
+
+def host(scores):
+  """Without the padding."""
+  return types.SimpleNamespace(
+    **{
+      name: spmd.fetch(x, ROWS)
+      for name, x in vars(scores).items()
+      if name != "total"
+    }
+  )
+
+
+def view(scores):
+  columns = {"labeled": np.zeros(ROWS, bool), "labels": np.full(ROWS, -1)}
+  mesh, to = spmd.mesh_of(scores.features), len(scores.features)
+  return acquisition.PoolView(
+    logits=scores.logits,
+    features=scores.features,
+    labeled=spmd.place(columns["labeled"], mesh, to=to, fill=True),
+    labels=spmd.place(columns["labels"], mesh, to=to, fill=-1),
+    class_embeddings=np.eye(3, scores.features.shape[1], dtype="f4"),
+    logit_scale=np.float32(10),
+    neighbor_indices=scores.neighbor_indices,
+    neighbor_similarities=scores.neighbor_similarities,
+    predicted_loss=scores.logits[:, 0],
+    total=ROWS,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +91,7 @@ def one_device(setup):
 
 def test_scores_are_those_of_the_plain_model(setup, one_device):
   classifier, params, adapter, images = setup
+  one_device = host(one_device)
   features = jax.jit(classifier.image_features)(params, adapter, images.images)
   texts = jax.jit(classifier.class_embeddings)(params, adapter)
   np.testing.assert_allclose(one_device.features, features, atol=2e-6)
@@ -69,38 +102,44 @@ def test_scores_are_those_of_the_plain_model(setup, one_device):
 
 
 def test_entropy_and_neighbor_uncertainty_of_the_whole_pool(one_device):
+  columns, one_device = acquisition.columns(view(one_device)), host(one_device)
   logits = np.float64(one_device.logits)
   p = np.exp(logits - logits.max(1, keepdims=True))
   entropy = stats.entropy(p, axis=1)
-  np.testing.assert_allclose(one_device.entropy, entropy, atol=1e-5)
+  np.testing.assert_allclose(columns["entropy"], entropy, atol=1e-5)
   cosines = np.float64(one_device.features) @ one_device.features.T
   np.fill_diagonal(cosines, -np.inf)
   near = np.argsort(-cosines, axis=1)[:, :5]
   weights = np.take_along_axis(cosines, near, axis=1)
   want = (weights * entropy[near]).sum(1) / weights.sum(1)
-  np.testing.assert_allclose(one_device.neighbor_uncertainty, want, atol=1e-5)
+  got = columns["neighbor_uncertainty"]
+  np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_known_neighbors_are_those_found_anew(setup, one_device):
   classifier, params, adapter, _ = setup
   scorer = scoring.make_scorer(classifier, sharding.make_mesh(2), tile=4)
+  features = spmd.place(host(one_device).features, scorer.mesh)
   where = np.random.default_rng(0).random(ROWS) < 0.5
   for wide in (40, 6):  # Enough, and not enough for every image.
-    known = scorer.neighbors(one_device.features, wide)
+    every = spmd.place(np.ones(ROWS, bool), scorer.mesh, to=len(features))
+    known = scorer.neighbors(features, every, wide, total=ROWS)
     anew, fast = (
       scoring.score_pool(
         scorer,
         params,
         adapter,
-        one_device.features,
+        features,
+        total=ROWS,
         neighbors=5,
         where=where,
         known=k,
       )
       for k in (None, known)
     )
+    anew, fast = host(anew), host(fast)
     assert where[anew.neighbor_indices].all()
-    for name in ("neighbor_indices", "neighbor_similarities", "entropy"):
+    for name in ("neighbor_indices", "neighbor_similarities"):
       np.testing.assert_array_equal(getattr(anew, name), getattr(fast, name))
 
 
@@ -114,7 +153,8 @@ def test_stochastic_passes(setup, one_device, lora):
       tiny.classifier(lora), mesh, tile=4, backend=backend
     )
     key = jax.random.key(5)
-    found.append(passes(params, adapter, images, key, 3))
+    means = passes(params, adapter, images, key, 3)
+    found.append([spmd.fetch(x, ROWS) for x in means])
   for other in found[1:]:
     np.testing.assert_array_equal(other[0], found[0][0])
     np.testing.assert_array_equal(other[1], found[0][1])
@@ -127,7 +167,8 @@ def test_stochastic_passes(setup, one_device, lora):
     assert gap.mean() > 1e-5
   else:
     np.testing.assert_allclose(gap, 0, atol=1e-5)
-    np.testing.assert_allclose(entropy, one_device.entropy, atol=1e-5)
+    want = acquisition.columns(view(one_device))["entropy"]
+    np.testing.assert_allclose(entropy, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -136,30 +177,19 @@ def test_stochastic_passes(setup, one_device, lora):
 )
 def test_bits_do_not_depend_on_devices(setup, one_device, devices, backend):
   got = run(setup, devices, backend)
-  np.testing.assert_array_equal(got.features, one_device.features)
-  np.testing.assert_array_equal(got.logits, one_device.logits)
-  np.testing.assert_array_equal(
-    got.neighbor_indices, one_device.neighbor_indices
-  )
-  np.testing.assert_array_equal(
-    got.neighbor_uncertainty, one_device.neighbor_uncertainty
-  )
+  for a, b in zip(
+    vars(host(got)).items(), vars(host(one_device)).items(), strict=True
+  ):
+    assert a[0] == b[0]
+    np.testing.assert_array_equal(a[1], b[1])
+  columns = [acquisition.columns(view(scores)) for scores in (got, one_device)]
+  np.testing.assert_array_equal(*(c["neighbor_uncertainty"] for c in columns))
   for name in acquisition.ACQUISITIONS:
     picks = [
       acquisition.select(
         name,
         jax.random.key(1),
-        acquisition.PoolView(
-          logits=scores.logits,
-          features=scores.features,
-          labeled=np.zeros(ROWS, bool),
-          labels=np.full(ROWS, -1, np.int32),
-          class_embeddings=np.eye(3, scores.features.shape[1], dtype="f4"),
-          logit_scale=np.float32(10),
-          neighbor_indices=scores.neighbor_indices,
-          neighbor_similarities=scores.neighbor_similarities,
-          predicted_loss=scores.entropy,
-        ),
+        view(scores),
         20,
         balance_rule="repaired",
         candidates=60,
@@ -200,27 +230,43 @@ def test_evaluate_masks_and_scales_on_validation():
   assert row["temperature"] > 2
 
 
-def test_features_are_computed_once_per_key(tmp_path):
-  calls = []
+@pytest.mark.parametrize("devices", [1, 2])
+def test_features_are_computed_once_per_key(tmp_path, devices):
+  calls, want = [], np.arange(6, dtype=np.float32).reshape(3, 2)
+  mesh = sharding.make_mesh(devices)
+  shape = {"total": 3, "mesh": mesh, "tile": 1}
 
   def compute():
     calls.append(1)
-    return np.arange(6, dtype=np.float32).reshape(3, 2)
+    return spmd.place(want, mesh)
 
   for key in ("a", "a", "b"):
-    got = scoring.cached(tmp_path / "cache", key, compute)
-    np.testing.assert_array_equal(got, np.arange(6).reshape(3, 2))
+    got = scoring.cached(tmp_path / "cache", key, compute, **shape)
+    np.testing.assert_array_equal(spmd.fetch(got, 3), want)
   assert len(calls) == 2
   # A damaged file is as good as none.
   for path in (tmp_path / "cache").iterdir():
     path.write_bytes(path.read_bytes()[:-3])
-  got = scoring.cached(tmp_path / "cache", "a", compute)
-  np.testing.assert_array_equal(got, np.arange(6).reshape(3, 2))
+  got = scoring.cached(tmp_path / "cache", "a", compute, **shape)
+  np.testing.assert_array_equal(spmd.fetch(got, 3), want)
+  assert len(calls) == 3
+  # Other devices read the same file.
+  more = shape | {"mesh": sharding.make_mesh(8)}
+  got = scoring.cached(tmp_path / "cache", "a", compute, **more)
+  np.testing.assert_array_equal(spmd.fetch(got, 3), want)
   assert len(calls) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
   (tmp_path / "file").write_text("")
+  mesh = sharding.make_mesh(1)
   for folder, why in (("file", "exists"), ("file/below", "directory")):
     with pytest.raises(InputError, match=f"cannot write the cache.*{why}"):
-      scoring.cached(tmp_path / folder, "a", lambda: np.zeros(3))
+      scoring.cached(
+        tmp_path / folder,
+        "a",
+        lambda: spmd.place(np.zeros(3), mesh),
+        total=3,
+        mesh=mesh,
+        tile=1,
+      )

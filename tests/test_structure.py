@@ -44,23 +44,28 @@ MAY_IMPORT = {
   "checkpoint": {"errors", "files"},
   "oracle": {"errors"},
   "sharding": {"errors"},
+  "spmd": {"sharding"},
   "losses": set(),
   "metrics": {"losses"},
   "acquisition": ACQUISITION | METHODS | CHOICE,
-  "acquisition.pool": set(),
+  "acquisition.pool": {"sharding", "spmd"},
   "acquisition.balance": set(),
-  "acquisition.kmeans": set(),
-  "acquisition.wrappers": {"acquisition.pool"},
+  "acquisition.kmeans": {"spmd"},
+  "acquisition.wrappers": {"spmd", "acquisition.pool"},
   **dict.fromkeys(
     ACQUISITION - {"acquisition.pool", "acquisition.kmeans"},
-    {"errors"} | ACQUISITION,
+    {"errors", "spmd"} | ACQUISITION,
   ),
-  **dict.fromkeys(METHODS, {"errors"} | ACQUISITION),
-  "acquisition.cec": {"errors", "acquisition.clustering"} | ACQUISITION,
-  "acquisition.alfa_mix": {"errors", "acquisition.featdist"} | ACQUISITION,
+  **dict.fromkeys(METHODS, {"errors", "spmd"} | ACQUISITION),
+  "acquisition.cec": {"errors", "spmd", "acquisition.clustering"} | ACQUISITION,
+  "acquisition.alfa_mix": {"errors", "spmd", "acquisition.featdist"}
+  | ACQUISITION,
+  "acquisition.typiclust": {"errors", "sharding", "spmd"} | ACQUISITION,
   "acquisition.table": ACQUISITION | METHODS,
-  "acquisition.choice": {"errors", "acquisition.cec"} | ACQUISITION | CHOICE,
-  "neighbors": {"errors", "sharding"},
+  "acquisition.choice": {"errors", "spmd", "acquisition.cec"}
+  | ACQUISITION
+  | CHOICE,
+  "neighbors": {"errors", "sharding", "spmd"},
   "data.images": {"errors"},
   "data.pools": {"errors", "data.images"},
   "data.files": {"errors"} | DATA,
@@ -108,13 +113,12 @@ MAY_IMPORT = {
   | {"models.text", "models.weights", "models.weights_out", "data.digits"}
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
   "distributed": {"errors", "progress"},
-  "scoring": {"distributed", "metrics", "sharding", "neighbors"}
+  "scoring": {"distributed", "metrics", "sharding", "spmd", "neighbors"}
   | {"data.cache", "errors"}
-  | CLASSIFIERS
-  | {"acquisition.cec", "acquisition.scores"},
-  "stochastic": {"scoring", "sharding"} | CLASSIFIERS,
+  | CLASSIFIERS,
+  "stochastic": {"scoring", "sharding", "spmd"} | CLASSIFIERS,
   "training": LEAVES
-  | {"losses", "sharding", "data.batches"}
+  | {"losses", "sharding", "spmd", "data.batches"}
   | {"models.loss_head"}
   | CLASSIFIERS,
 }

@@ -5,6 +5,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax import spmd
@@ -28,8 +30,8 @@ def mixing_anchors(
 
 def distance_to_flip(
   logits: Float[Array, "N C"],
-  class_embeddings: Float[Array, "C D"],
-  logit_scale: Float[Array, ""],
+  class_embeddings: Float[Array | np.ndarray, "C D"],
+  logit_scale: Float[ArrayLike, ""],
 ) -> Float[Array, " N"]:
   """How far the features move up the gradient before the prediction changes.
 

@@ -125,6 +125,6 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
 
 
 def _gradients(logits):
-  """Residuals and the norms of the gradients, since features are of length 1."""
+  """Residuals, and the norms of the gradients: features have length 1."""
   a = residuals(logits)
   return a, jnp.sqrt(jnp.sum(jnp.square(a), axis=1))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax import spmd
@@ -25,7 +26,7 @@ def squared_distances(
 
 
 def to_row(
-  rows: Float[Array, "N D"], row: Float[Array, " D"]
+  rows: Float[Array | np.ndarray, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
   """`squared_distances`, a block of rows at a time."""
   return spmd.each(lambda x: squared_distances(x, row), rows)

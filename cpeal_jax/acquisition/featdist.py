@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax import spmd
@@ -33,7 +34,7 @@ def class_means(
 
 
 def _sum_of_distances(
-  rows: Float[Array, "N V"], anchors: Bool[Array, " N"]
+  rows: Float[Array | np.ndarray, "N V"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
   count, number = spmd.listed(anchors)
 
@@ -84,7 +85,7 @@ def featdist(
   one_of("featdist distance", to, TO)
   one_of("featdist space", space, SPACES)
   rows = pool.logits if space == "logits" else pool.features
-  anchors = pool.labels >= 0
+  anchors = jnp.asarray(pool.labels) >= 0
   if to == "class_mean":
     means, counts = class_means(rows, pool.labels, classes=pool.logits.shape[1])
     predicted = jnp.argmax(pool.logits, axis=1)

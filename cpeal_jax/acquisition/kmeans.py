@@ -4,7 +4,7 @@ Rows go in tiles and centres in blocks, so no [N, K] array exists. The number
 of centres may grow from call to call inside one compiled size.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,11 @@ class Clusters(NamedTuple):
   inertia: Float[Array, ""]
 
 
-@spmd.per_device(
-  rows=("points", "weights"), out=Clusters(WHOLE, ROWS, ROWS, WHOLE)
-)
+# In the record's shape, as what is where has to be said.
+_WHERE: Any = (WHOLE, ROWS, ROWS, WHOLE)
+
+
+@spmd.per_device(rows=("points", "weights"), out=Clusters(*_WHERE))
 def kmeans(
   key: PRNGKeyArray,
   points: Float[Array, "N D"],

@@ -146,7 +146,7 @@ def _cover(
   """The picks, what each newly covered, and every row's degree at the start."""
   del key
   features, within = pool.features, jnp.float32(radius) ** 2
-  real = spmd.ids(pool.labeled) < pool.total
+  real = spmd.ids(pool.labeled) < pool.images
   # Padding is covered.
   nearest = jnp.where(real, to_nearest(features, pool.labels >= 0), -jnp.inf)
   start = edges_into(features, nearest >= within, radius)

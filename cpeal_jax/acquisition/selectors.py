@@ -59,7 +59,7 @@ def as_given(picks: Picks, pool: PoolView) -> Picks:
   if pool.total is not None:
     return picks
   columns = {name: on_host(x, pool) for name, x in picks.columns.items()}
-  return picks.replace(columns=columns)
+  return dataclasses.replace(picks, columns=columns)
 
 
 def best(

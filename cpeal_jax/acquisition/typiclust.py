@@ -176,8 +176,8 @@ def _lists(
   """Each row's nearest rows of its group, and how far they are.
 
   Every device sorts its rows by group. Tile after tile is shown by its owner to
-  all, and meets those tiles of rows whose groups it has; rows of group 0 take no
-  part. Distances are Euclidean; -1 and inf where there are no more.
+  all, and meets those tiles of rows whose groups it has; rows of group 0 take
+  no part. Distances are Euclidean; -1 and inf where there are no more.
   """
   share = features.shape[0]
   rows = -(-share // KEYS) * KEYS

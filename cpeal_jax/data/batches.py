@@ -119,7 +119,7 @@ def epoch_batches(
 
 
 def feature_batches(
-  features: Float[np.ndarray, "N D"],
+  features: Float[np.ndarray, "n D"],
   indices: Integer[np.ndarray, " n"],
   labels: Integer[np.ndarray, " n"],
   *,
@@ -131,8 +131,9 @@ def feature_batches(
 ) -> Iterator[Batch]:
   """`epoch_batches` from features: the same rows in the same order.
 
-  For a frozen image tower without augmentation, where encoding the same
-  pixels at every step would give the same numbers.
+  `features` are those of `indices`, in their order. For a frozen image tower
+  without augmentation, where encoding the same pixels at every step would give
+  the same numbers.
   """
   order = _order(indices, labels, seed=seed, round_=round_, epoch=epoch)
   for step in range(start_step, steps_per_epoch(len(indices), batch)):
@@ -140,7 +141,7 @@ def feature_batches(
     made = _padded(
       np.zeros((batch, features.shape[1]), np.float32), labels[rows]
     )
-    made.images[: len(rows)] = features[indices[rows]]
+    made.images[: len(rows)] = features[rows]
     yield made
 
 
