@@ -116,13 +116,21 @@ def make_init(
   return init
 
 
-@spmd.per_device(rows=("logits",), out=spmd.ROWS)
 def predicted_loss(
+  adapter: dict, logits: Float[Array | np.ndarray, "N C"]
+) -> Float[Array, " N"]:
+  """What the trained loss head says of some images."""
+  head = {"params": adapter[loss_head.NAME]}
+  values: Any = loss_head.HEAD.apply(head, jnp.asarray(logits))
+  return values
+
+
+@spmd.per_device(rows=("logits",), out=spmd.ROWS)
+def predicted_losses(
   adapter: dict, logits: Float[Array, "N C"]
 ) -> Float[Array, " N"]:
-  """What the trained loss head says of every image."""
-  head = {"params": adapter[loss_head.NAME]}
-  return spmd.each(lambda x: loss_head.HEAD.apply(head, x), logits)
+  """`predicted_loss` of a pool whose rows are on their devices."""
+  return spmd.each(lambda x: predicted_loss(adapter, x), logits)
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
