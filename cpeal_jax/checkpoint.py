@@ -1,7 +1,8 @@
 """What a run needs to go on: the train state and where the loop was.
 
 Nothing else knows orbax. Saves are asynchronous and atomic: a killed save
-leaves the newest complete step as it was.
+leaves the newest complete step as it was. In a bucket `checkpoint_objects`
+stands in: orbax has no s3://, and commits a directory of many objects on gs://.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cpeal_jax import files
+from cpeal_jax.checkpoint_objects import (
+  STRIDE,
+  CheckpointObjects,
+  kept,
+  number,
+)
 from cpeal_jax.errors import InputError
-
-# Orbax skips a save, silently, unless its one number grows; this leaves room
-# for a million steps in a round.
-STRIDE = 1_000_000
 
 # In each step's directory, committed with it: size and sha256 of its files.
 _SEAL = "digests.json"
@@ -45,9 +48,7 @@ class Checkpoints:
       read_only: only `restore` and what asks; another process may be saving
         there.
     """
-    self._directory = epath.Path(directory)
-    if "://" not in os.fspath(directory):
-      self._directory = self._directory.resolve()  # Orbax refuses others.
+    self._directory = epath.Path(directory).resolve()  # Orbax refuses others.
     self._saving = -1
     with self._writing():
       self._manager = ocp.CheckpointManager(
@@ -76,15 +77,15 @@ class Checkpoints:
 
   def path(self, round_: int, step: int) -> epath.Path:
     """The directory of one checkpoint."""
-    return self._directory / str(_number(round_, step))
+    return self._directory / str(number(round_, step))
 
   def rewind(self, round_: int, step: int) -> None:
     """Deletes (round, step) and everything newer: it is about to be redone."""
     self.wait()
-    first = _number(round_, step)
-    for number in sorted(self._manager.all_steps(), reverse=True):
-      if number >= first:
-        self._manager.delete(number)
+    first = number(round_, step)
+    for n in sorted(self._manager.all_steps(), reverse=True):
+      if n >= first:
+        self._manager.delete(n)
 
   def save(
     self, round_: int, step: int, train: Any, loop: Mapping[str, Any]
@@ -106,7 +107,7 @@ class Checkpoints:
     args = ocp.args.Composite(
       train=ocp.args.StandardSave(train), loop=ocp.args.JsonSave(loop)
     )
-    self._saving = _number(round_, step)
+    self._saving = number(round_, step)
     with self._writing():
       saved = self._manager.save(self._saving, args=args)
     if not saved:
@@ -140,7 +141,7 @@ class Checkpoints:
     self.wait()
     self._check(round_, step)
     try:
-      out = self._manager.restore(_number(round_, step), args=args)
+      out = self._manager.restore(number(round_, step), args=args)
     except Exception as error:  # Damage surfaces as nearly any type here.
       why = (str(error).splitlines() or [""])[0][:200]
       raise self._damaged(
@@ -171,14 +172,12 @@ class Checkpoints:
   def _seal(self) -> None:
     """Adds digests to the save in progress; orbax calls it before the commit.
 
-    The directory has its temporary name then, except on object stores. What
-    orbax still writes (its marks and a time stamp) doesn't matter here.
+    The directory has its temporary name then. What orbax still writes (its
+    marks and a time stamp) doesn't matter here.
     """
-    number = str(self._saving)
     for path in self._directory.iterdir():
-      if path.name.split(".")[0] == number and path.is_dir():
+      if path.name.split(".")[0] == str(self._saving) and path.is_dir():
         names = [n for n in sorted(_file_names(path)) if "/" in n]
-        names = [n for n in names if not n.endswith("commit_success.txt")]
         files.write_json(path / _SEAL, {"files": files.digests(path, names)})
 
   def _check(self, round_: int, step: int) -> None:
@@ -219,11 +218,20 @@ class Checkpoints:
     )
 
 
-class _Keep:
-  """Orbax's preservation policy: the newest `keep`, and each round's last.
+AnyCheckpoints = Checkpoints | CheckpointObjects
 
-  The last of a round is what `load_run` needs to give that round's model.
-  """
+
+def open_checkpoints(
+  directory: str | os.PathLike, *, keep: int = 3, read_only: bool = False
+) -> AnyCheckpoints:
+  """The checkpoints of a workdir, on a disk or in a bucket."""
+  if files.is_remote(directory):
+    return CheckpointObjects(directory, keep=keep)
+  return Checkpoints(directory, keep=keep, read_only=read_only)
+
+
+class _Keep:
+  """Orbax's preservation policy: what `kept` says."""
 
   def __init__(self, keep: int):
     self._keep = keep
@@ -232,11 +240,7 @@ class _Keep:
     self, checkpoints: Sequence[Any], *, context: Any
   ) -> Sequence[bool]:
     del context
-    rounds = [info.step // STRIDE for info in checkpoints]
-    return [
-      i >= len(rounds) - self._keep or rounds[i] != rounds[i + 1]
-      for i in range(len(rounds))
-    ]
+    return kept([info.step for info in checkpoints], self._keep)
 
 
 def _file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
@@ -246,9 +250,3 @@ def _file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
       yield from _file_names(path, f"{prefix}{path.name}/")
     else:
       yield prefix + path.name
-
-
-def _number(round_: int, step: int) -> int:
-  if round_ < 0 or not 0 <= step < STRIDE:
-    raise ValueError(f"round {round_}, step {step} out of range")
-  return round_ * STRIDE + step

@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import fsspec
+import fsspec.config
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +23,11 @@ from etils import epath
 from cpeal_jax.errors import InputError
 
 SCHEMA_VERSION = 1
+# What reads an address of this kind, and the extra that installs it.
+BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+
+# What to ask before a write below a bucket's folder: see `lease`.
+guards: dict[str, Callable[[], None]] = {}
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
@@ -29,14 +36,18 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
   Raises:
     InputError: nothing can be written there (full disk, read-only workdir).
   """
-  data = data.encode() if isinstance(data, str) else data
   content = data.encode() if isinstance(data, str) else data
   target = epath.Path(path)
   with writing(target):
-    target.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(target):
-      target.write_bytes(content)  # An object appears whole or not at all.
+      for folder, check in guards.items():
+        if os.fspath(target).startswith(f"{folder}/"):
+          check()
+      # The whole object at once: it appears when its upload is complete. A
+      # file that is open would be closed, so completed, by an error as well.
+      client(target).pipe_file(os.fspath(target), content)
       return
+    target.parent.mkdir(parents=True, exist_ok=True)
     # One writer holds the lock, so a fixed name cannot clash and what a kill
     # leaves behind is overwritten by the next attempt.
     aside = target.parent / f".{target.name}.tmp"
@@ -72,6 +83,43 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def is_remote(path: str | os.PathLike) -> bool:
   """True on an object store (gs://, s3://): no rename, no locks."""
   return "://" in os.fspath(path)
+
+
+def client(path: str | os.PathLike) -> Any:
+  """The fsspec client of a bucket's address."""
+  return fsspec.filesystem(os.fspath(path).partition("://")[0])
+
+
+def reach(path: str | os.PathLike) -> None:
+  """Gets ready for a bucket and asks it once; does nothing for a local path.
+
+  Raises:
+    InputError: another kind of address, its client is not installed, or no
+      answer.
+  """
+  if not is_remote(path):
+    return
+  scheme = os.fspath(path).partition("://")[0]
+  if scheme not in BUCKETS:
+    raise InputError(f"{path}; give a local directory, gs:// or s3://.")
+  # Epath would rather use TensorFlow, where installed, which has no s3://.
+  os.environ["EPATH_USE_TF"] = "false"
+  # Others write there too: what was listed once must not be taken for granted.
+  for name in ("gcs", "gs", "s3"):
+    fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+  try:
+    epath.Path(path).exists()
+  except ImportError as error:
+    package, extra = BUCKETS[scheme]
+    raise InputError(
+      f"{path} needs {package}: pip install 'cpeal_jax[{extra}]'"
+    ) from error
+  except Exception as error:  # Each client has its own types.
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    raise InputError(
+      f"{path} cannot be reached ({why[:200]}). Check the address, the "
+      "credentials and the network."
+    ) from error
 
 
 def damaged(path: str | os.PathLike, why: str) -> InputError:

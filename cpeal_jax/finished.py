@@ -66,6 +66,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
     InputError: no workdir, no such round, or files the run names that are not
       those it was trained with.
   """
+  files.reach(directory)
   directory = epath.Path(directory)
   if not (directory / "config.json").exists():
     raise InputError(f"{directory} is no workdir: it has no config.json.")
@@ -100,7 +101,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   init = jax.jit(training.make_init(classifier, recipe))
   fresh = init(params, keys.key(0, 0, "adapter"))
   state = training.init_state(fresh, recipe)
-  with checkpoint.Checkpoints(
+  with checkpoint.open_checkpoints(
     directory / "checkpoints", read_only=True
   ) as checkpoints:
     at = checkpoints.at(number)

@@ -11,11 +11,10 @@ import threading
 import traceback
 
 from absl import flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import describe, distributed, settings, trajectory
+from cpeal_jax import describe, distributed, files, settings, trajectory
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.progress import say
 from cpeal_jax.training import TrainingError
@@ -107,7 +106,7 @@ def run(argv: list[str]) -> int:
   workdir = flags.FLAGS.workdir or (
     f"runs/{config.name}/{config.variant}/seed{config.seed}"
   )
-  _refuse_unknown_store(workdir)
+  files.reach(workdir)
   if flags.FLAGS.dry_run:
     describe.dry_run(config, workdir)
     return FINISHED
@@ -131,14 +130,6 @@ def run(argv: list[str]) -> int:
     return PREEMPTED
   distributed.stop()
   return FINISHED
-
-
-def _refuse_unknown_store(workdir: str) -> None:
-  """InputError for a bucket whose client is not installed."""
-  try:
-    epath.Path(workdir).exists()
-  except ImportError as error:
-    raise InputError(f"--workdir={workdir}: {error}.") from error
 
 
 def main(argv: list[str]) -> int:

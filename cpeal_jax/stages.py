@@ -50,7 +50,7 @@ class Run:
   experiment: build.Experiment
   config: config_lib.Config
   workdir: epath.Path
-  checkpoints: checkpoint.Checkpoints
+  checkpoints: checkpoint.AnyCheckpoints
   oracle: oracle.SimulatedOracle
   stop: Callable[[], bool]
 

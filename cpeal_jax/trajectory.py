@@ -18,6 +18,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import workdir as files
 from cpeal_jax.build import Experiment, build, make_plan
 from cpeal_jax.distributed import agree, first, first_holds, together
+from cpeal_jax.files import reach
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.progress import say
 from cpeal_jax.sources import prepare_dataset
@@ -53,6 +54,7 @@ def run(
     TrainingError: the loss is not finite.
     Preempted: `stop` said so; the workdir can be resumed.
   """
+  reach(workdir)
   # Before the workdir is touched: bad images must not leave half a run.
   if experiment is None:
     first(prepare_dataset, config)  # The others find it done.
@@ -73,7 +75,7 @@ def run(
     )
     for line in changed:
       say(f"note: {line}")
-    with checkpoint.Checkpoints(
+    with checkpoint.open_checkpoints(
       workdir / "checkpoints", keep=config.checkpoint.keep
     ) as checkpoints:
       pool = plan.dataset.train

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from etils import epath
 
+from cpeal_jax import lease
 from cpeal_jax.errors import InputError
 from cpeal_jax.files import (
   is_remote,
@@ -44,14 +45,17 @@ LOCK = "lock"
 def lock(workdir: str | os.PathLike) -> Iterator[None]:
   """Holds the workdir for this process; it ends with the process, even killed.
 
+  In a bucket it may last up to `lease.SILENCE` seconds longer.
+
   Raises:
     InputError: another process holds it, or it is no workdir.
   """
   root = epath.Path(workdir)
-  if is_remote(root):
-    yield
-    return
   refuse_foreign(root)
+  if is_remote(root):
+    with lease.hold(root / LOCK):
+      yield
+    return
   with writing(root / LOCK):
     root.mkdir(parents=True, exist_ok=True)
     file = open(root / LOCK, "a+")  # noqa: SIM115

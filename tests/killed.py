@@ -3,6 +3,7 @@
 Each moment lies in round 1, so that a finished round is behind it.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -27,27 +28,33 @@ def scoring_(round_of):
 
 def training(round_of):
   """After some steps of the round, two checkpoints old."""
-  save, count = checkpoint.Checkpoints.save, []
+  count = []
 
-  def killed(self, round_, step, train, loop):
+  def before(save, self, round_, step, train, loop):
     count.append(round_)
     if count.count(1) == 3:
       die()
     save(self, round_, step, train, loop)
 
-  checkpoint.Checkpoints.save = killed
+  around_save(before)
 
 
 def saving(round_of):
-  """While orbax writes in the background."""
-  save = checkpoint.Checkpoints.save
+  """While orbax writes in the background; in a bucket right after."""
 
-  def killed(self, round_, step, train, loop):
+  def after(save, self, round_, step, train, loop):
     save(self, round_, step, train, loop)
     if round_ == 1:
       die()
 
-  checkpoint.Checkpoints.save = killed
+  around_save(after)
+
+
+def around_save(call):
+  for kind in (checkpoint.Checkpoints, checkpoint.CheckpointObjects):
+    kind.save = functools.partialmethod(
+      lambda self, save, *args: call(save, self, *args), kind.save
+    )
 
 
 def recording(round_of):

@@ -74,7 +74,7 @@ def test_quickstart_offline_with_empty_caches(tmp_path):
       "data.prepare eurosat",
     ),
     (("--config=configs/quickstart.py", "extra"), "extra"),
-    (("--config=configs/quickstart.py", "--workdir=s3://b/run"), "s3fs"),
+    (("--config=configs/quickstart.py", "--workdir=az://b/run"), "or s3://"),
   ],
   ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

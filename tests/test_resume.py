@@ -18,7 +18,7 @@ ROUNDS = 3
 def launch(tmp_path_factory):
   """Runs the shortened quickstart; one device, shared caches."""
   cache = tmp_path_factory.mktemp("cache")
-  environment = os.environ | {
+  environment = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
     "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
@@ -42,7 +42,7 @@ def launch(tmp_path_factory):
     return subprocess.run(
       command,
       cwd=HERE.parent,
-      env=environment,
+      env=os.environ | environment,
       capture_output=True,
       text=True,
       timeout=300,
@@ -90,6 +90,23 @@ def test_sigkill_and_resume(launch, straight, tmp_path, moment):
   assert len(selections(straight)) == ROUNDS
   assert selections(workdir) == selections(straight)
   assert metrics(workdir) == metrics(straight)
+
+
+def test_sigkill_and_resume_in_a_bucket(launch, straight, store, tmp_path):
+  workdir = "s3://bucket/resume/run"
+  often = "--config.checkpoint.every_seconds=0"
+  killed = launch(workdir, often, moment="training")
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  names = {name.split("/run/")[1] for name in store.find(workdir)}
+  # The step it was killed before has none; the lock is still there.
+  assert {"lock", "rounds/000/DONE", "checkpoints/1000002.msgpack"} <= names
+  assert not {"rounds/001/DONE", "checkpoints/1000003.msgpack"} & names
+  again = launch(workdir, often)
+  assert again.returncode == 0, again.stderr
+  assert not store.exists(f"{workdir}/lock")
+  store.get(workdir, str(tmp_path), recursive=True)
+  assert selections(tmp_path / "run") == selections(straight)
+  assert metrics(tmp_path / "run") == metrics(straight)
 
 
 def test_a_finished_workdir_prints_its_table_and_may_grow(launch, straight):

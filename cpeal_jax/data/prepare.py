@@ -78,9 +78,14 @@ def ensure(name: str, data_dir: str = "", *, allowed: bool = True) -> Path:
   say(f"  prepare {name}, once: {command}")
   own = [sys.executable, "-m", "cpeal_jax.data.prepare", name]
   own += [f"--data_dir={data_dir}"] if data_dir else []
+  # There TFDS asks its own bucket, through TensorFlow; a run whose workdir is
+  # in a bucket has told epath not to.
+  environment = {k: v for k, v in os.environ.items() if k != "EPATH_USE_TF"}
   # Its progress bars go to the terminal; the reason of a failure is the last
   # line of its output.
-  done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=False)
+  done = subprocess.run(
+    own, stdout=subprocess.PIPE, text=True, check=False, env=environment
+  )
   if done.returncode or not is_prepared(folder):
     reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
     raise InputError(f"{name} could not be prepared ({reason}): {advice}")
