@@ -7,7 +7,8 @@
 #   --devices=K     K virtual CPU devices a process (through XLA_FLAGS)
 #   --logs=DIR      logs go to DIR/process-I.log; without it to WORKDIR.logs,
 #                   beside the workdir, since main refuses a directory that
-#                   holds anything else than a run
+#                   holds anything else than a run; to runs/local-PID.logs
+#                   where that is a bucket or not given
 #   --port=PORT     the coordinator's port on 127.0.0.1; without it a free one
 #   --grace=SECONDS how long processes may take to end before they are killed
 #                   (30)
@@ -66,6 +67,7 @@ for flag in "$@"; do
   case $flag in
     --coordinator* | --process=* | --processes=* | --distributed*)
       die "$flag is set by local.sh: leave it out." ;;
+    --workdir=*://*) ;;  # A bucket: nothing on this machine is beside it.
     --workdir=*) logs=${logs:-${flag#*=}.logs} ;;
   esac
 done

@@ -226,8 +226,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
   for name in ("jobs", "attempts"):
     if getattr(options, name) < 1:
       raise InputError(f"--{name}={getattr(options, name)}; give 1 or more.")
-  seen = files.is_remote(options.out) or options.out.is_absolute()
-  if options.where == "tpu" and not seen:
+  bucket = files.is_remote(options.out)
+  if bucket and options.where != "tpu":
+    raise InputError(
+      f"--out={options.out} with --where={options.where}; give a directory, "
+      "for logs and lists of runs. A bucket goes with --where=tpu."
+    )
+  files.reach(options.out)
+  if options.where == "tpu" and not (bucket or options.out.is_absolute()):
     raise InputError(
       f"--out={options.out} with --where=tpu; give a bucket, or an absolute "
       "path that every host sees."
@@ -250,9 +256,6 @@ def main(argv: list[str]) -> int:
       words = command(run, number % options.jobs, options.jobs)
       print(mark + shlex.join(words))
     return 0
-  except ImportError as error:  # Of what reads a bucket.
-    sys.stderr.write(f"error: --out cannot be read: {error}.\n")
-    return 2
   except InputError as error:
     sys.stderr.write(f"error: {error}\n")
     return 2

@@ -290,6 +290,11 @@ def test_local_dry_run_prints_the_commands_and_touches_nothing(tmp_path):
   assert tree(tmp_path) == []
 
 
+def test_local_logs_beside_no_bucket(tmp_path):
+  done = local("--dry_run", "1", "--", "--workdir=s3://b/run", cwd=tmp_path)
+  assert re.search(r"> runs/local-\d+\.logs/process-0\.log", done.stdout)
+
+
 def test_local_runs_all_and_shows_process_0(tmp_path):
   stub(tmp_path, PROCESS)
   done = local("3", "--", "--workdir=run", cwd=tmp_path)
@@ -730,6 +735,7 @@ def test_sweep_prints_a_slice_a_run(tmp_path, monkeypatch, capsys):
     (["--methods=entrpy"], "unknown method 'entrpy'; choose from: alfa_mix,"),
     (["--jobs=0"], "--jobs=0; give 1 or more."),
     (["--where=tpu"], "--out=runs with --where=tpu; give a bucket"),
+    (["--out=s3://b"], "--out=s3://b with --where=local; give a directory"),
     (["--seeds=1,1"], "runs/quickstart/cpeal_lora/seed1 is the workdir of two"),
     (["--", "--workdir=x"], "--workdir is set by the sweep: leave it out."),
     (["--", "--config.rods=1"], "--config="),
