@@ -28,6 +28,9 @@ import numpy as np
 from selection import make_pool
 
 from cpeal_jax import acquisition, neighbors, sharding
+from cpeal_jax.acquisition.badge import badge
+from cpeal_jax.acquisition.coreset import k_center
+from cpeal_jax.acquisition.kmeans import kmeans
 
 NEIGHBORS, LLOYD = 10, 20
 
@@ -152,34 +155,72 @@ def _seconds(name: str, pool: acquisition.PoolView) -> float:
   return time.perf_counter() - start
 
 
-def memory(sizes: tuple[int, int] = (65536, 131072), d: int = 512) -> None:
-  """What one device's compiled neighbour search needs more for more rows."""
-  print(
-    "| devices | bytes a row, arguments | temporaries | of one device's "
-    "|\n|---|---|---|---|"
-  )
-  first = 0.0
+def programs(mesh: jax.sharding.Mesh, n: int, c: int, d: int, k: int) -> dict:
+  """Lowered: the neighbour search and what selects, on split rows."""
+
+  def row(*shape: int, dtype: Any = np.float32) -> Any:
+    split = sharding.split_rows(mesh)
+    return jax.ShapeDtypeStruct((n, *shape), dtype, sharding=split)
+
+  def lower(call: Any, whole: dict, rows: dict, **options: Any) -> Any:
+    run = call.program(mesh, tuple(sorted(options.items())))
+    return run.lower(np.int32(1), whole, rows)
+
+  search = jax.jit(neighbors._search(mesh, NEIGHBORS, 1024, "shard_map"))
+  key, mask = jax.random.key(0), row(dtype=np.bool_)
+  return {
+    "neighbors": search.lower(np.int32(n), row(d), mask),
+    "coreset": lower(
+      k_center, {}, {"features": row(d), "anchors": mask, "free": mask}, n=k
+    ),
+    "k-means": lower(
+      kmeans,
+      {"key": key, "count": np.int32(k)},
+      {"points": row(d), "weights": row()},
+      size=k,
+      restarts=1,
+      iterations=100,
+      tolerance=1e-4,
+    ),
+    "badge": lower(
+      badge.compiled(k, n, ()),
+      {"key": key, "whole": {"class_embeddings": None, "logit_scale": None}},
+      {
+        "rows": {
+          "logits": row(c),
+          "features": row(d),
+          "labeled": mask,
+          "labels": row(dtype=np.int32),
+        }
+      },
+    ),
+  }
+
+
+def memory(
+  sizes: tuple[int, int] = (65536, 131072), c: int = 100, d: int = 512
+) -> None:
+  """What one device's compiled programs need more for more rows."""
+  print("| program | devices | bytes a row, arguments | temporaries | share |")
+  print("|---" * 5 + "|")
+  first: dict[str, float] = {}
   for p in (1, 2, 4, 8):
     mesh = sharding.make_mesh(p)
-    run = jax.jit(neighbors._search(mesh, NEIGHBORS, 1024, "shard_map"))
-    needs = []
-    rows = sharding.split_rows(mesh)
+    needs: dict[str, list] = {}
     for n in sizes:
-      used: Any = (
-        run.lower(
-          jax.ShapeDtypeStruct((), np.int32),
-          jax.ShapeDtypeStruct((n, d), np.float32, sharding=rows),
-          jax.ShapeDtypeStruct((n,), np.bool_, sharding=rows),
-        )
-        .compile()
-        .memory_analysis()
+      for name, lowered in programs(mesh, n, c, d, 100).items():
+        used: Any = lowered.compile().memory_analysis()
+        both = (used.argument_size_in_bytes, used.temp_size_in_bytes)
+        needs.setdefault(name, []).append(both)
+    for name, (few, many) in needs.items():
+      grown = np.subtract(many, few) / (sizes[1] - sizes[0])
+      whole = first.setdefault(name, grown.sum())
+      cells = (
+        f"{grown[0]:.1f}",
+        f"{grown[1]:.1f}",
+        f"{grown.sum() / whole:.3f}",
       )
-      needs.append((used.argument_size_in_bytes, used.temp_size_in_bytes))
-    grown = np.subtract(needs[1], needs[0]) / (sizes[1] - sizes[0])
-    first = first or grown.sum()
-    print(
-      f"| {p} | {grown[0]:.1f} | {grown[1]:.1f} | {grown.sum() / first:.3f} |"
-    )
+      print(f"| {name} | {p} | " + " | ".join(cells) + " |", flush=True)
 
 
 def plan(c: int = 1000, d: int = 512) -> None:

@@ -5,9 +5,10 @@ does row by row needs nothing special, and what concerns all rows is asked of
 the functions here, which exchange numbers, picks and single rows, never the
 shares. So no device and no host ever holds the whole pool.
 
-1, 2, 4 and 8 devices give the same bits on CPU: whatever rounds is computed for
-one block of rows at a time, an eighth of them (`each`, `total`), and sums over
-blocks have one order. On other numbers of devices a block is a device's share.
+1, 2, 4 and 8 devices give the same bits on CPU: whatever rounds is computed in
+steps of one shape (`each`, `total`), which divide a block, an eighth of the
+rows; sums over steps and blocks have one order. On other numbers of devices a
+block is a device's share.
 """
 
 import functools
@@ -32,6 +33,8 @@ AXIS = sharding.AXIS
 WHOLE, ROWS = sharding.WHOLE, sharding.ROWS
 BLOCKS = 8
 AT_ONCE = 256
+# Rows of one step, where a block has such a divisor: see `padded`.
+LEAST, MOST = 128, 1024
 # While a per-device function is traced: how many blocks a device has, which XLA
 # may not know. A loop known to run once would be inlined and fused otherwise.
 _blocks: ContextVar[Array | None] = ContextVar("blocks", default=None)
@@ -42,9 +45,13 @@ def blocks(devices: int) -> int:
   return BLOCKS if BLOCKS % devices == 0 else devices
 
 
-def padded(count: int, devices: int, unit: int = 1) -> int:
-  """The least number of rows from `count` whose blocks are whole `unit`s."""
-  step = blocks(devices) * unit
+def padded(count: int, devices: int, unit: int = 0) -> int:
+  """The least number of rows from `count` whose blocks are whole `unit`s.
+
+  By default of a few rows, or of `LEAST` where that adds little.
+  """
+  small = count < 8 * LEAST * blocks(devices)
+  step = blocks(devices) * (unit or (1 if small else LEAST))
   return -(-count // step) * step
 
 
@@ -135,7 +142,7 @@ def per_device(
       split = {name: given.pop(name) for name in rows}
       options = tuple((name, given.pop(name)) for name in sorted(static))
       mesh, count = mesh_of(split), max(map(len, jax.tree.leaves(split)))
-      to = padded(count, mesh.devices.size)
+      to = whole_blocks(split, mesh)
       answer = compiled(mesh, options)(
         np.int32(blocks(mesh.devices.size) // mesh.devices.size),
         sharding.replicate(dict(given), mesh),
@@ -148,9 +155,23 @@ def per_device(
         return answer
       return jax.tree.map(lambda at, x: _cut(x, count, at), out, answer)
 
+    # For who wants to lower it: (mesh, sorted static arguments) -> jitted.
+    vars(call)["program"] = compiled
     return call
 
   return wrap
+
+
+def whole_blocks(tree: Any, mesh: Mesh) -> int:
+  """How many rows what is on the mesh has, and what is placed beside it gets."""
+  lengths = list(map(len, jax.tree.leaves(tree)))
+  step = blocks(mesh.devices.size)
+  there = [n for n in lengths if n % step == 0 and _any_on(tree, mesh, n)]
+  return max(there, default=padded(max(lengths), mesh.devices.size))
+
+
+def _any_on(tree: Any, mesh: Mesh, rows: int) -> bool:
+  return any(is_on(x, mesh, rows) for x in jax.tree.leaves(tree))
 
 
 def is_on(x: Any, mesh: Mesh, rows: int) -> bool:
@@ -194,45 +215,52 @@ def _local() -> int:
   return blocks(devices) // devices
 
 
-def _block_loop(
-  f: Callable, rows: tuple, put: Callable, start: Callable
-) -> Any:
-  """`f` on each block's rows; `put` files its answer in the `start` made."""
-  size = jax.tree.leaves(rows)[0].shape[0] // _local()
+def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
+  """`f` on `tile` rows at a time; `put` files each answer in `start`'s."""
+  tiles = jax.tree.leaves(rows)[0].shape[0] // _local() // tile
 
-  def of_block(b: Array) -> Any:
+  def of_tile(i: Array) -> Any:
     return f(
       *jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, b * size, size), rows
+        lambda x: jax.lax.dynamic_slice_in_dim(x, i * tile, tile), rows
       )
     )
 
-  shapes = jax.eval_shape(of_block, jnp.int32(0))
+  shapes = jax.eval_shape(of_tile, jnp.int32(0))
   empty = jax.tree.map(lambda x: jnp.zeros(start(x.shape), x.dtype), shapes)
   return jax.lax.fori_loop(
     0,
-    cast("Array", _blocks.get()),
-    lambda b, out: jax.tree.map(partial(put, b), out, of_block(b)),
+    cast("Array", _blocks.get()) * tiles,
+    lambda i, out: jax.tree.map(partial(put, i), out, of_tile(i)),
     empty,
   )
 
 
-def each(f: Callable, *rows: Any) -> Any:
-  """`f` on the rows of one block after the other, its answers joined."""
+def _tile(rows: tuple) -> int:
+  """Rows of one step: a divisor of a block, so that all steps are alike."""
+  size = jax.tree.leaves(rows)[0].shape[0] // _local()
+  some = [n for n in range(LEAST, min(MOST, size) + 1) if size % n == 0]
+  return max(some, default=size)
 
-  def put(b: Array, out: Array, new: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(out, new, b * len(new), 0)
 
-  local = _local()
-  return _block_loop(f, rows, put, lambda s: (local * s[0], *s[1:]))
+def each(f: Callable, *rows: Any, tile: int = 0) -> Any:
+  """A row-wise `f` on some rows after the others, its answers joined."""
+  tile = tile or _tile(rows)
+  share = jax.tree.leaves(rows)[0].shape[0]
+
+  def put(i: Array, out: Array, new: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(out, new, i * tile, 0)
+
+  return _loop(f, rows, put, lambda s: (share, *s[1:]), tile)
 
 
 def total(f: Callable, *rows: Any) -> Any:
-  """The sum of f(a block's rows) over the blocks of all devices."""
-  local = _local()
+  """The sum of f(some rows) over all rows of all devices."""
+  local, tile = _local(), _tile(rows)
+  size = jax.tree.leaves(rows)[0].shape[0] // local
 
-  def put(b: Array, out: Array, new: Array) -> Array:
-    return out.at[b].set(new)
+  def put(i: Array, out: Array, new: Array) -> Array:
+    return out.at[i * tile // size].add(new)
 
   def add(x: Array) -> Array:
     if local * jax.lax.axis_size(AXIS) == BLOCKS:
@@ -240,7 +268,8 @@ def total(f: Callable, *rows: Any) -> Any:
     # Every block at once would be a copy of the answer for every device.
     return jax.lax.psum(jnp.sum(x, axis=0), AXIS)
 
-  return jax.tree.map(add, _block_loop(f, rows, put, lambda s: (local, *s)))
+  sums = _loop(f, rows, put, lambda s: (local, *s), tile)
+  return jax.tree.map(add, sums)
 
 
 def count(where: Bool[Rows, " N"]) -> Int[Array, ""]:
@@ -337,7 +366,7 @@ def draw(
   Without any chance, the last row of `where`.
   """
   size = len(chances) // _local()
-  edges = each(jnp.cumsum, chances).reshape(-1, size)
+  edges = each(jnp.cumsum, chances, tile=size).reshape(-1, size)
   masses = gather(edges[:, -1])
   bounds = jnp.cumsum(masses)
   at_ = jax.random.uniform(key, (n,)) * bounds[-1]

@@ -1,6 +1,6 @@
 """Weighted k-means: what CEC, CLUE, TypiClust, CB and ALFA-Mix cluster with.
 
-Rows go in tiles and centres in blocks, so no [N, K] array exists. The number
+Rows go in steps and centres in blocks, so no [N, K] array exists. The number
 of centres may grow from call to call inside one compiled size.
 """
 
@@ -16,7 +16,7 @@ from cpeal_jax import spmd
 from cpeal_jax.spmd import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
-TILE, BLOCK = 1024, 64
+BLOCK = 64
 
 
 class Clusters(NamedTuple):
@@ -100,9 +100,7 @@ def kmeans(
     seeds = _seeds(own, points, weights, mean, norms, count, size)
     start = seeds, jnp.full((), jnp.inf, points.dtype), 0
     centers, _, _ = jax.lax.while_loop(unfinished, iterate, start)
-    which, far = spmd.each(
-      lambda x: _by_tiles(lambda t: _nearest(t, centers, count), x), points
-    )
+    which, far = spmd.each(lambda x: _nearest(x, centers, count), points)
     inertia = spmd.total(lambda w, d: jnp.sum(w * d), weights, far)
     return centers, which, far, inertia
 
@@ -126,15 +124,11 @@ def _seeds(key, points, weights, mean, norms, count, size):
   def closer(x, norms, nearest, others):
     """Squared distance to the nearest seed, were each of `others` one."""
     lengths = jnp.sum(jnp.square(others), axis=1)
-
-    def of_tile(x, norms, nearest):
-      dots = jnp.matmul(x - mean[None], others.T, precision=HIGHEST)
-      both = norms[:, None] + lengths[None]
-      apart = both - 2 * dots
-      apart = jnp.where(apart > same * both, apart, 0)
-      return jnp.minimum(nearest[:, None], apart)
-
-    return _by_tiles(of_tile, x, norms, nearest)
+    dots = jnp.matmul(x - mean[None], others.T, precision=HIGHEST)
+    both = norms[:, None] + lengths[None]
+    apart = both - 2 * dots
+    apart = jnp.where(apart > same * both, apart, 0)
+    return jnp.minimum(nearest[:, None], apart)
 
   def add(i, state):
     centers, nearest = state
@@ -165,28 +159,6 @@ def _seeds(key, points, weights, mean, norms, count, size):
   return jax.lax.fori_loop(1, count, add, (centers, nearest))[0]
 
 
-def _by_tiles(f, *rows):
-  """A row-wise function on TILE rows at a time."""
-  count = len(rows[0])
-  tile = min(TILE, count)
-
-  def visit(i, out):
-    # The last tile is moved back to fit; doing a row twice is harmless.
-    start = jnp.minimum(i * tile, count - tile)
-    part = [jax.lax.dynamic_slice_in_dim(x, start, tile) for x in rows]
-    return jax.tree.map(
-      lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0),
-      out,
-      f(*part),
-    )
-
-  shapes = jax.eval_shape(f, *(x[:tile] for x in rows))
-  empty = jax.tree.map(
-    lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), shapes
-  )
-  return jax.lax.fori_loop(0, -(-count // tile), visit, empty)
-
-
 def _nearest(x, centers, count):
   """The nearest live centre of a tile's rows, and the squared distance."""
   size = centers.shape[0]
@@ -212,7 +184,7 @@ def _nearest(x, centers, count):
 
 
 def _sums(x, weights, centers, count):
-  """Weighted sums and masses of the clusters among a block's rows.
+  """Weighted sums and masses of the clusters among a tile's rows.
 
   By products with one-hot rows: a scatter's order of additions, and so its
   last bits, are not fixed on every device.
@@ -220,38 +192,26 @@ def _sums(x, weights, centers, count):
   size = centers.shape[0]
   block = min(BLOCK, size)
   padded = -(-size // block) * block
-  tile = min(TILE, len(x))
+  which, _ = _nearest(x, centers, count)
 
-  def of_tile(i, state):
-    # The last tile is moved back to fit, and its rows count once.
-    start = jnp.minimum(i * tile, len(x) - tile)
-    some = jax.lax.dynamic_slice_in_dim(x, start, tile)
-    w = jax.lax.dynamic_slice_in_dim(weights, start, tile)
-    w = jnp.where(start + jnp.arange(tile) >= i * tile, w, 0)
-    which, _ = _nearest(some, centers, count)
-
-    def visit(b, state):
-      sums, masses = state
-      own = which[:, None] == b * block + jnp.arange(block)[None]
-      share = jnp.where(own, w[:, None], 0)
-      add = jnp.matmul(share.T, some, precision=HIGHEST)
-      at = b * block
-      old = jax.lax.dynamic_slice_in_dim(sums, at, block)
-      before = jax.lax.dynamic_slice_in_dim(masses, at, block)
-      return (
-        jax.lax.dynamic_update_slice_in_dim(sums, old + add, at, 0),
-        jax.lax.dynamic_update_slice_in_dim(
-          masses, before + jnp.sum(share, axis=0), at, 0
-        ),
-      )
-
-    return jax.lax.fori_loop(0, -(-count // block), visit, state)
+  def visit(b, state):
+    own = which[:, None] == b * block + jnp.arange(block)[None]
+    share = jnp.where(own, weights[:, None], 0)
+    sums = jnp.matmul(share.T, x, precision=HIGHEST)
+    new = sums, jnp.sum(share, axis=0)
+    return jax.tree.map(
+      lambda out, part: jax.lax.dynamic_update_slice_in_dim(
+        out, part, b * block, 0
+      ),
+      state,
+      new,
+    )
 
   zeros = (
     jnp.zeros((padded, centers.shape[1]), centers.dtype),
     jnp.zeros(padded, centers.dtype),
   )
-  sums, masses = jax.lax.fori_loop(0, -(-len(x) // tile), of_tile, zeros)
+  sums, masses = jax.lax.fori_loop(0, -(-count // block), visit, zeros)
   return sums[:size], masses[:size]
 
 

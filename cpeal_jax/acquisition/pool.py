@@ -79,7 +79,7 @@ def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
   """
   mesh = spmd.mesh_of(pool.features) if mesh is None else mesh
   rows = pool.rows()
-  to = spmd.padded(len(pool.labeled), mesh.devices.size)
+  to = spmd.whole_blocks(rows, mesh)
   spread = {
     name: spmd.place(x, mesh, to=to, fill=PADDING.get(name, 0))
     for name, x in rows.items()

@@ -51,6 +51,7 @@ def selector(body: Selector) -> Selector:
     (indices, parts), columns = run(key, whole, there.rows())
     return as_given(Picks(indices, parts, columns), pool)
 
+  vars(select)["compiled"] = compiled
   return select
 
 
