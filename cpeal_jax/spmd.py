@@ -163,7 +163,7 @@ def per_device(
 
 
 def whole_blocks(tree: Any, mesh: Mesh) -> int:
-  """How many rows what is on the mesh has, and what is placed beside it gets."""
+  """How many rows are on the mesh already, or would be when placed."""
   lengths = list(map(len, jax.tree.leaves(tree)))
   step = blocks(mesh.devices.size)
   there = [n for n in lengths if n % step == 0 and _any_on(tree, mesh, n)]

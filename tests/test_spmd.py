@@ -105,7 +105,6 @@ def test_draws_follow_the_chances(devices):
   assert got.tolist() == [39, 39, 39]
 
 
-@pytest.mark.parametrize("count", [1, 7, 64, 9000])
 def test_what_is_placed_stays_where_it_is():
   """Also where the blocks are of another unit than the default's."""
   mesh, x = sharding.make_mesh(2), np.ones((9000, 2), np.float32)
@@ -120,6 +119,7 @@ def test_what_is_placed_stays_where_it_is():
   np.testing.assert_array_equal(got[:9000], 3)
 
 
+@pytest.mark.parametrize("count", [1, 7, 64, 9000])
 def test_rows_by_number_on_the_host(count):
   x = np.random.default_rng(0).normal(size=(count, 2))
   which = np.random.default_rng(1).integers(0, count, min(count, 700))
