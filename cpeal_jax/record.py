@@ -3,6 +3,8 @@
 A round commits twice: SELECTED after scores.parquet and selection.csv, DONE
 after labels.csv and the round's row in metrics.jsonl. Both markers hold the
 size and sha256 of what they commit; what comes after the last one is redone.
+A marker that got lost costs no round: SELECTED is implied by DONE, and without
+DONE the round is redone from what it selected.
 """
 
 import collections
@@ -46,6 +48,9 @@ def round_dir(workdir: str | os.PathLike, round_: int) -> epath.Path:
 def finished_rounds(workdir: str | os.PathLike) -> int:
   """How many rounds are done, from round 0 on.
 
+  A selected round without DONE is the end, whatever comes after it: to redo it
+  and what follows gives the same again.
+
   Raises:
     InputError: a done round's file was edited, truncated or removed.
   """
@@ -53,6 +58,8 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
   lines = _metric_lines(workdir)
   for count, round_ in enumerate(done):
     folder = round_dir(workdir, round_)
+    if count != round_ and _is_selected(workdir, count):
+      return count
     if count != round_:
       raise InputError(
         f"{workdir} has round {round_} but not round {count} before it. "
@@ -78,6 +85,22 @@ def _done(workdir: str | os.PathLike) -> list[int]:
   )
 
 
+def restore_selected(workdir: str | os.PathLike) -> list[int]:
+  """Writes SELECTED again where DONE still vouches for what it commits.
+
+  Returns:
+    The rounds that lacked it.
+  """
+  rounds = []
+  for round_ in _done(workdir):
+    folder = round_dir(workdir, round_)
+    if not _is_selected(workdir, round_):
+      _verify(folder / "DONE", but="SELECTED")
+      _mark_selected(folder)
+      rounds.append(round_)
+  return rounds
+
+
 def write_selection(
   workdir: str | os.PathLike,
   round_: int,
@@ -99,7 +122,7 @@ def write_selection(
     ValueError: SELECTED exists already, or there is no id or a label.
   """
   folder = round_dir(workdir, round_)
-  if (folder / "SELECTED").exists():
+  if _is_selected(workdir, round_):
     raise ValueError(f"round {round_} is selected already")
   if "id" not in selection or {"label", "labels"} & selection.keys():
     raise ValueError("a selection has ids and no labels")
@@ -112,9 +135,16 @@ def write_selection(
   rows = zip(*(selection[name] for name in names), strict=True)
   files.write_parquet(folder / "scores.parquet", scores)
   files.write_atomic(folder / "selection.csv", files.csv_text(names, rows))
-  files.write_json(
-    folder / "SELECTED", {"files": files.digests(folder, _SELECTED_FILES)}
-  )
+  _mark_selected(folder)
+
+
+def _mark_selected(folder: epath.Path) -> None:
+  digests = files.digests(folder, _SELECTED_FILES)
+  files.write_json(folder / "SELECTED", {"files": digests})
+
+
+def _is_selected(workdir: str | os.PathLike, round_: int) -> bool:
+  return (round_dir(workdir, round_) / "SELECTED").exists()
 
 
 def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
@@ -124,7 +154,7 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
     InputError: its files were edited or truncated since.
   """
   folder = round_dir(workdir, round_)
-  if not (folder / "SELECTED").exists():
+  if not _is_selected(workdir, round_):
     return None
   _verify(folder / "SELECTED")
   return [row["id"] for row in files.read_csv(folder / "selection.csv")]
@@ -281,11 +311,12 @@ def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
   return by_round
 
 
-def _verify(marker: epath.Path) -> dict[str, Any]:
+def _verify(marker: epath.Path, *, but: str = "") -> dict[str, Any]:
   """The marker's content, once the files it commits are found unchanged."""
   content = files.read_json(marker)
   try:
-    change = files.first_change(marker.parent, content["files"])
+    listed = {k: v for k, v in content["files"].items() if k != but}
+    change = files.first_change(marker.parent, listed)
   except (KeyError, AttributeError, TypeError) as error:
     raise files.damaged(marker, "no list of files") from error
   if change:

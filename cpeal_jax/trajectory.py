@@ -86,6 +86,8 @@ def run(
 def rounds(run: Run) -> list[dict]:
   """The loop itself; picks up after the last finished round."""
   say(f"{describe.one_line(run.experiment.plan)}; workdir {run.workdir}")
+  for round_ in first(record.restore_selected, run.workdir):
+    say(f"note: round {round_} had lost its SELECTED; DONE vouches for it")
   done = first(record.finished_rounds, run.workdir)
   zero_shot = run.config.adapter.kind not in config_lib.HEADS
   if zero_shot and not first(record.read_metrics, run.workdir):

@@ -142,12 +142,34 @@ def test_a_damaged_round_is_named(tmp_path, name, damage):
     path.write_bytes(data[:middle] + b"~" + data[middle + 1 :])
   expected = f"{name} was edited or truncated"
   if name == "DONE" and damage == "remove":
+    assert record.finished_rounds(tmp_path) == 0  # It is redone.
+    (tmp_path / "rounds" / "000" / "SELECTED").unlink()
     expected = "has round 1 but not round 0 before it"
   elif name == "DONE" and damage == "edit":
     expected = "was edited or truncated"  # Or a file it no longer fits.
   with pytest.raises(InputError, match=expected) as caught:
     record.finished_rounds(tmp_path)
   assert "\n" not in str(caught.value)
+
+
+def test_a_lost_selected_is_written_again_if_done_vouches_for_it(tmp_path):
+  for round_ in range(3):
+    finish(tmp_path, round_)
+  lost = [tmp_path / "rounds" / name / "SELECTED" for name in ("000", "002")]
+  before = [path.read_bytes() for path in lost]
+  for path in lost:
+    path.unlink()
+  assert record.restore_selected(tmp_path) == [0, 2]
+  assert [path.read_bytes() for path in lost] == before
+  assert record.restore_selected(tmp_path) == []
+  assert record.finished_rounds(tmp_path) == 3
+
+  lost[1].unlink()
+  (lost[1].parent / "scores.parquet").write_bytes(b"")
+  with pytest.raises(InputError, match=r"scores\.parquet was edited or trunc"):
+    record.restore_selected(tmp_path)
+  (lost[1].parent / "DONE").unlink()
+  assert record.restore_selected(tmp_path) == []
 
 
 def test_labels_come_back_in_the_order_bought(tmp_path):
