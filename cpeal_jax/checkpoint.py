@@ -7,6 +7,7 @@ stands in: orbax has no s3://, and commits a directory of many objects on gs://.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,8 @@ class Checkpoints:
       train=ocp.args.StandardRestore(target), loop=ocp.args.JsonRestore()
     )
     self.wait()
-    self._check(round_, step)
+    if why := self.damage(round_, step):
+      raise self._damaged(round_, step, why)
     try:
       out = self._manager.restore(number(round_, step), args=args)
     except Exception as error:  # Damage surfaces as nearly any type here.
@@ -148,6 +150,23 @@ class Checkpoints:
         round_, step, f"{type(error).__name__}: {why}"
       ) from error
     return out["train"], out["loop"]
+
+  def damage(self, round_: int, step: int) -> str | None:
+    """What a checkpoint's digests say is wrong with it, in a line; or None.
+
+    To be asked before orbax trips over it: orbax reads many files at once, and
+    what one damaged file leaves unread fails later, on other threads, each
+    with a traceback on the screen.
+    """
+    path = self.path(round_, step)
+    if not path.exists():
+      return "no such directory"
+    try:
+      content = files.read_json(path / _SEAL)
+      change = files.first_change(path, content["files"])
+    except (InputError, KeyError, AttributeError, TypeError):
+      return _SEAL
+    return f"{change[0]}: {change[1]}" if change else None
 
   def wait(self) -> None:
     """Returns when every started save is on disk.
@@ -180,32 +199,13 @@ class Checkpoints:
         names = [n for n in sorted(_file_names(path)) if "/" in n]
         files.write_json(path / _SEAL, {"files": files.digests(path, names)})
 
-  def _check(self, round_: int, step: int) -> None:
-    """Compares a step with its digests, before orbax trips over it.
-
-    Orbax reads many files at once: what one damaged file leaves unread fails
-    later, on other threads, each with a traceback on the screen.
-    """
-    path = self.path(round_, step)
-    if not path.exists():
-      raise self._damaged(round_, step, "no such directory")
-    try:
-      content = files.read_json(path / _SEAL)
-      change = files.first_change(path, content["files"])
-    except (InputError, KeyError, AttributeError, TypeError) as error:
-      raise self._damaged(round_, step, _SEAL) from error
-    if change:
-      raise self._damaged(round_, step, f"{change[0]}: {change[1]}")
-
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
       yield
     except Exception as error:
-      # Tensorstore has its own type for what the file system refuses.
-      if not isinstance(error, OSError) and "os_error_code" not in str(error):
+      if not (why := _refused(error)):
         raise
-      why = getattr(error, "strerror", None) or str(error).splitlines()[0]
       raise InputError(
         f"cannot write {self._directory}: {why}. Free some space or mend the "
         "permissions; finished rounds are kept."
@@ -241,6 +241,15 @@ class _Keep:
   ) -> Sequence[bool]:
     del context
     return kept([info.step for info in checkpoints], self._keep)
+
+
+def _refused(error: Exception) -> str | None:
+  """What the file system said; None for an error of another kind."""
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  # Tensorstore has a type of its own, and a long story around the code.
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else None
 
 
 def _file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:

@@ -205,7 +205,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
   seed, every = run.config.seed, run.config.checkpoint.every_seconds
   state = fresh_state(run, round_)
   terms: dict[str, float] = {}
-  if at := run.checkpoints.at(round_):
+  if at := newest_checkpoint(run, round_):
     state, loop = run.checkpoints.restore(*at, state)
     terms = loop["terms"]
   chosen = np.flatnonzero(labels >= 0)
@@ -291,6 +291,23 @@ def evaluate(
   return {"round": round_, "labeled": labeled, **row}
 
 
+def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
+  """The newest of a round that can be restored, or None.
+
+  Damaged ones are removed, and what is newer with them: the steps since the
+  one before are trained again, to the same end.
+  """
+  while at := run.checkpoints.at(round_):
+    # Process 0 looks for all, so that they go on from the same step.
+    damage = distributed.first(run.checkpoints.damage, *at)
+    if damage is None:
+      return at
+    path = run.checkpoints.path(*at)
+    say(f"note: {path} was edited or truncated ({damage}): removed")
+    run.checkpoints.rewind(*at)
+  return None
+
+
 def fresh_state(run: Run, round_: int) -> training.TrainState:
   """Where a round's training starts; also the shape of its checkpoints."""
   x = run.experiment
@@ -302,13 +319,13 @@ def fresh_state(run: Run, round_: int) -> training.TrainState:
 def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
   """The adapter that a finished round ended with; None before round 0.
 
-  Where its checkpoint is gone it is trained again, on the same labels to the
-  same end: the pretrained model in its place would select other images.
+  Where its checkpoint is gone or damaged it is trained again, on the same
+  labels to the same end: the pretrained model would select other images.
   """
   if round_ < 0 or round_ + 1 >= run.config.rounds:
     return None
   last = total_steps(run, labels)
-  if (round_, last) in run.checkpoints.all():
+  if newest_checkpoint(run, round_) == (round_, last):
     state, _ = run.checkpoints.restore(round_, last, fresh_state(run, round_))
     return state.adapter
   say(f"note: round {round_} has no checkpoint of its end: trained again")
