@@ -134,7 +134,8 @@ def run(argv: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
   """`run`, with errors a user can cause as one line on stderr."""
-  logging.set_verbosity(logging.ERROR)
+  # Below that, orbax prints a traceback of everything that it then raises.
+  logging.set_verbosity(logging.FATAL)
   try:
     return run(argv)
   except (InputError, TrainingError, distributed.PeerError) as error:

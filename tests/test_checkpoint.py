@@ -236,7 +236,7 @@ def test_a_full_disk_is_an_input_error(tmp_path):
   )
   error, latest = child.stdout.splitlines()
   assert error.startswith(f"InputError cannot write {tmp_path}: ")
-  assert "File too large" in error
+  assert "File too large. Free some space" in error
   assert latest == "(0, 1)"
 
 
