@@ -120,16 +120,19 @@ def run(argv: list[str]) -> int:
   )
   stop = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  code = FINISHED
   try:
     trajectory.run(
       config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop.is_set
     )
   except trajectory.Preempted:
     say("preempted: saved; run the same command again.")
-    distributed.stop()
-    return PREEMPTED
+    code = PREEMPTED
+  # Python takes its handlers away seconds before the process is gone: another
+  # SIGTERM would then have a launcher believe that nothing was saved.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   distributed.stop()
-  return FINISHED
+  return code
 
 
 def main(argv: list[str]) -> int:
