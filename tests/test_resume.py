@@ -26,9 +26,7 @@ def launch(tmp_path_factory):
     "HF_HUB_OFFLINE": "1",
   }
 
-  def run(workdir, *flags, moment=None):
-    start = [str(HERE / "killed.py"), moment] if moment else []
-    start = start or ["-m", "cpeal_jax.main"]
+  def run(workdir, *flags, start=("-m", "cpeal_jax.main")):
     command = [
       sys.executable,
       *start,
@@ -48,6 +46,7 @@ def launch(tmp_path_factory):
       timeout=300,
     )
 
+  run.compiled = cache / "jax"
   return run
 
 
@@ -81,7 +80,7 @@ def test_sigkill_and_resume(launch, straight, tmp_path, moment):
   workdir = tmp_path / "run"
   # A checkpoint after every step; the straight run made none within a round.
   often = "--config.checkpoint.every_seconds=0"
-  killed = launch(workdir, often, moment=moment)
+  killed = launch(workdir, often, start=[str(HERE / "killed.py"), moment])
   assert killed.returncode == -signal.SIGKILL, killed.stderr
   assert (workdir / "rounds" / "000" / "DONE").exists()
   assert not (workdir / "rounds" / "001" / "DONE").exists()
@@ -129,36 +128,60 @@ def test_another_config_is_refused_with_its_differences(launch, straight):
   assert metrics(straight) == before
 
 
-def test_sigterm_saves_and_exits_with_75(launch, tmp_path):
-  """The handler only notes the signal: the step is finished and saved."""
+STOPPED = """
+import os, signal, subprocess, sys
+from cpeal_jax import main, training
+fit = training.check_finite
+def noted(*args, round_, epoch, step):
+  if round_ == 1 and epoch == 2:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return fit(*args, round_=round_, epoch=epoch, step=step)
+training.check_finite = noted
+code = main.main(sys.argv)
+again = f"while kill -TERM {os.getpid()}; do :; done"
+subprocess.Popen(["sh", "-c", again], stderr=subprocess.DEVNULL)
+sys.exit(code)
+"""
+
+
+def test_sigterm_saves_and_exits_with_75(launch, straight, tmp_path):
+  """The handler only notes the signal: the step is finished and saved.
+
+  More of them come until the interpreter is gone.
+  """
   workdir = tmp_path / "run"
-  script = (
-    "import os, signal, sys\n"
-    "from cpeal_jax import main, training\n"
-    "fit = training.check_finite\n"
-    "def noted(*args, round_, epoch, step):\n"
-    "  if round_ == 1 and epoch == 2:\n"
-    "    os.kill(os.getpid(), signal.SIGTERM)\n"
-    "  return fit(*args, round_=round_, epoch=epoch, step=step)\n"
-    "training.check_finite = noted\n"
-    "sys.exit(main.main(sys.argv))\n"
-  )
-  path = tmp_path / "stopped.py"
-  path.write_text(script)
-  flags = [
-    "--config=configs/quickstart.py",
-    f"--workdir={workdir}",
-    "--config.rounds=3",
-    "--config.train.epochs=4",
-    f"--config.cache_dir={tmp_path}",
-  ]
-  done = subprocess.run(
-    [sys.executable, str(path), *flags],
-    cwd=HERE.parent,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    env=os.environ | {"XLA_FLAGS": ""},
-  )
+  done = launch(workdir, start=["-c", STOPPED])
   assert done.returncode == 75, done.stderr
   assert (workdir / "checkpoints" / "1000003").is_dir()
+  again = launch(workdir)
+  assert again.returncode == 0, again.stderr
+  assert "fit round 1: 1 steps" in again.stdout
+  assert selections(workdir) == selections(straight)
+  assert metrics(workdir) == metrics(straight)
+
+
+def test_a_short_campaign(launch, straight, tmp_path):
+  """A kill and no room; SIGTERM is above, the others are in test_damage.py."""
+  out = tmp_path / "out.jsonl"
+  done = subprocess.run(
+    [
+      *(sys.executable, "benchmarks/crash_campaign.py"),
+      *("--kills=1", "--others=1", "--rounds=2"),
+      "--only=full disk,write refused",
+      "--flags=--config.train.epochs=4",
+      f"--compiled={launch.compiled}",
+      f"--out={out}",
+    ],
+    cwd=HERE.parent,
+    env=os.environ | {"TMPDIR": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  lines = [json.loads(line) for line in out.read_text().splitlines()]
+  died = {line["death"] for line in lines if "death" in line}
+  # A full disk only where one can be mounted.
+  died.discard("full disk")
+  assert died == {"killed at a file event", "write refused"}
+  assert "wrong" not in done.stdout
