@@ -4,15 +4,19 @@
 
 A shape is processes x virtual CPU devices of each. SIGTERM stops a run in the
 middle of training of round 1, with exit code 75; from a copy of what it left
-each shape goes on. Compared with an undisturbed 1x1 run: selections byte for
-byte, and the largest relative difference of NLL and Brier score in any round,
-which must be below 1e-4 (gradients are summed in another order).
+each shape goes on. Compared with an undisturbed 1x1 run: the ids that every
+round selected, in order; how many selection.csv are equal byte for byte, the
+scores in them included; and the largest relative difference of NLL and Brier
+score in any round. The ids must be equal, the differences below 1e-4. Scores
+may differ in their last digits: gradients are summed in another order.
 
 Every pair is a line of `--out` as soon as it is done; the table is made from
 these. Exit code 1 if one pair differs; its workdir is kept.
 """
 
 import argparse
+import csv
+import io
 import itertools
 import json
 import shlex
@@ -79,6 +83,20 @@ def steps(workdir: Path) -> list[int]:
   return [int(name) % 1_000_000 for name in names if name.isdecimal()]
 
 
+def picks(workdir: Path) -> list[list[str]]:
+  """The ids of each round, in order."""
+  texts = [text.decode() for text in starts.selections(workdir).values()]
+  return [
+    [row["id"] for row in csv.DictReader(io.StringIO(text))] for text in texts
+  ]
+
+
+def same_bytes(workdir: Path, alone: Path) -> int:
+  """How many selection.csv are those of the other run."""
+  have, want = starts.selections(workdir), starts.selections(alone)
+  return sum(have.get(name) == text for name, text in want.items())
+
+
 def furthest(workdir: Path, alone: Path) -> float:
   """The largest relative difference of a proper score."""
   pairs = zip(starts.metrics(workdir), starts.metrics(alone), strict=True)
@@ -91,11 +109,14 @@ def furthest(workdir: Path, alone: Path) -> float:
 
 def table(lines: list[str]) -> str:
   rows = [json.loads(line) for line in lines]
-  out = ["| stopped on | after step | resumed on | selections | NLL, Brier |"]
-  out += ["|---|---|---|---|---|"]
+  out = [
+    "| stopped on | after step | resumed on | ids | same bytes | NLL, Brier |",
+    "|---|---|---|---|---|---|",
+  ]
   out += [
     f"| {row['stopped']} | {row['step']} | {row['resumed']} | "
-    f"{'equal' if row['equal'] else 'differ'} | {row['furthest']:.1e} |"
+    f"{'equal' if row['picks'] else 'differ'} | "
+    f"{row['files']} of {row['rounds']} | {row['furthest']:.1e} |"
     for row in rows
   ]
   return "\n".join(out)
@@ -123,14 +144,16 @@ def main() -> int:
     workdir = folder / f"{before}to{after}"
     shutil.copytree(folder / f"stopped{before}", workdir)
     codes = run(own, workdir, after)
-    equal = starts.selections(workdir) == starts.selections(alone)
+    equal = picks(workdir) == picks(alone)
     off = float("inf") if any(codes) else furthest(workdir, alone)
     line = {
       "stopped": str(before),
       "step": stopped[before],
       "resumed": str(after),
       "codes": sorted(codes),
-      "equal": equal,
+      "picks": equal,
+      "files": same_bytes(workdir, alone),
+      "rounds": own.rounds,
       "furthest": off,
     }
     lines.append(json.dumps(line))
