@@ -135,19 +135,55 @@ def test_two_processes_of_two_devices(cache, alone, tmp_path):
   same(tmp_path / "run", alone)
 
 
-def test_preempted_together_and_resumed_alone(cache, alone, tmp_path):
-  """SIGTERM at one of two; the other one saves and stops with it."""
+@pytest.mark.parametrize(
+  ("before", "after"), [((2, 1), (1, 1)), ((1, 1), (2, 2))], ids=str
+)
+def test_preempted_together_and_resumed_on_another_shape(
+  cache, alone, tmp_path, before, after
+):
+  """SIGTERM at the last of them; the others save and stop with it."""
   workdir = tmp_path / "run"
-  with Group(cache, 2, 1, f"--workdir={workdir}") as group:
+  with Group(cache, *before, f"--workdir={workdir}") as group:
     while not (workdir / "rounds/000/SELECTED").exists():
       assert all(child.poll() is None for child in group.children)
       time.sleep(0.05)
-    group.children[1].send_signal(signal.SIGTERM)
+    group.children[-1].send_signal(signal.SIGTERM)
     answers = group.wait()
-  assert [code for code, _, _ in answers] == [75, 75], answers
-  with Group(cache, 1, 1, f"--workdir={workdir}") as group:
-    ((code, _, err),) = group.wait()
-  assert code == 0, err
+  assert {code for code, _, _ in answers} == {75}, answers
+  with Group(cache, *after, f"--workdir={workdir}") as group:
+    answers = group.wait()
+  assert {code for code, _, _ in answers} == {0}, answers
+  same(workdir, alone)
+
+
+def test_the_launcher_runs_the_quickstart(cache, alone, tmp_path):
+  """launch/local.sh with the real main; tests/test_launch.py has stand-ins."""
+  workdir = tmp_path / "run"
+  done = subprocess.run(
+    [
+      *("launch/local.sh", "2", "--"),
+      "--config=configs/quickstart.py",
+      "--config.rounds=2",
+      "--config.train.epochs=4",
+      f"--config.cache_dir={cache}",
+      f"--workdir={workdir}",
+    ],
+    cwd=HERE.parent,
+    env=os.environ
+    | {
+      "PYTHON": sys.executable,
+      "XLA_FLAGS": "",
+      "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "2 cpu device(s)" in done.stdout
+  assert (
+    "of 2, process 0 at" in (tmp_path / "run.logs/process-1.log").read_text()
+  )
   same(workdir, alone)
 
 
