@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -311,6 +312,22 @@ def test_leftovers_of_dead_builders_are_removed(tmp_path):
   store.open_store(small_split(), SPEC, cache_dir=tmp_path)
   assert not old.exists()
   assert young.exists()
+
+
+def test_a_full_disk_says_so(tmp_path):
+  """A limit on file sizes refuses writes the way a full disk does."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+  try:
+    with (
+      pytest.raises(OSError, match="File too large") as caught,
+      cache.aside(tmp_path / "x.npy") as file,
+    ):
+      np.save(file, np.zeros(100_000))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert caught.value.strerror == "File too large"
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_explained(tmp_path):

@@ -19,7 +19,9 @@ def aside(path: Path) -> Iterator[BinaryIO]:
   """A file that gets its name when it is whole, however many write it."""
   temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
   try:
-    with open(temporary, "xb") as file:
+    # Readable too, which numpy takes for no plain file: it then writes through
+    # Python, whose error says why; its own says how many bytes alone.
+    with open(temporary, "x+b") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
