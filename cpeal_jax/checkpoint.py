@@ -8,6 +8,7 @@ stands in: orbax has no s3://, and commits a directory of many objects on gs://.
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ class Checkpoints:
           cleanup_tmp_directories=not read_only,
           create=not read_only,
           read_only=read_only,
-          async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+          async_options=ocp.AsyncOptions(
+            post_finalization_callback=self._seal, barrier_sync_fn=_meet
+          ),
         ),
         item_names=("train", "loop"),
       )
@@ -241,6 +244,17 @@ class _Keep:
   ) -> Sequence[bool]:
     del context
     return kept([info.step for info in checkpoints], self._keep)
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+  """Waits for the other processes; not on the way out of a failed save.
+
+  Orbax would meet them in a `finally`, and where the save failed here alone
+  they wait elsewhere: ten minutes, and nobody knows of the first error then.
+  """
+  if error := sys.exc_info()[1]:
+    raise error
+  ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _refused(error: Exception) -> str | None:

@@ -240,6 +240,38 @@ def test_a_failure_that_the_others_cannot_know_of_ends_them(cache, tmp_path):
   assert time.monotonic() - start < 120
 
 
+FULL = """
+import resource, sys
+import jax.numpy as jnp
+from cpeal_jax import checkpoint, distributed, sharding
+words = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
+distributed.start(
+  coordinator=words["coordinator"], processes=2, process=int(words["process"])
+)
+train = {"a": jnp.sin(jnp.arange(100_000.0))}
+train = sharding.replicate(train, sharding.make_mesh())
+if words["process"] == words["full"]:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+  with checkpoint.Checkpoints(words["workdir"]) as checkpoints:
+    checkpoints.save(0, 1, train, {})
+    checkpoints.wait()
+except Exception as error:
+  print(type(error).__name__, error, flush=True)
+  distributed.leave(error, 2)
+"""
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_of_one_is_told_at_once(cache, tmp_path, full):
+  """Its save failed, and the other one waits for it within orbax."""
+  flags = (f"--workdir={tmp_path / 'run'}", f"--full={full}")
+  with Group(cache, 2, 1, *flags, code=FULL) as group:
+    out, err = group.children[full].communicate(timeout=120)
+  assert group.children[full].returncode == 2, err
+  assert f"InputError cannot write {tmp_path / 'run'}: File too large." in out
+
+
 def test_a_missing_peer_ends_the_run_in_time(cache, tmp_path):
   flags = (f"--workdir={tmp_path / 'run'}", "--start_timeout=3")
   start = time.monotonic()
