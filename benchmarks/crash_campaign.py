@@ -248,10 +248,11 @@ class Campaign:
       size = free.f_bavail * free.f_frsize - room
       if size > 0:
         os.posix_fallocate(file.fileno(), 0, size)
-    codes = self.start(own)
-    where = self.refused(codes, own, f"{room} bytes left")
-    ballast.unlink()
-    return where
+    try:
+      codes = self.start(own)
+    finally:
+      ballast.unlink()
+    return self.refused(codes, own, f"{room} bytes left")
 
   def damage(self, kind: str, workdir: Path) -> str | None:
     """Cuts or removes files of a run that is not there."""
