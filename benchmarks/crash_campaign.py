@@ -37,6 +37,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -224,16 +225,24 @@ class Campaign:
     return where
 
   def refused(self, codes: list[int], own: Trajectory, where: str) -> str:
-    """One line that says so, and nothing else, on a non-zero code."""
+    """Who ended by itself said so in one line, with a non-zero code.
+
+    Of several processes the others may have waited, and been ended.
+    """
     if not any(codes):
       return ""
-    said = starts.erred(own.output).read_text()
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    if codes[0] not in (1, 2) or len(lines) != 1 or "Traceback" in said:
-      raise Wrong(f"no room: codes {codes}, {len(lines)} error lines")
-    if os.strerror(28) not in lines[0]:
-      raise Wrong(f"no room: the error is {lines[0]!r}")
-    return f"{where}: {lines[0].removeprefix('error: ')}"
+    ended = [i for i, code in enumerate(codes) if code in (1, 2)]
+    said = []
+    for i in ended:
+      text = starts.erred(own.output, i).read_text()
+      lines = [x for x in text.splitlines() if x.startswith("error: ")]
+      if len(lines) != 1 or "Traceback" in text:
+        raise Wrong(f"no room: process {i} has {len(lines)} error lines")
+      said += lines
+    told = [line for line in said if os.strerror(errno.ENOSPC) in line]
+    if not told:
+      raise Wrong(f"no room: codes {codes}, the errors are {said}")
+    return f"{where}: {told[0].removeprefix('error: ')}"
 
   def fill(self, own: Trajectory) -> str:
     """A start on the small disk, of which other bytes leave little room."""
