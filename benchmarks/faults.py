@@ -70,4 +70,4 @@ if __name__ == "__main__":
   from cpeal_jax import main
 
   install()
-  sys.exit(main.main(sys.argv))
+  main.end(main.main(sys.argv))

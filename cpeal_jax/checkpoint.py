@@ -183,13 +183,20 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, and frees what orbax holds."""
     self.wait()
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
-    self.close()
+  def __exit__(self, _, error: BaseException | None, trace: object) -> None:
+    try:
+      self.close()
+    except InputError:
+      # A save that failed in several places is told once; but one that fails
+      # here alone was not saved, whatever else ends the run.
+      if not isinstance(error, InputError):
+        raise
 
   def _seal(self) -> None:
     """Adds digests to the save in progress; orbax calls it before the commit.

@@ -4,11 +4,14 @@ Exit codes: 0 finished, 2 usage or input error, 3 waiting for labels, 75
 preempted (run the same command again), 1 anything else.
 """
 
+import os
 import re
 import signal
 import sys
 import threading
 import traceback
+from logging import CRITICAL, getLogger
+from typing import NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -137,8 +140,10 @@ def run(argv: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
   """`run`, with errors a user can cause as one line on stderr."""
-  # Below that, orbax prints a traceback of everything that it then raises.
+  # Below that, orbax prints a traceback of everything that it then raises, and
+  # its threads print what they then have nobody to tell.
   logging.set_verbosity(logging.FATAL)
+  getLogger("concurrent.futures").setLevel(CRITICAL)
   try:
     return run(argv)
   except (InputError, TrainingError, distributed.PeerError) as error:
@@ -152,5 +157,18 @@ def main(argv: list[str]) -> int:
     return FAILED
 
 
+def end(code: int) -> NoReturn:
+  """Ends the process.
+
+  After a failure without its threads: those of a save that failed wait five
+  minutes for directories that nobody will make.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code in (FINISHED, PREEMPTED):
+    sys.exit(code)
+  os._exit(code)
+
+
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  end(main(sys.argv))

@@ -240,6 +240,36 @@ def test_a_full_disk_is_an_input_error(tmp_path):
   assert latest == "(0, 1)"
 
 
+def test_a_disk_without_room_for_a_directory_is_told_once(tmp_path):
+  """Orbax fails in two places, and leaves threads behind that wait."""
+  code = (
+    "import builtins, io, os, sys, jax.numpy as jnp\n"
+    "from cpeal_jax.checkpoint import Checkpoints\n"
+    "def refused(path, *args, **kwargs): raise OSError(28, 'Full', str(path))\n"
+    "try:\n"
+    "  with Checkpoints(sys.argv[1]) as checkpoints:\n"
+    "    checkpoints.save(0, 1, {'a': jnp.zeros(9)}, {}); checkpoints.wait()\n"
+    "    made, plain = os.mkdir, io.open\n"
+    "    def mkdir(path, *args, **kwargs):\n"
+    "      call = refused if 'loop.orbax' in str(path) else made\n"
+    "      return call(path, *args, **kwargs)\n"
+    "    def opened(file, mode='r', *args, **kwargs):\n"
+    "      call = refused if 'w' in mode else plain\n"
+    "      return call(file, mode, *args, **kwargs)\n"
+    "    os.mkdir, builtins.open, io.open = mkdir, opened, opened\n"
+    "    checkpoints.save(0, 2, {'a': jnp.zeros(9)}, {}); checkpoints.wait()\n"
+    "except Exception as e: print(type(e).__name__, e, flush=True)\n"
+    "os._exit(0)"
+  )
+  child = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert child.stdout.startswith(f"InputError cannot write {tmp_path}: Full.")
+
+
 def test_damage_prints_no_stray_traceback(tmp_path):
   """Through a process, whose screen shows what other threads print."""
   code = (

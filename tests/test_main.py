@@ -35,6 +35,21 @@ def run(*flags, code=None, **environment):
   )
 
 
+def test_a_failure_waits_for_no_thread():
+  """Those of a save that failed would take five minutes."""
+  code = (
+    "import threading, time\n"
+    "from cpeal_jax import main\n"
+    "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    "print('said')\n"
+    "main.end(2)"
+  )
+  start = time.monotonic()
+  done = run(code=code)
+  assert (done.returncode, done.stdout) == (2, "said\n")
+  assert time.monotonic() - start < 100
+
+
 def test_quickstart_offline_with_empty_caches(tmp_path):
   start = time.monotonic()
   done = run(
