@@ -10,8 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from logging import CRITICAL, getLogger
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -138,12 +137,17 @@ def run(argv: list[str]) -> int:
   return code
 
 
+def _unless_stray(ignored: Any) -> None:
+  """Tensorstore's threads may answer to a save that failed and is gone."""
+  if str(ignored.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(ignored)
+
+
 def main(argv: list[str]) -> int:
   """`run`, with errors a user can cause as one line on stderr."""
-  # Below that, orbax prints a traceback of everything that it then raises, and
-  # its threads print what they then have nobody to tell.
+  # Below that, orbax prints a traceback of everything that it then raises.
   logging.set_verbosity(logging.FATAL)
-  getLogger("concurrent.futures").setLevel(CRITICAL)
+  sys.unraisablehook = _unless_stray
   try:
     return run(argv)
   except (InputError, TrainingError, distributed.PeerError) as error:

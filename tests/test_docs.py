@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import test_acquisition as contract
 
-from cpeal_jax import acquisition, config
+from cpeal_jax import acquisition, config, spmd
 from cpeal_jax.data import catalogue
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +45,9 @@ def test_the_example_method_keeps_the_contract(monkeypatch):
   code, line = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
   body = code[code.index('"""\n') + 4 :]
   assert len(body.splitlines()) + 2 <= 6
-  scope = {"jnp": jnp, "Picks": acquisition.Picks, "best": acquisition.best}
+  names = ("Picks", "best", "selector")
+  scope = {name: getattr(acquisition, name) for name in names}
+  scope["spmd"] = spmd
   exec(code, scope)
   table = eval("{" + line + "}", scope)
   ((name, method),) = table.items()

@@ -5,7 +5,12 @@ from cpeal_jax.acquisition.cec import calibrated_entropy, neighbor_uncertainty
 from cpeal_jax.acquisition.choice import choose, columns, explain, select
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.scores import entropy, least_confidence, margin
-from cpeal_jax.acquisition.selectors import Selector, best, by_score
+from cpeal_jax.acquisition.selectors import (
+  Selector,
+  best,
+  by_score,
+  selector,
+)
 from cpeal_jax.acquisition.table import ACQUISITIONS
 
 __all__ = (
@@ -26,4 +31,5 @@ __all__ = (
   "margin",
   "neighbor_uncertainty",
   "select",
+  "selector",
 )
