@@ -129,6 +129,15 @@ class CheckpointObjects:
         "that object to go on from the one before."
       ) from error
 
+  def damage(self, round_: int, step: int) -> str | None:
+    """What is wrong with the object of one checkpoint, or None."""
+    try:
+      data = self.path(round_, step).read_bytes()
+    except OSError as error:
+      return type(error).__name__
+    whole = files.sha256(data[_DIGEST:]).encode() == data[:_DIGEST]
+    return None if whole else "its sha256 differs"
+
   def wait(self) -> None:
     """Returns at once: a save that returned is done."""
 

@@ -273,3 +273,5 @@ def test_a_damaged_checkpoint_is_named(root, store, damage):
     target["adapter"]["a"] = jnp.zeros((8, 3))
   with pytest.raises(InputError, match=f"checkpoint {path} is missing, edi"):
     checkpoints.restore(0, 4, target)
+  # Of another shape is no damage of the object.
+  assert (checkpoints.damage(0, 4) is None) == (damage == "other")
