@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.preprocessing import StandardScaler
 
-from cpeal_jax import build, metrics, spmd
+from cpeal_jax import build, metrics, sharding
 from cpeal_jax.config import base
 
 LOGREG = "logistic regression, random"
@@ -57,7 +57,7 @@ def frozen(options) -> dict[str, tuple]:
   return {
     name: (
       getattr(plan.dataset, name).ids,
-      spmd.fetch(
+      sharding.fetch(
         build.frozen_features(experiment, config, name),
         len(getattr(experiment.plan.dataset, name)),
       ),

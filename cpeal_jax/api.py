@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from cpeal_jax import finished, scoring, sharding, spmd
+from cpeal_jax import finished, scoring, sharding
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import text, weights
@@ -69,7 +69,7 @@ class Encoder:
     scorer, params = self._images
     pictures = Pictures(images, image_spec(self.pretrained.preprocessor))
     found = scoring.encode_pool(scorer, params, {}, pictures)
-    return spmd.fetch(found, len(pictures))
+    return sharding.fetch(found, len(pictures))
 
   def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "C D"]:
     """Unit features of whole prompts."""
@@ -125,7 +125,7 @@ class Adapted:
     self, images: Sequence[Picture]
   ) -> Float[np.ndarray, "N D"]:
     """Unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
-    return spmd.fetch(self._encode(images), len(images))
+    return sharding.fetch(self._encode(images), len(images))
 
   def _encode(self, images: Sequence[Picture]) -> Float[Array, "rows D"]:
     return scoring.encode_pool(
@@ -141,7 +141,8 @@ class Adapted:
       self._encode(images),
       total=len(images),
     )
-    return np.asarray(jax.nn.softmax(spmd.fetch(scores.logits, len(images))))
+    logits = sharding.fetch(scores.logits, len(images))
+    return np.asarray(jax.nn.softmax(logits))
 
 
 def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:

@@ -362,8 +362,9 @@ def frozen_neighbors(
   def compute() -> jax.Array:
     features = frozen_features(experiment, config, "train")
     with stage("neighbors", total, "images") as advance:
-      everyone = spmd.place(np.ones(total, bool), scorer.mesh, to=len(features))
-      found = scorer.neighbors(features, everyone, wide, total=total)
+      everyone = np.ones(total, bool)
+      where = sharding.place(everyone, scorer.mesh, to=len(features))
+      found = scorer.neighbors(features, where, wide, total=total)
       advance(total)
     return _as_one(found)
 

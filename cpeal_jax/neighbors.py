@@ -69,7 +69,7 @@ def nearest_neighbors(
   total = len(features)
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
   unit = math.gcd(QUERIES, tile)
-  gap = spmd.padded(total, mesh.devices.size, unit) - total
+  gap = sharding.padded(total, mesh.devices.size, unit) - total
   own = sharding.own_rows(mesh, total + gap)
   indices, similarities = search(
     np.pad(features, ((0, gap), (0, 0)))[own],
@@ -172,7 +172,7 @@ def _search(
   def body(total: Array, features: Array, allowed: Array):
     share = features.shape[0]
     # Of one size on 1 to 8 devices, since it divides a block of rows.
-    queries = math.gcd(QUERIES, share * devices // spmd.blocks(devices))
+    queries = math.gcd(QUERIES, share * devices // sharding.blocks(devices))
     me = jax.lax.axis_index(sharding.AXIS)
     # Real rows only. And a traced trip count: a loop that is known to run
     # once is inlined, and fused otherwise than a longer one.

@@ -164,7 +164,7 @@ def by_chunks(
     The answers, split over the devices and padded.
   """
   devices = mesh.devices.size
-  share = spmd.padded(total, devices, tile) // devices
+  share = sharding.padded(total, devices, tile) // devices
   own = sharding.own_rows(mesh, share * devices)
   length = tile * max(1, TILES_PER_CHUNK // devices)
   firsts = np.arange(own.start, own.stop, share, dtype=np.int32)
@@ -250,7 +250,7 @@ def score_pool(
   if not neighbors:
     return PoolScores(logits, features, total)
   allowed = np.ones(total, bool) if where is None else where
-  mask = spmd.place(allowed, scorer.mesh, to=len(features))
+  mask = sharding.place(allowed, scorer.mesh, to=len(features))
   enough = False
   if known is not None:
     *found, enough = narrow(*known, mask, neighbors, total=total)
@@ -280,7 +280,7 @@ def cached(
     compute: gives `total` rows, split over the mesh and padded.
     total, mesh, tile: as in `by_chunks`.
   """
-  padded = spmd.padded(total, mesh.devices.size, tile)
+  padded = sharding.padded(total, mesh.devices.size, tile)
   own = sharding.own_rows(mesh, padded)
   count = max(0, min(own.stop, total) - own.start)
   if jax.process_count() > 1:

@@ -1,7 +1,8 @@
 """Mesh, placement and the SPMD wrapper; nothing else names a mesh axis."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
 
 from cpeal_jax.errors import InputError
 
 AXIS = "data"
 # Where an array's rows are: the same on all devices, or split over them.
 WHOLE, ROWS = P(), P(AXIS)
+# Rows are cut into so many blocks, whatever devices have them: see `spmd`.
+BLOCKS = 8
+# The least step through the rows of a block.
+LEAST = 128
 
 
 def make_mesh(devices: int = 0) -> Mesh:
@@ -78,6 +84,78 @@ def split(tree: Any, mesh: Mesh) -> Any:
   )
 
 
+def blocks(devices: int) -> int:
+  """How many blocks all rows are cut into; their number must divide."""
+  return BLOCKS if BLOCKS % devices == 0 else devices
+
+
+def padded(count: int, devices: int, unit: int = 0) -> int:
+  """The least number of rows from `count` whose blocks are whole `unit`s.
+
+  By default of a few rows, or of `LEAST` where that adds little.
+  """
+  small = count < 8 * LEAST * blocks(devices)
+  step = blocks(devices) * (unit or (1 if small else LEAST))
+  return -(-count // step) * step
+
+
+def mesh_of(*trees: Any) -> Mesh:
+  """The mesh that the rows are split over; one device where they are not."""
+  for x in jax.tree.leaves(trees):
+    own = getattr(x, "sharding", None)
+    if isinstance(own, NamedSharding) and own.mesh.axis_names == (AXIS,):
+      return cast("Mesh", own.mesh)
+  return _alone()
+
+
+@functools.cache
+def _alone() -> Mesh:
+  one = np.array(jax.local_devices()[:1])
+  return Mesh(one, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def place(
+  x: Shaped[Array | np.ndarray, "N ..."],
+  mesh: Mesh,
+  *,
+  to: int | None = None,
+  fill: Any = 0,
+) -> jax.Array:
+  """An array's rows over the devices, with `fill` up to `to` rows.
+
+  What is there already stays. By default up to whole blocks. Of several
+  processes each has the same array and places the rows of its devices.
+  """
+  size = padded(len(x), mesh.devices.size) if to is None else to
+  if is_on(x, mesh, size):
+    return cast("jax.Array", x)
+  host = np.asarray(x)
+  if size > len(x):
+    gap = [(0, size - len(x))] + [(0, 0)] * (np.ndim(x) - 1)
+    host = np.pad(host, gap, constant_values=fill)
+  return jax.make_array_from_callback(
+    host.shape, split_rows(mesh), host.__getitem__
+  )
+
+
+def whole_blocks(tree: Any, mesh: Mesh) -> int:
+  """How many rows are on the mesh already, or would be when placed."""
+  lengths = list(map(len, jax.tree.leaves(tree)))
+  step = blocks(mesh.devices.size)
+  there = [n for n in lengths if n % step == 0 and _any_on(tree, mesh, n)]
+  return max(there, default=padded(max(lengths), mesh.devices.size))
+
+
+def _any_on(tree: Any, mesh: Mesh, rows: int) -> bool:
+  return any(is_on(x, mesh, rows) for x in jax.tree.leaves(tree))
+
+
+def is_on(x: Any, mesh: Mesh, rows: int) -> bool:
+  """Whether it is `rows` rows split over this mesh."""
+  own = getattr(getattr(x, "sharding", None), "mesh", None)
+  return own == mesh and len(x) == rows
+
+
 def own_rows(mesh: Mesh, rows: int) -> slice:
   """Which of `rows` rows this process's devices hold; all for one alone."""
   share = rows // mesh.devices.size
@@ -89,11 +167,12 @@ def own_rows(mesh: Mesh, rows: int) -> slice:
   return slice(mine[0] * share, (mine[-1] + 1) * share)
 
 
-def fetch(x: jax.Array) -> np.ndarray:
-  """The whole array on the host, of every process."""
+def fetch(x: jax.Array, count: int | None = None) -> np.ndarray:
+  """The first `count` rows, or all, on the host of every process."""
   if x.is_fully_addressable or x.is_fully_replicated:
-    return np.asarray(x)
-  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)[:count]
+  gathered = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(gathered)[:count]
 
 
 def spmd(

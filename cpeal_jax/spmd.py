@@ -21,7 +21,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
 
 from cpeal_jax import sharding
@@ -31,65 +31,13 @@ Rows = Array | np.ndarray
 
 AXIS = sharding.AXIS
 WHOLE, ROWS = sharding.WHOLE, sharding.ROWS
-BLOCKS = 8
-AT_ONCE = 256
-# Rows of one step, where a block has such a divisor: see `padded`.
-LEAST, MOST = 128, 1024
+# Rows of one step, where a block has such a divisor: see `sharding.padded`.
+LEAST, MOST = sharding.LEAST, 1024
+# Rows that are fetched to the host at once.
+FETCHED = 256
 # While a per-device function is traced: how many blocks a device has, which XLA
 # may not know. A loop known to run once would be inlined and fused otherwise.
 _blocks: ContextVar[Array | None] = ContextVar("blocks", default=None)
-
-
-def blocks(devices: int) -> int:
-  """How many blocks all rows are cut into; their number must divide."""
-  return BLOCKS if BLOCKS % devices == 0 else devices
-
-
-def padded(count: int, devices: int, unit: int = 0) -> int:
-  """The least number of rows from `count` whose blocks are whole `unit`s.
-
-  By default of a few rows, or of `LEAST` where that adds little.
-  """
-  small = count < 8 * LEAST * blocks(devices)
-  step = blocks(devices) * (unit or (1 if small else LEAST))
-  return -(-count // step) * step
-
-
-def mesh_of(*trees: Any) -> Mesh:
-  """The mesh that the rows are split over; one device where they are not."""
-  for x in jax.tree.leaves(trees):
-    own = getattr(x, "sharding", None)
-    if isinstance(own, NamedSharding) and own.mesh.axis_names == (AXIS,):
-      return cast("Mesh", own.mesh)
-  return _alone()
-
-
-@functools.cache
-def _alone() -> Mesh:
-  one = np.array(jax.local_devices()[:1])
-  return Mesh(one, (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def place(
-  x: Shaped[Array | np.ndarray, "N ..."],
-  mesh: Mesh,
-  *,
-  to: int | None = None,
-  fill: Any = 0,
-) -> jax.Array:
-  """A host array's rows over the devices, with `fill` up to `to` rows.
-
-  By default up to whole blocks. Of several processes each has the same array
-  and places the rows of its devices.
-  """
-  size = padded(len(x), mesh.devices.size) if to is None else to
-  host = np.asarray(x)
-  if size > len(x):
-    gap = [(0, size - len(x))] + [(0, 0)] * (np.ndim(x) - 1)
-    host = np.pad(host, gap, constant_values=fill)
-  return jax.make_array_from_callback(
-    host.shape, sharding.split_rows(mesh), host.__getitem__
-  )
 
 
 def per_device(
@@ -141,14 +89,13 @@ def per_device(
       given = bound.arguments
       split = {name: given.pop(name) for name in rows}
       options = tuple((name, given.pop(name)) for name in sorted(static))
-      mesh, count = mesh_of(split), max(map(len, jax.tree.leaves(split)))
-      to = whole_blocks(split, mesh)
+      mesh = sharding.mesh_of(split)
+      count = max(map(len, jax.tree.leaves(split)))
+      to = sharding.whole_blocks(split, mesh)
       answer = compiled(mesh, options)(
-        np.int32(blocks(mesh.devices.size) // mesh.devices.size),
+        np.int32(sharding.blocks(mesh.devices.size) // mesh.devices.size),
         sharding.replicate(dict(given), mesh),
-        jax.tree.map(
-          lambda x: x if is_on(x, mesh, to) else place(x, mesh, to=to), split
-        ),
+        jax.tree.map(lambda x: sharding.place(x, mesh, to=to), split),
       )
       sharding.settle(answer, mesh)
       if count == to:
@@ -162,31 +109,8 @@ def per_device(
   return wrap
 
 
-def whole_blocks(tree: Any, mesh: Mesh) -> int:
-  """How many rows are on the mesh already, or would be when placed."""
-  lengths = list(map(len, jax.tree.leaves(tree)))
-  step = blocks(mesh.devices.size)
-  there = [n for n in lengths if n % step == 0 and _any_on(tree, mesh, n)]
-  return max(there, default=padded(max(lengths), mesh.devices.size))
-
-
-def _any_on(tree: Any, mesh: Mesh, rows: int) -> bool:
-  return any(is_on(x, mesh, rows) for x in jax.tree.leaves(tree))
-
-
-def is_on(x: Any, mesh: Mesh, rows: int) -> bool:
-  """Whether it is `rows` rows split over this mesh."""
-  own = getattr(getattr(x, "sharding", None), "mesh", None)
-  return own == mesh and len(x) == rows
-
-
 def _cut(tree: Any, count: int, at: Any) -> Any:
   return jax.tree.map(lambda x: x[:count], tree) if at == ROWS else tree
-
-
-def fetch(x: jax.Array, count: int) -> np.ndarray:
-  """The first `count` rows on the host, of every process."""
-  return sharding.fetch(x)[:count]
 
 
 @functools.cache
@@ -199,7 +123,7 @@ def rows_at(
 ) -> Shaped[np.ndarray, "n ..."]:
   """Some rows by their number, on every process's host."""
   # A few at a time, so that one program serves any number.
-  parts = np.pad(which, (0, -len(which) % AT_ONCE)).reshape(-1, AT_ONCE)
+  parts = np.pad(which, (0, -len(which) % FETCHED)).reshape(-1, FETCHED)
   found = [np.asarray(_rows_at()(x, part)) for part in parts]
   return np.concatenate([np.zeros((0, *x.shape[1:]), x.dtype), *found])[
     : len(which)
@@ -212,7 +136,7 @@ def rows_at(
 def _local() -> int:
   """Blocks of a device, where a shape needs them."""
   devices = jax.lax.axis_size(AXIS)
-  return blocks(devices) // devices
+  return sharding.blocks(devices) // devices
 
 
 def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
@@ -263,7 +187,7 @@ def total(f: Callable, *rows: Any) -> Any:
     return out.at[i * tile // size].add(new)
 
   def add(x: Array) -> Array:
-    if local * jax.lax.axis_size(AXIS) == BLOCKS:
+    if local * jax.lax.axis_size(AXIS) == sharding.BLOCKS:
       return jnp.sum(jax.lax.all_gather(x, AXIS, tiled=True), axis=0)
     # Every block at once would be a copy of the answer for every device.
     return jax.lax.psum(jnp.sum(x, axis=0), AXIS)

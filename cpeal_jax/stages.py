@@ -20,6 +20,7 @@ from cpeal_jax import (
   oracle,
   record,
   scoring,
+  sharding,
   spmd,
   training,
 )
@@ -128,8 +129,8 @@ def pool_view(
   return acquisition.PoolView(
     logits=scores.logits,
     features=scores.features,
-    labeled=spmd.place(taken, **rows, fill=True),
-    labels=spmd.place(labels, **rows, fill=-1),
+    labeled=sharding.place(taken, **rows, fill=True),
+    labels=sharding.place(labels, **rows, fill=-1),
     total=scores.total,
     neighbor_indices=scores.neighbor_indices,
     neighbor_similarities=scores.neighbor_similarities,
@@ -281,10 +282,10 @@ def evaluate(
   x = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
   row = scoring.evaluate(
-    spmd.fetch(test.logits, test.total),
+    sharding.fetch(test.logits, test.total),
     x.plan.dataset.test.labels,
     where=x.stores["test"].ok,
-    validation_logits=spmd.fetch(val.logits, val.total),
+    validation_logits=sharding.fetch(val.logits, val.total),
     validation_labels=x.plan.dataset.val.labels,
     validation_where=x.stores["val"].ok,
   )

@@ -9,7 +9,7 @@ import tiny
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from cpeal_jax import acquisition, scoring, sharding, spmd, stochastic
+from cpeal_jax import acquisition, scoring, sharding, stochastic
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
 
@@ -60,7 +60,7 @@ def host(scores):
   """Without the padding."""
   return types.SimpleNamespace(
     **{
-      name: spmd.fetch(x, ROWS)
+      name: sharding.fetch(x, ROWS)
       for name, x in vars(scores).items()
       if name != "total"
     }
@@ -69,12 +69,12 @@ def host(scores):
 
 def view(scores):
   columns = {"labeled": np.zeros(ROWS, bool), "labels": np.full(ROWS, -1)}
-  mesh, to = spmd.mesh_of(scores.features), len(scores.features)
+  mesh, to = sharding.mesh_of(scores.features), len(scores.features)
   return acquisition.PoolView(
     logits=scores.logits,
     features=scores.features,
-    labeled=spmd.place(columns["labeled"], mesh, to=to, fill=True),
-    labels=spmd.place(columns["labels"], mesh, to=to, fill=-1),
+    labeled=sharding.place(columns["labeled"], mesh, to=to, fill=True),
+    labels=sharding.place(columns["labels"], mesh, to=to, fill=-1),
     class_embeddings=np.eye(3, scores.features.shape[1], dtype="f4"),
     logit_scale=np.float32(10),
     neighbor_indices=scores.neighbor_indices,
@@ -119,10 +119,10 @@ def test_entropy_and_neighbor_uncertainty_of_the_whole_pool(one_device):
 def test_known_neighbors_are_those_found_anew(setup, one_device):
   classifier, params, adapter, _ = setup
   scorer = scoring.make_scorer(classifier, sharding.make_mesh(2), tile=4)
-  features = spmd.place(host(one_device).features, scorer.mesh)
+  features = sharding.place(host(one_device).features, scorer.mesh)
   where = np.random.default_rng(0).random(ROWS) < 0.5
   for wide in (40, 6):  # Enough, and not enough for every image.
-    every = spmd.place(np.ones(ROWS, bool), scorer.mesh, to=len(features))
+    every = sharding.place(np.ones(ROWS, bool), scorer.mesh, to=len(features))
     known = scorer.neighbors(features, every, wide, total=ROWS)
     anew, fast = (
       scoring.score_pool(
@@ -154,7 +154,7 @@ def test_stochastic_passes(setup, one_device, lora):
     )
     key = jax.random.key(5)
     means = passes(params, adapter, images, key, 3)
-    found.append([spmd.fetch(x, ROWS) for x in means])
+    found.append([sharding.fetch(x, ROWS) for x in means])
   for other in found[1:]:
     np.testing.assert_array_equal(other[0], found[0][0])
     np.testing.assert_array_equal(other[1], found[0][1])
@@ -238,22 +238,22 @@ def test_features_are_computed_once_per_key(tmp_path, devices):
 
   def compute():
     calls.append(1)
-    return spmd.place(want, mesh)
+    return sharding.place(want, mesh)
 
   for key in ("a", "a", "b"):
     got = scoring.cached(tmp_path / "cache", key, compute, **shape)
-    np.testing.assert_array_equal(spmd.fetch(got, 3), want)
+    np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 2
   # A damaged file is as good as none.
   for path in (tmp_path / "cache").iterdir():
     path.write_bytes(path.read_bytes()[:-3])
   got = scoring.cached(tmp_path / "cache", "a", compute, **shape)
-  np.testing.assert_array_equal(spmd.fetch(got, 3), want)
+  np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 3
   # Other devices read the same file.
   more = shape | {"mesh": sharding.make_mesh(8)}
   got = scoring.cached(tmp_path / "cache", "a", compute, **more)
-  np.testing.assert_array_equal(spmd.fetch(got, 3), want)
+  np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 3
 
 
@@ -265,7 +265,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
       scoring.cached(
         tmp_path / folder,
         "a",
-        lambda: spmd.place(np.zeros(3), mesh),
+        lambda: sharding.place(np.zeros(3), mesh),
         total=3,
         mesh=mesh,
         tile=1,

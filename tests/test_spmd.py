@@ -14,7 +14,7 @@ every_count = pytest.mark.parametrize("devices", [1, 2, 3, 8])
 
 def rows(devices, *columns):
   mesh = sharding.make_mesh(devices)
-  return [spmd.place(x, mesh) for x in columns]
+  return [sharding.place(x, mesh) for x in columns]
 
 
 def asked(body, columns, devices, out=spmd.WHOLE, **whole):
@@ -108,8 +108,8 @@ def test_draws_follow_the_chances(devices):
 def test_what_is_placed_stays_where_it_is():
   """Also where the blocks are of another unit than the default's."""
   mesh, x = sharding.make_mesh(2), np.ones((9000, 2), np.float32)
-  there = spmd.place(x, mesh, to=spmd.padded(9000, 2, 4))
-  assert spmd.padded(9000, 2) > len(there) > 9000
+  there = sharding.place(x, mesh, to=sharding.padded(9000, 2, 4))
+  assert sharding.padded(9000, 2) > len(there) > 9000
   columns = {"x": there, "mask": np.ones(9000, bool)}
   double = spmd.per_device(rows=("columns",), out=spmd.ROWS)(
     lambda columns: columns["x"] * 2 + columns["mask"][:, None]

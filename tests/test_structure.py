@@ -50,7 +50,7 @@ MAY_IMPORT = {
   "losses": set(),
   "metrics": {"losses"},
   "acquisition": ACQUISITION | METHODS | CHOICE,
-  "acquisition.pool": {"sharding", "spmd"},
+  "acquisition.pool": {"sharding"},
   "acquisition.balance": set(),
   "acquisition.kmeans": {"spmd"},
   "acquisition.wrappers": {"spmd", "acquisition.pool"},
@@ -62,7 +62,10 @@ MAY_IMPORT = {
   "acquisition.cec": {"errors", "spmd", "acquisition.clustering"} | ACQUISITION,
   "acquisition.alfa_mix": {"errors", "spmd", "acquisition.featdist"}
   | ACQUISITION,
-  "acquisition.typiclust": {"errors", "sharding", "spmd"} | ACQUISITION,
+  **dict.fromkeys(
+    ("acquisition.typiclust", "acquisition.gcnal"),
+    {"errors", "sharding", "spmd"} | ACQUISITION,
+  ),
   "acquisition.table": ACQUISITION | METHODS,
   "acquisition.choice": {"errors", "spmd", "acquisition.cec"}
   | ACQUISITION

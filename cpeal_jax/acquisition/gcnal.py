@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cpeal_jax import spmd
+from cpeal_jax import sharding, spmd
 from cpeal_jax.acquisition.coreset import k_center
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
@@ -125,7 +125,7 @@ def draw_nodes(
   chosen = ~spmd.without(jnp.ones_like(free), drawn)
   # Noise is at most 1, so the groups stay apart.
   order = 4.0 * chosen + 2.0 * labeled + noise
-  size = spmd.padded(min(images, 2 * nodes), devices)
+  size = sharding.padded(min(images, 2 * nodes), devices)
   rows = jnp.sort(spmd.top(order, size)[1])
   return rows, spmd.at((chosen | labeled).astype(jnp.int32), rows) > 0
 

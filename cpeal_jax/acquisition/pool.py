@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from cpeal_jax import sharding, spmd
+from cpeal_jax import sharding
 
 # Not a row per image.
 WHOLE_FIELDS = ("class_embeddings", "logit_scale")
@@ -77,21 +77,20 @@ def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
     pool: whole on the host of every process, or placed.
     mesh: by default that of the rows, or one device if they are on none.
   """
-  mesh = spmd.mesh_of(pool.features) if mesh is None else mesh
+  mesh = sharding.mesh_of(pool.features) if mesh is None else mesh
   rows = pool.rows()
-  to = spmd.whole_blocks(rows, mesh)
+  to = sharding.whole_blocks(rows, mesh)
   spread = {
-    name: spmd.place(x, mesh, to=to, fill=PADDING.get(name, 0))
+    name: sharding.place(x, mesh, to=to, fill=PADDING.get(name, 0))
     for name, x in rows.items()
-    if not spmd.is_on(x, mesh, to)
   }
   return dataclasses.replace(pool, **spread, total=pool.images)
 
 
 def masked(pool: PoolView, labeled: Bool[np.ndarray, " N"]) -> PoolView:
   """A placed pool with another `labeled`."""
-  mesh = spmd.mesh_of(pool.features)
-  mask = spmd.place(labeled, mesh, to=len(pool.labeled), fill=True)
+  mesh = sharding.mesh_of(pool.features)
+  mask = sharding.place(labeled, mesh, to=len(pool.labeled), fill=True)
   return dataclasses.replace(pool, labeled=mask)
 
 
