@@ -139,7 +139,8 @@ def noted(*args, round_, epoch, step):
 training.check_finite = noted
 code = main.main(sys.argv)
 again = f"while kill -TERM {os.getpid()}; do :; done"
-subprocess.Popen(["sh", "-c", again], stderr=subprocess.DEVNULL)
+nowhere = subprocess.DEVNULL
+subprocess.Popen(["sh", "-c", again], stdout=nowhere, stderr=nowhere)
 sys.exit(code)
 """
 
