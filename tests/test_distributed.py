@@ -122,17 +122,38 @@ def same(workdir, alone):
   assert got.equals(want)
 
 
-def test_two_processes_of_two_devices(cache, alone, tmp_path):
-  with Group(cache, 2, 2, f"--workdir={tmp_path / 'run'}") as group:
-    (code, said, err), (other, quiet, _) = group.wait()
-  assert (code, other) == (0, 0), err
-  assert "process 0 of 2, process 0 at localhost:" in said
-  assert "4 cpu device(s)" in said
+def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
+  """The real main under local.sh; tests/test_launch.py has stand-ins."""
+  workdir = tmp_path / "run"
+  environment = os.environ | {
+    "PYTHON": sys.executable,
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+  }
+  done = subprocess.run(
+    [
+      *("launch/local.sh", "--devices=2", "2", "--"),
+      "--config=configs/quickstart.py",
+      "--config.rounds=2",
+      "--config.train.epochs=4",
+      f"--config.cache_dir={cache}",
+      f"--workdir={workdir}",
+    ],
+    cwd=HERE.parent,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "process 0 of 2, process 0 at 127.0.0.1:" in done.stdout
+  assert "4 cpu device(s)" in done.stdout
   # The other one says where it is, and nothing more.
+  quiet = (tmp_path / "run.logs/process-1.log").read_text()
   own = [line for line in quiet.splitlines() if not line.startswith("[Gloo]")]
   assert len(own) == 1, own
   assert own[0].startswith("process 1 of 2")
-  same(tmp_path / "run", alone)
+  same(workdir, alone)
 
 
 @pytest.mark.parametrize(
@@ -153,37 +174,6 @@ def test_preempted_together_and_resumed_on_another_shape(
   with Group(cache, *after, f"--workdir={workdir}") as group:
     answers = group.wait()
   assert {code for code, _, _ in answers} == {0}, answers
-  same(workdir, alone)
-
-
-def test_the_launcher_runs_the_quickstart(cache, alone, tmp_path):
-  """launch/local.sh with the real main; tests/test_launch.py has stand-ins."""
-  workdir = tmp_path / "run"
-  done = subprocess.run(
-    [
-      *("launch/local.sh", "2", "--"),
-      "--config=configs/quickstart.py",
-      "--config.rounds=2",
-      "--config.train.epochs=4",
-      f"--config.cache_dir={cache}",
-      f"--workdir={workdir}",
-    ],
-    cwd=HERE.parent,
-    env=os.environ
-    | {
-      "PYTHON": sys.executable,
-      "XLA_FLAGS": "",
-      "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  assert "2 cpu device(s)" in done.stdout
-  assert (
-    "of 2, process 0 at" in (tmp_path / "run.logs/process-1.log").read_text()
-  )
   same(workdir, alone)
 
 
