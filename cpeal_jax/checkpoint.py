@@ -257,7 +257,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
   """Waits for the other processes; not on the way out of a failed save.
 
   Orbax would meet them in a `finally`, and where the save failed here alone
-  they wait elsewhere: ten minutes, and nobody knows of the first error then.
+  they wait elsewhere: 20 minutes, and nobody knows of the first error then.
   """
   if error := sys.exc_info()[1]:
     raise error
