@@ -91,11 +91,11 @@ def spaced(
   kept: list[Picks] = []
   missing = n
   while missing and not aside.all():
-    free = int(np.sum(~aside))
-    found = ask(masked(pool, aside), min(missing, free))
+    # Always for n, which is compiled, whatever is missing.
+    found = ask(masked(pool, aside), min(n, int(np.sum(~aside))))
     picked = np.asarray(found.indices)
     rows = spmd.rows_at(pool.features, picked)
-    apart = first_of_each(rows, min_distance)
+    apart = first_of_each(rows, min_distance)[:missing]
     kept.append(take(found, apart))
     missing -= len(apart)
     aside[picked] = True
