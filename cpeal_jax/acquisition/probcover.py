@@ -10,7 +10,7 @@ from cpeal_jax import spmd
 from cpeal_jax.acquisition.coreset import to_nearest, to_row
 from cpeal_jax.acquisition.kmeans import kmeans
 from cpeal_jax.acquisition.pool import Picks, PoolView, placed
-from cpeal_jax.acquisition.selectors import as_given, selector
+from cpeal_jax.acquisition.selectors import as_given
 from cpeal_jax.errors import InputError
 
 # Columns of one product; a pick that covers one image still pays for these.
@@ -71,7 +71,16 @@ def probcover(
     radius = estimate_radius(
       key, there.features, classes, purity=purity, total=there.images
     )
-  return as_given(_cover(key, there, n, radius=radius), pool)
+  picks, gains, degrees = _cover(
+    np.float32(radius),
+    there.features,
+    there.labels >= 0,
+    ~there.labeled,
+    np.arange(len(there.labeled)) < there.images,
+    n=n,
+  )
+  found = Picks(picks, parts={"score": gains}, columns={"score": degrees})
+  return as_given(found, pool)
 
 
 def estimate_radius(
@@ -139,16 +148,23 @@ def _to_other(
   return jnp.sqrt(jnp.maximum(2 - 2 * nearest, 0))
 
 
-@selector
+@spmd.per_device(
+  rows=("features", "anchors", "free", "real"),
+  out=(spmd.WHOLE, spmd.WHOLE, spmd.ROWS),
+)
 def _cover(
-  key: PRNGKeyArray, pool: PoolView, n: int, *, radius: float
-) -> Picks:
-  """The picks, what each newly covered, and every row's degree at the start."""
-  del key
-  features, within = pool.features, jnp.float32(radius) ** 2
-  real = spmd.ids(pool.labeled) < pool.images
+  radius: Float[Array, ""],
+  features: Float[Array, "N D"],
+  anchors: Bool[Array, " N"],
+  free: Bool[Array, " N"],
+  real: Bool[Array, " N"],
+  *,
+  n: int,
+) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " N"]]:
+  """Picks, what each newly covered, and every row's degree at the start."""
+  within = jnp.square(radius)
   # Padding is covered.
-  nearest = jnp.where(real, to_nearest(features, pool.labels >= 0), -jnp.inf)
+  nearest = jnp.where(real, to_nearest(features, anchors), -jnp.inf)
   start = edges_into(features, nearest >= within, radius)
 
   def step(i: Array, state: tuple) -> tuple:
@@ -170,10 +186,9 @@ def _cover(
     )
 
   picks, gains = jnp.zeros(n, jnp.int32), jnp.zeros(n)
-  state = (start, nearest, ~pool.labeled, picks, gains)
+  state = (start, nearest, free, picks, gains)
   _, _, _, picks, gains = jax.lax.fori_loop(0, n, step, state)
-  degrees = start.astype(jnp.float32)
-  return Picks(picks, parts={"score": gains}, columns={"score": degrees})
+  return picks, gains, start.astype(jnp.float32)
 
 
 @spmd.per_device(rows=("features", "targets"), out=spmd.ROWS)
