@@ -68,7 +68,7 @@ def nearest_neighbors(
   mesh = sharding.make_mesh() if mesh is None else mesh
   total = len(features)
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
-  unit = math.gcd(QUERIES, tile)
+  unit = 2 * math.gcd(QUERIES, tile)
   gap = sharding.padded(total, mesh.devices.size, unit) - total
   own = sharding.own_rows(mesh, total + gap)
   indices, similarities = search(
@@ -172,7 +172,9 @@ def _search(
   def body(total: Array, features: Array, allowed: Array):
     share = features.shape[0]
     # Of one size on 1 to 8 devices, since it divides a block of rows.
-    queries = math.gcd(QUERIES, share * devices // sharding.blocks(devices))
+    # Half a block at most, for the reason that `spmd._tile` has.
+    block = share * devices // sharding.blocks(devices)
+    queries = math.gcd(QUERIES, max(1, block // 2))
     me = jax.lax.axis_index(sharding.AXIS)
     # Real rows only. And a traced trip count: a loop that is known to run
     # once is inlined, and fused otherwise than a longer one.

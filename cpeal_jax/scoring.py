@@ -164,7 +164,7 @@ def by_chunks(
     The answers, split over the devices and padded.
   """
   devices = mesh.devices.size
-  share = sharding.padded(total, devices, tile) // devices
+  share = sharding.padded(total, devices, 2 * tile) // devices
   own = sharding.own_rows(mesh, share * devices)
   length = tile * max(1, TILES_PER_CHUNK // devices)
   firsts = np.arange(own.start, own.stop, share, dtype=np.int32)
@@ -175,8 +175,10 @@ def by_chunks(
     return rows(int(first), int(last)) if first < last else rows(0, 1)[:0]
 
   done: list[Array] = []
-  for at in range(0, share, length):
-    tiles = min(length, share - at) // tile
+  # No device has more than the first; what is padding on all is left out.
+  most = min(share, total)
+  for at in range(0, most, length):
+    tiles = -(-min(length, most - at) // tile)
     parts = [part(first + at, tiles * tile) for first in firsts]
     filled = np.concatenate([_filled(x, length) for x in parts])
     # No further ahead than one chunk, or the host would hold them all.
@@ -194,7 +196,8 @@ def _filled(rows: np.ndarray, length: int) -> np.ndarray:
 
 @spmd.per_device(rows=("parts",), out=spmd.ROWS)
 def _joined(parts: list[Array], *, share: int) -> Array:
-  return jnp.concatenate(parts)[:share]
+  rows = jnp.concatenate(parts)[:share]
+  return jnp.pad(rows, [(0, share - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def encode_pool(
@@ -280,7 +283,7 @@ def cached(
     compute: gives `total` rows, split over the mesh and padded.
     total, mesh, tile: as in `by_chunks`.
   """
-  padded = sharding.padded(total, mesh.devices.size, tile)
+  padded = sharding.padded(total, mesh.devices.size, 2 * tile)
   own = sharding.own_rows(mesh, padded)
   count = max(0, min(own.stop, total) - own.start)
   if jax.process_count() > 1:

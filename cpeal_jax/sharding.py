@@ -95,7 +95,8 @@ def padded(count: int, devices: int, unit: int = 0) -> int:
   By default of a few rows, or of `LEAST` where that adds little.
   """
   small = count < 8 * LEAST * blocks(devices)
-  step = blocks(devices) * (unit or (1 if small else LEAST))
+  # Two at least: see `spmd._tile`.
+  step = blocks(devices) * (unit or (2 if small else LEAST))
   return -(-count // step) * step
 
 

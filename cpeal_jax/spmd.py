@@ -161,10 +161,15 @@ def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
 
 
 def _tile(rows: tuple) -> int:
-  """Rows of one step: a divisor of a block, so that all steps are alike."""
+  """Rows of one step: a divisor of a block, so that all steps are alike.
+
+  Half a block at most: XLA knows that a step of all of a device's rows takes
+  the same rows each time, computes it before the loop, and fuses it otherwise.
+  """
   size = jax.tree.leaves(rows)[0].shape[0] // _local()
-  some = [n for n in range(LEAST, min(MOST, size) + 1) if size % n == 0]
-  return max(some, default=size)
+  half = max(1, size // 2)
+  some = [n for n in range(LEAST, min(MOST, half) + 1) if size % n == 0]
+  return max(some, default=half if size % half == 0 else 1)
 
 
 def each(f: Callable, *rows: Any, tile: int = 0) -> Any:
