@@ -94,7 +94,7 @@ def test_sigkill_and_resume(launch, straight, tmp_path, moment):
 def test_sigkill_and_resume_in_a_bucket(launch, straight, store, tmp_path):
   workdir = "s3://bucket/resume/run"
   often = "--config.checkpoint.every_seconds=0"
-  killed = launch(workdir, often, moment="training")
+  killed = launch(workdir, often, start=[str(HERE / "killed.py"), "training"])
   assert killed.returncode == -signal.SIGKILL, killed.stderr
   names = {name.split("/run/")[1] for name in store.find(workdir)}
   # The step it was killed before has none; the lock is still there.

@@ -79,21 +79,25 @@ def clue(
   return Picks(*spread(key, pool, n, score), columns={"score": score})
 
 
-@jax.jit
+@spmd.per_device(rows=("logits", "features"), out=ROWS)
 def multimodal(
   logits: Float[Array, "N C"],
   features: Float[Array, "N D"],
   class_embeddings: Float[Array, "C D"],
 ) -> Float[Array, "N 2*D"]:
   """Image feature and expected text embedding side by side, of unit length."""
-  texts = jnp.matmul(
-    jax.nn.softmax(logits),
-    class_embeddings,
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  both = jnp.concatenate([features, texts], axis=1)
-  norms = jnp.sqrt(jnp.sum(jnp.square(both), axis=1, keepdims=True))
-  return both / jnp.where(norms > 0, norms, 1)
+
+  def of_rows(logits: Array, features: Array) -> Array:
+    texts = jnp.matmul(
+      jax.nn.softmax(logits),
+      class_embeddings,
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    both = jnp.concatenate([features, texts], axis=1)
+    norms = jnp.sqrt(jnp.sum(jnp.square(both), axis=1, keepdims=True))
+    return both / jnp.where(norms > 0, norms, 1)
+
+  return spmd.each(of_rows, logits, features)
 
 
 def cb(
@@ -143,18 +147,16 @@ def cb(
   members, labels = int((anchors | free).sum()), int(anchors.sum())
   count = clusters_per_class * classes + labels if labels else n
   count = min(count, members)
-  assignments, distances = (
-    on_host(x, pool)
-    for x in _clusters(
-      key,
-      pool.logits,
-      pool.features,
-      (pool.labels >= 0) | ~pool.labeled,
-      pool.class_embeddings,
-      np.int32(count),
-      size=min(pool.images, -(-count // ROOM) * ROOM),
-    )
+  member = ((pool.labels >= 0) | ~pool.labeled).astype(np.float32)
+  clusters = kmeans(
+    key,
+    multimodal(pool.logits, pool.features, pool.class_embeddings),
+    member,
+    np.int32(count),
+    size=min(pool.images, -(-count // ROOM) * ROOM),
   )
+  assignments = on_host(clusters.assignments, pool)
+  distances = on_host(clusters.distances, pool)
   indices, shares = allocate(assignments, distances, anchors, free, n)
   return Picks(
     indices,
@@ -164,15 +166,6 @@ def cb(
       "score": -shares,
     },
   )
-
-
-@spmd.per_device(rows=("logits", "features", "member"), out=(ROWS, ROWS))
-def _clusters(key, logits, features, member, texts, count, *, size):
-  """CB's k-means: each image's cluster and squared distance to its centre."""
-  both = spmd.each(lambda x, h: multimodal(x, h, texts), logits, features)
-  weights = member.astype(features.dtype)
-  clusters = kmeans(key, both, weights, count, size=size)
-  return clusters.assignments, clusters.distances
 
 
 def allocate(
