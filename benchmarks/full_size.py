@@ -71,20 +71,21 @@ MODELS: dict[str, ClipConfig | Dinov2Config] = {
 }
 
 
-def tokens(prompts: Prompts | None) -> Tokens:
-  """Random words; prompts' slots come first."""
+def tokens(
+  config: ClipConfig, classes: int, length: int, learned: int = 0
+) -> Tokens:
+  """Random words, `length` tokens in all; learned ones come first."""
   rng = np.random.default_rng(0)
-  learned = prompts.tokens if prompts else 0
-  ids = rng.integers(0, 49406, (CLASSES, LENGTH + learned)).astype(np.int32)
-  ids[:, 0], ids[:, -1] = 49406, 49407
+  end = config.end_token
+  ids = rng.integers(0, end - 1, (classes, length)).astype(np.int32)
+  ids[:, 0], ids[:, -1] = end - 1, end
   slots = np.full_like(ids, -1)
   slots[:, 1 : 1 + learned] = np.arange(learned)
-  return Tokens(tuple(map(str, range(CLASSES))), ids, slots)
+  return Tokens(tuple(map(str, range(classes))), ids, slots)
 
 
-def make(name: str) -> tuple[Any, dict, int]:
-  """The classifier, random weights, and the side of an image."""
-  config = MODELS[name]
+def random_params(config: ClipConfig | Dinov2Config) -> dict:
+  """Weights of the right shapes, on the host."""
   rng = np.random.default_rng(0)
 
   def random(path, leaf) -> np.ndarray:
@@ -92,19 +93,25 @@ def make(name: str) -> tuple[Any, dict, int]:
       return np.ones(leaf.shape, np.float32)
     return 0.02 * rng.standard_normal(leaf.shape, np.float32)
 
+  dinov2 = isinstance(config, Dinov2Config)
+  shapes = dinov2_weights.shapes(config) if dinov2 else weights.shapes(config)
+  return jax.tree_util.tree_map_with_path(random, shapes)
+
+
+def make(name: str) -> tuple[Any, dict, int]:
+  """The classifier, random weights, and the side of an image."""
+  config = MODELS[name]
+  params = random_params(config)
   if isinstance(config, Dinov2Config):
     model = Dinov2(config, lora=Lora(towers=("vision",)))
-    params = jax.tree_util.tree_map_with_path(
-      random, dinov2_weights.shapes(config)
-    )
     params["logit_scale"] = np.float32(math.log(config.dim) / 2)
     return LinearClassifier(model, CLASSES, MEAN, STD), params, 224
   resnet = isinstance(config.vision, ResNetConfig)
   lora, prompts = (None, Prompts()) if resnet else (Lora(), None)
   model = Clip(config, lora=lora, prompts=prompts)
-  params = jax.tree_util.tree_map_with_path(random, weights.shapes(config))
-  own = Classifier(model, tokens(prompts), MEAN, STD)
-  return own, params, config.image_size
+  learned = prompts.tokens if prompts else 0
+  words = tokens(config, CLASSES, LENGTH + learned, learned)
+  return Classifier(model, words, MEAN, STD), params, config.image_size
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

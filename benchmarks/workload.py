@@ -1,0 +1,124 @@
+"""The CLIPs, prompts and pictures that the speed benchmarks work on.
+
+Random weights of true size: what a product costs does not depend on them.
+"""
+
+import dataclasses
+import math
+
+import full_size
+import jax
+import numpy as np
+
+from cpeal_jax import sharding
+from cpeal_jax.models.adapters import Lora, Prompts
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.clip import Clip, ClipConfig, TowerConfig
+
+CLIPS = ("ViT-B/32", "ViT-B/16")
+# For a smoke run of seconds: it says that all works, not how fast.
+TINY = "tiny"
+ADAPTERS: dict[str, tuple[Lora | None, Prompts | None]] = {
+  "none": (None, None),
+  "lora": (Lora(), None),
+  "lora-no-dropout": (Lora(dropout=0), None),
+  "prompts": (None, Prompts()),
+}
+# Tokens of a prompt: a data set's template; 16 contexts and a name.
+LENGTHS = {"none": 16, "lora": 16, "lora-no-dropout": 16, "prompts": 24}
+
+
+def config_of(name: str) -> ClipConfig:
+  """Sizes of a model of `full_size`, or of `TINY`."""
+  if name == TINY:
+    own = full_size.clip(full_size.vit(64, 2, 2), 32, 8, (64, 2), 32)
+    text = full_size.vit(64, 2, 2)
+    return dataclasses.replace(own, text=text, vocabulary=512, end_token=511)
+  config = full_size.MODELS[name]
+  assert isinstance(config, ClipConfig)
+  return config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+  """A classifier with its weights, on the host and on the device.
+
+  Attributes:
+    classifier: ours.
+    host: `params` as NumPy arrays, for the peers.
+    params: the same on the device.
+    adapter: fresh, but with no factor at 0, so that all gradients flow.
+    mesh: one device.
+  """
+
+  classifier: Classifier
+  host: dict
+  params: dict
+  adapter: dict
+  mesh: jax.sharding.Mesh
+
+
+def make(
+  name: str, adapter: str, *, classes: int, length: int, scale: float = 100
+) -> Work:
+  """A CLIP by name with an adapter of `ADAPTERS` and random prompts.
+
+  Args:
+    name: of the model.
+    adapter: what is trained.
+    classes: C.
+    length: tokens of every prompt, start and end included.
+    scale: what cosines are multiplied with.
+  """
+  config = config_of(name)
+  lora, prompts = ADAPTERS[adapter]
+  tokens = full_size.tokens(
+    config, classes, length, prompts.tokens if prompts else 0
+  )
+  host = full_size.random_params(config)
+  host["logit_scale"] = np.float32(math.log(scale))
+  model = Clip(config, lora=lora, prompts=prompts)
+  classifier = Classifier(model, tokens, full_size.MEAN, full_size.STD)
+  mesh = sharding.make_mesh(1)
+  params = sharding.replicate(host, mesh)
+  fresh = jax.jit(classifier.init)(params, jax.random.key(0))
+  rng = np.random.default_rng(1)
+  own = jax.tree.map(
+    lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), fresh
+  )
+  return Work(classifier, host, params, own, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+  """Random uint8 images in memory, read as a split is."""
+
+  pixels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.pixels)
+
+  def rows(self, start: int, stop: int) -> np.ndarray:
+    return self.pixels[start:stop]
+
+
+def pictures(config: ClipConfig, count: int) -> Pictures:
+  rng = np.random.default_rng(0)
+  side = config.image_size
+  return Pictures(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+def tower_operations(tower: TowerConfig, tokens: int) -> float:
+  """Floating-point operations of the blocks' products for one sequence."""
+  linear = 2 * tokens * tower.width * (4 * tower.width + 2 * tower.mlp)
+  return tower.layers * (linear + 4 * tokens**2 * tower.width)
+
+
+def image_operations(config: ClipConfig) -> float:
+  """Of encoding one image; a multiplication and its addition are two."""
+  tower = config.vision
+  assert isinstance(tower, TowerConfig)
+  patches = (config.image_size // config.patch_size) ** 2
+  patch = 2 * patches * 3 * config.patch_size**2 * tower.width
+  blocks = tower_operations(tower, patches + 1)
+  return patch + blocks + 2 * tower.width * config.dim
