@@ -1,0 +1,201 @@
+"""A round and a whole trajectory on EuroSAT against two in PyTorch.
+
+  python benchmarks/round.py --root=DIR/eurosat --weights=CLIP \
+    --out=runs/round.json
+  python benchmarks/round.py --rounds=3 --epochs=10 --adapters=lora ...
+  python benchmarks/round.py --root=DIR/eurosat --weights=CLIP --small
+
+Entropy with PCB, prompts and LoRA, the presets' recipe (SGD, 0.002, batch 32,
+augmentation, balanced annealed calibration loss), the data set's template for
+LoRA, float32. CLIP is a Hugging Face directory that all read. The peers are in
+`torch_rounds.py`: `reference` follows the released code's passes, `expert` is
+written by who knows better, and has no gate. Ours is `trajectory.run`, with
+all that it does besides: validation, zero-shot row, neighbours, checkpoints,
+records. The draws are not the same, so accuracies (last round, in the notes)
+agree only roughly.
+
+`trajectory`: seconds from the end of the imports to the end of the last round,
+with empty caches, so with decoding and our compilation. Each is a process of
+its own, one after the other, --repeats times. `round`: select, fit and test of
+one round, paired by its number, rounds 2 and on, when all is compiled. What is
+printed was run: nothing is extrapolated. Gates, against `reference`: prompts 10
+times as fast, LoRA twice, for both. --small: 300 images of the pool, 3 rounds,
+2 epochs.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from interleaved import Row, alone, begin, has, parser, publish, say
+
+VARIANTS = {"prompts": "cpeal_prompt", "lora": "cpeal_lora"}
+GATES = {"prompts": 10.0, "lora": 2.0}
+SMALL = {"train": 300, "val": 50, "test": 100}
+
+
+def config_of(job: dict[str, Any], folder: str) -> Any:
+  from cpeal_jax import presets
+
+  config = presets.preset("eurosat", VARIANTS[job["kind"]])
+  config.rounds, config.train.epochs = job["rounds"], job["epochs"]
+  config.dataset.root, config.model.weights = job["root"], job["weights"]
+  config.dataset.check_counts = False  # of --small
+  config.cache_dir = f"{folder}/cache"
+  return config
+
+
+def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
+  begun = time.perf_counter()
+  import contextlib
+
+  from cpeal_jax import trajectory
+
+  config = config_of(job, folder)
+  imported = time.perf_counter()
+  with contextlib.redirect_stdout(sys.stderr):
+    rows = trajectory.run(config, f"{folder}/run")
+  whole = time.perf_counter() - imported
+  rounds = [
+    {
+      "select": row["seconds_score"] + row["seconds_select"],
+      "fit": row["seconds_fit"],
+      "evaluate": row["seconds_evaluate"],
+      "acc": row["accuracy"],
+    }
+    for row in rows
+    if row["round"] >= 0
+  ]
+  return {"imports": imported - begun, "whole": whole, "rounds": rounds}
+
+
+def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
+  begun = time.perf_counter()
+  import torch
+  from torch_rounds import Expert, Reference, Task
+
+  from cpeal_jax.data.images import image_spec
+  from cpeal_jax.sources import load_dataset
+
+  config = config_of(job, folder)
+  torch.set_num_threads(job["threads"])
+  imported = time.perf_counter()
+  dataset = load_dataset(config)
+  splits = [
+    [
+      (str(Path(job["root"]) / path), int(label))
+      for path, label in zip(split.paths, split.labels, strict=True)
+    ]
+    for split in (dataset.train, dataset.test)
+  ]
+  pool, test = splits
+  task = Task(
+    weights=job["weights"],
+    kind=job["kind"],
+    classes=dataset.classes,
+    template=config.model.template,
+    pool=pool,
+    test=test,
+    spec=image_spec(job["weights"]),
+    rounds=job["rounds"],
+    epochs=job["epochs"],
+    threads=job["threads"],
+  )
+  kind = {"reference": Reference, "expert": Expert}[job["arm"]]
+  rounds = kind(task).play()
+  whole = time.perf_counter() - imported
+  return {"imports": imported - begun, "whole": whole, "rounds": rounds}
+
+
+def fewer(root: str, folder: str) -> str:
+  """A root with some images of each split."""
+  source = next(Path(root).glob("split_zhou_*.json"))
+  entries = json.loads(source.read_text())
+  few = {
+    name: entries[name][:: len(entries[name]) // count]
+    for name, count in SMALL.items()
+  }
+  (Path(folder) / source.name).write_text(json.dumps(few))
+  for path in Path(root).iterdir():
+    if path.is_dir():
+      (Path(folder) / path.name).symlink_to(path.resolve())
+  return folder
+
+
+def compared(
+  job: dict[str, Any], found: dict[str, list[dict]], gate: float | None
+) -> list[Row]:
+  """Ours against each peer: a round, and the trajectory."""
+
+  def seconds(arm: str) -> list[float]:
+    rounds = [row for run in found[arm] for row in run["rounds"][2:]]
+    return [row["select"] + row["fit"] + row["evaluate"] for row in rounds]
+
+  def notes(arm: str) -> dict[str, Any]:
+    rounds = [row for run in found[arm] for row in run["rounds"][2:]]
+    parts = {
+      f"{part}, {arm}": round(statistics.median(x[part] for x in rounds), 3)
+      for part in ("select", "fit", "evaluate")
+    }
+    last = round(found[arm][-1]["rounds"][-1]["acc"], 3)
+    imports = round(found[arm][-1]["imports"], 1)
+    return {**parts, f"imports, {arm}": imports, f"accuracy, {arm}": last}
+
+  sizes = f"{job['rounds']} rounds, {job['epochs']} epochs"
+  rows = []
+  for arm in list(found)[1:]:
+    own = gate if arm == "reference" else None
+    more = notes("ours") | notes(arm)
+    case = f"{job['kind']}, round 2 and on ({sizes})"
+    pair = seconds("ours"), seconds(arm)
+    rows.append(Row(case, arm, *pair, own, more, job["threads"]))
+    case = f"{job['kind']}, trajectory ({sizes})"
+    ours, theirs = ([x["whole"] for x in found[k]] for k in ("ours", arm))
+    rows.append(Row(case, arm, ours, theirs, own, {}, job["threads"]))
+  return rows
+
+
+def main() -> int:
+  flags = parser(__doc__, repeats=1)
+  flags.add_argument("--root", help="EuroSAT in CoOp's layout")
+  flags.add_argument("--weights", help="a CLIP's directory")
+  flags.add_argument("--rounds", type=int, default=10, help="3 or more")
+  flags.add_argument("--epochs", type=int, default=10)
+  flags.add_argument("--adapters", default=",".join(VARIANTS))
+  own = flags.parse_args()
+  if own.one:
+    job = json.loads(own.one)
+    play = ours if job["arm"] == "ours" else peer
+    with tempfile.TemporaryDirectory(prefix="round_") as folder:
+      print(json.dumps(play(job, folder)))
+    return 0
+  if not own.root or not own.weights or own.rounds < 3:
+    flags.error("give --root and --weights, and --rounds of 3 or more")
+  arms = ["ours", *(("reference", "expert") if has("torch") else ())]
+  begin()
+  rows: list[Row] = []
+  with tempfile.TemporaryDirectory(prefix="round_") as folder:
+    root = fewer(own.root, folder) if own.small else own.root
+    counts = (3, 2) if own.small else (own.rounds, own.epochs)
+    common = {"root": root, "weights": own.weights, "rounds": counts[0]}
+    for threads in map(int, own.threads.split(",")):
+      for kind in own.adapters.split(","):
+        job = {**common, "epochs": counts[1], "kind": kind, "threads": threads}
+        found: dict[str, list[dict]] = {arm: [] for arm in arms}
+        for _ in range(own.repeats):
+          for arm in arms:
+            found[arm].append(alone(__file__, job | {"arm": arm}, threads))
+            say(f"{kind}, {arm}: {found[arm][-1]['whole']:.1f} s")
+        new = compared(job, found, None if own.small else GATES[kind])
+        rows += new
+        for row in new:
+          print(row.line(), flush=True)
+  return publish(rows, own.out, small=own.small)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
