@@ -137,11 +137,18 @@ def parser(doc: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
   return flags
 
 
+def cores(listed: str) -> list[int]:
+  """The counts of --threads that there are cores for."""
+  most, counts = len(os.sched_getaffinity(0)), list(map(int, listed.split(",")))
+  for count in counts:
+    if count > most:
+      say(f"{count} threads: left out, since the process may use {most} cores")
+  return [count for count in counts if count <= most]
+
+
 def alone(file: str, one: Any, threads: int, **variables: str) -> Any:
   """What `file --one=ONE`, ONE in JSON, prints as JSON, on so many cores."""
   allowed = sorted(os.sched_getaffinity(0))
-  if len(allowed) < threads:
-    raise SystemExit(f"{threads} threads, but only {len(allowed)} cores")
   places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
   environment = {
     **os.environ,

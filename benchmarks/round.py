@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from interleaved import Row, alone, begin, has, parser, publish, say
+from interleaved import Row, alone, begin, cores, has, parser, publish, say
 
 VARIANTS = {"prompts": "cpeal_prompt", "lora": "cpeal_lora"}
 GATES = {"prompts": 10.0, "lora": 2.0}
@@ -182,7 +182,7 @@ def main() -> int:
     root = fewer(own.root, folder) if own.small else own.root
     counts = (3, 2) if own.small else (own.rounds, own.epochs)
     common = {"root": root, "weights": own.weights, "rounds": counts[0]}
-    for threads in map(int, own.threads.split(",")):
+    for threads in cores(own.threads):
       for kind in own.adapters.split(","):
         job = {**common, "epochs": counts[1], "kind": kind, "threads": threads}
         found: dict[str, list[dict]] = {arm: [] for arm in arms}

@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from interleaved import Row, alone, begin, has, in_turn, parser, publish
+from interleaved import Row, alone, begin, cores, has, in_turn, parser, publish
 from selection import make_pool
 
 from cpeal_jax import neighbors, sharding
@@ -132,7 +132,7 @@ def main() -> int:
   rows: list[Row] = []
   sizes = [3000] if own.small else [int(n) for n in own.rows.split(",")]
   for size in sizes:
-    for threads in map(int, own.threads.split(",")):
+    for threads in cores(own.threads):
       repeats = own.repeats or (5 if size <= 50_000 else 1)
       found = alone(__file__, (size, repeats), threads)
       more: dict[str, Any] = {"threads": threads}

@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from interleaved import Row, alone, begin, has, in_turn, parser, publish
+from interleaved import Row, alone, begin, cores, has, in_turn, parser, publish
 from scipy import special
 from selection import make_pool
 
@@ -237,7 +237,7 @@ def main() -> int:
     return 0
   begin()
   rows: list[Row] = []
-  for threads in map(int, own.threads.split(",")):
+  for threads in cores(own.threads):
     for job in jobs(own.small, own.repeats):
       if job[0] in own.only.split(","):
         found = alone(__file__, job, threads)

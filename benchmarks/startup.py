@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from interleaved import Row, alone, begin, parser, publish, say
+from interleaved import Row, alone, begin, cores, parser, publish, say
 
 MODEL = "ViT-B/32"
 EVENTS = {
@@ -143,7 +143,7 @@ def main() -> int:
     path = Path(folder) / "model.safetensors"
     write(path, own.small)
     megabytes = path.stat().st_size / 1e6
-    for threads in map(int, own.threads.split(",")):
+    for threads in cores(own.threads):
       starts: dict[str, list[dict]] = {"cold": [], "warm": []}
       for repeat in range(repeats):
         for kind, found in starts.items():
