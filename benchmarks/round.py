@@ -16,11 +16,12 @@ agree only roughly.
 
 `trajectory`: seconds from the end of the imports to the end of the last round,
 with empty caches, so with decoding and our compilation. Each is a process of
-its own, one after the other, --repeats times. `round`: select, fit and test of
-one round, paired by its number, rounds 2 and on, when all is compiled. What is
-printed was run: nothing is extrapolated. Gates, against `reference`: prompts 10
-times as fast, LoRA twice, for both. --small: 300 images of the pool, 3 rounds,
-2 epochs.
+its own, one after the other, --repeats times; its CPU seconds, imports
+included, are in the notes, and tell whether other work was on its cores.
+`round`: select, fit and test of one round, paired by its number, rounds 2 and
+on, when all is compiled. What is printed was run: nothing is extrapolated.
+Gates, against `reference`: prompts 10 times as fast, LoRA twice, for both.
+--small: 300 images of the pool, 3 rounds, 2 epochs.
 """
 
 import json
@@ -70,7 +71,9 @@ def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
     for row in rows
     if row["round"] >= 0
   ]
-  return {"imports": imported - begun, "whole": whole, "rounds": rounds}
+  cpu = time.process_time()
+  imports = imported - begun
+  return {"imports": imports, "whole": whole, "cpu": cpu, "rounds": rounds}
 
 
 def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -108,7 +111,9 @@ def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
   kind = {"reference": Reference, "expert": Expert}[job["arm"]]
   rounds = kind(task).play()
   whole = time.perf_counter() - imported
-  return {"imports": imported - begun, "whole": whole, "rounds": rounds}
+  cpu = time.process_time()
+  imports = imported - begun
+  return {"imports": imports, "whole": whole, "cpu": cpu, "rounds": rounds}
 
 
 def fewer(root: str, folder: str) -> str:
@@ -155,7 +160,11 @@ def compared(
     rows.append(Row(case, arm, *pair, own, more, job["threads"]))
     case = f"{job['kind']}, trajectory ({sizes})"
     ours, theirs = ([x["whole"] for x in found[k]] for k in ("ours", arm))
-    rows.append(Row(case, arm, ours, theirs, own, {}, job["threads"]))
+    cpu = {
+      f"CPU s, {k}": round(statistics.median(x["cpu"] for x in found[k]), 1)
+      for k in ("ours", arm)
+    }
+    rows.append(Row(case, arm, ours, theirs, own, cpu, job["threads"]))
   return rows
 
 
