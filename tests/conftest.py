@@ -34,6 +34,16 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs():
+  """Programs last as long as their file, since each holds areas of memory.
+
+  Past 65,530 of these, Linux's `vm.max_map_count`, the process crashes.
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def store():
   """A client of an S3 on this machine, with the bucket s3://bucket."""
