@@ -151,12 +151,12 @@ def classifiers(
 ) -> tuple[AnyClassifier, AnyClassifier]:
   """The trained classifier and the zero-shot one."""
   lora, prompts = adapters_of(config)
-  dtype = jnp.dtype(config.model.dtype)
+  dtype, remat = jnp.dtype(config.model.dtype), config.train.remat
   _refuse_layers(lora, pretrained.config)
   if isinstance(pretrained, dinov2_weights.PretrainedDinov2):
     trained, plain = (
       LinearClassifier(
-        Dinov2(pretrained.config, lora=branch, dtype=dtype),
+        Dinov2(pretrained.config, lora=branch, dtype=dtype, remat=remat),
         len(classes),
         spec.mean,
         spec.std,
@@ -188,7 +188,7 @@ def classifiers(
     tokens = fixed(" ".join(["X"] * 16) + " {}.")
   else:
     tokens = plain
-  trained = Clip(sizes, lora=lora, prompts=prompts, dtype=dtype)
+  trained = Clip(sizes, lora=lora, prompts=prompts, dtype=dtype, remat=remat)
   average = config.model.descriptor_average
   return (
     Classifier(trained, tokens, spec.mean, spec.std, average),

@@ -120,6 +120,13 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ("train.momentum", 0.9, RESULT, "of SGD"),
   ("train.weight_decay", 5e-4, RESULT, "L2 for SGD, decoupled for AdamW"),
   ("train.augment", True, RESULT, "random resized crop and flip"),
+  (
+    "train.remat",
+    False,
+    RUN,
+    "compute a block's insides again for its gradient: time for memory, for "
+    "many classes",
+  ),
   ("acquisition.name", "entropy", RESULT, "see acquisition.ACQUISITIONS"),
   (
     "acquisition.balance",

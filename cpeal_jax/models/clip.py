@@ -161,6 +161,17 @@ class Block(nn.Module):
     return x + self.mlp2(activation(self.mlp1(self.norm2(x))))
 
 
+def run_block(
+  block: nn.Module, x: Float[Array, "B L W"], *, train: bool, remat: bool
+) -> Float[Array, "B L W"]:
+  """The block's output; `remat` keeps its input alone for the gradient."""
+
+  def run(block, x):
+    return block(x, train=train)
+
+  return nn.remat(run)(block, x) if remat and train else run(block, x)
+
+
 class Transformer(nn.Module):
   """The blocks of one tower, unrolled."""
 
@@ -168,6 +179,7 @@ class Transformer(nn.Module):
   tower: str
   lora: Lora | None
   dtype: DTypeLike
+  remat: bool
 
   @nn.compact
   def __call__(
@@ -177,7 +189,7 @@ class Transformer(nn.Module):
     for i in range(self.config.layers):
       lora = self.lora.on(self.tower, i) if self.lora else None
       block = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
-      x = block(x, train=train)
+      x = run_block(block, x, train=train, remat=self.remat)
     return x
 
 
@@ -188,6 +200,7 @@ class VisionTower(nn.Module):
   tower: TowerConfig
   lora: Lora | None
   dtype: DTypeLike
+  remat: bool
 
   @nn.compact
   def __call__(
@@ -210,9 +223,10 @@ class VisionTower(nn.Module):
     head = jnp.broadcast_to(head.astype(self.dtype), (batch, 1, config.width))
     x = jnp.concatenate([head, x], axis=1) + positions.astype(self.dtype)[None]
     x = Norm(config.epsilon, self.dtype, name="norm_in")(x)
-    x = Transformer(config, "vision", self.lora, self.dtype, name="blocks")(
-      x, train=train
+    blocks = Transformer(
+      config, "vision", self.lora, self.dtype, self.remat, name="blocks"
     )
+    x = blocks(x, train=train)
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x[:, 0])
     return Linear(
       self.config.dim, use_bias=False, dtype=self.dtype, name="projection"
@@ -226,6 +240,7 @@ class TextTower(nn.Module):
   lora: Lora | None
   prompts: Prompts | None
   dtype: DTypeLike
+  remat: bool
 
   @nn.compact
   def __call__(
@@ -262,9 +277,10 @@ class TextTower(nn.Module):
       )
       x = jnp.where((slots >= 0)[..., None], learned, x)
     x = (x + positions[None, :length]).astype(self.dtype)
-    x = Transformer(config, "text", self.lora, self.dtype, name="blocks")(
-      x, train=train
+    blocks = Transformer(
+      config, "text", self.lora, self.dtype, self.remat, name="blocks"
     )
+    x = blocks(x, train=train)
     # HF pads with the end token, so the last one would be padding.
     end = jnp.argmax(ids == self.config.end_token, axis=1)
     x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
@@ -289,12 +305,15 @@ class Clip(nn.Module):
   """Both towers, with adapters where asked.
 
   `params` mirrors the pretrained weights; `adapter` holds what is trained.
+  `remat` computes a block's insides again for its gradient instead of keeping
+  them: a third more time, and memory of one block instead of all.
   """
 
   config: ClipConfig
   lora: Lora | None = None
   prompts: Prompts | None = None
   dtype: DTypeLike = jnp.float32
+  remat: bool = False
 
   def setup(self):
     config, vision = self.config, self.config.vision
@@ -303,8 +322,12 @@ class Clip(nn.Module):
       side, dim = config.image_size, config.dim
       self.vision = ResNetTower(vision, side, dim, self.dtype)
     else:
-      self.vision = VisionTower(config, vision, self.lora, self.dtype)
-    self.text = TextTower(self.config, self.lora, self.prompts, self.dtype)
+      self.vision = VisionTower(
+        config, vision, self.lora, self.dtype, self.remat
+      )
+    self.text = TextTower(
+      config, self.lora, self.prompts, self.dtype, self.remat
+    )
     self.logit_scale = self.param(
       "logit_scale", nn.initializers.constant(2.6592), ()
     )

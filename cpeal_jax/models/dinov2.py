@@ -21,6 +21,7 @@ from cpeal_jax.models.clip import (
   Attention,
   Norm,
   TowerConfig,
+  run_block,
 )
 
 
@@ -144,11 +145,15 @@ class Block(nn.Module):
 
 
 class Dinov2(nn.Module):
-  """The tower; returns the class token's state after the last norm."""
+  """The tower; returns the class token's state after the last norm.
+
+  `remat` is that of `Clip`.
+  """
 
   config: Dinov2Config
   lora: Lora | None = None
   dtype: DTypeLike = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -188,6 +193,7 @@ class Dinov2(nn.Module):
     x = jnp.concatenate([first, x + grid.astype(dtype)[None]], axis=1)
     for i in range(config.layers):
       lora = self.lora.on("vision", i) if self.lora else None
-      x = Block(config, lora, dtype, name=f"block{i}")(x, train=train)
+      block = Block(config, lora, dtype, name=f"block{i}")
+      x = run_block(block, x, train=train, remat=self.remat)
     x = Norm(config.epsilon, dtype, name="norm_out")(x[:, 0])
     return x.astype(jnp.float32)
