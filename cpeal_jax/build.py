@@ -151,7 +151,7 @@ def classifiers(
 ) -> tuple[AnyClassifier, AnyClassifier]:
   """The trained classifier and the zero-shot one."""
   lora, prompts = adapters_of(config)
-  dtype, remat = jnp.dtype(config.model.dtype), config.train.remat
+  dtype, remat = jnp.dtype(config.model.dtype), config.model.remat
   _refuse_layers(lora, pretrained.config)
   if isinstance(pretrained, dinov2_weights.PretrainedDinov2):
     trained, plain = (

@@ -22,6 +22,13 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ),
   ("cache_dir", "", RUN, "decoded images and features; empty: user's cache"),
   (
+    "profile",
+    "",
+    RUN,
+    "directory for a trace of this start's third round, the first in which "
+    "nothing is compiled, or of its last; empty: none",
+  ),
+  (
     "dataset.name",
     "",
     RESULT,
@@ -75,6 +82,13 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ),
   ("model.dtype", "float32", RESULT, "compute type: float32 or bfloat16"),
   (
+    "model.remat",
+    False,
+    RUN,
+    "compute a block's insides again for its gradient: time for memory, for "
+    "many classes",
+  ),
+  (
     "adapter.kind",
     "lora",
     RESULT,
@@ -120,13 +134,6 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
   ("train.momentum", 0.9, RESULT, "of SGD"),
   ("train.weight_decay", 5e-4, RESULT, "L2 for SGD, decoupled for AdamW"),
   ("train.augment", True, RESULT, "random resized crop and flip"),
-  (
-    "train.remat",
-    False,
-    RUN,
-    "compute a block's insides again for its gradient: time for memory, for "
-    "many classes",
-  ),
   ("acquisition.name", "entropy", RESULT, "see acquisition.ACQUISITIONS"),
   (
     "acquisition.balance",

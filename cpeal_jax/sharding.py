@@ -202,6 +202,7 @@ def spmd(
     )
 
   @jax.jit
+  @functools.wraps(body)  # A program's name in a profile.
   def run(*args):
     specs = (WHOLE,) * shared + (ROWS,) * (len(args) - shared)
     mapped = jax.shard_map(

@@ -66,6 +66,7 @@ def per_device(
 
     @functools.cache
     def compiled(mesh: Mesh, options: tuple) -> Callable:
+      @functools.wraps(body)  # A program's name in a profile.
       def share(count: Array, whole: dict, split: dict) -> Any:
         token = _blocks.set(count)
         try:

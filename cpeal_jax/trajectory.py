@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -97,8 +98,11 @@ def rounds(run: Run) -> list[dict]:
   say(record.table(row for row in rows if row["round"] < done))
   labels = known_labels(run, done)
   adapter = stages.adapter_of(run, done - 1, labels)
+  # The first has the fit's compilation, the second the selection's.
+  traced = min(done + 2, run.config.rounds - 1)
   for round_ in range(done, run.config.rounds):
-    adapter, labels = play(run, round_, adapter, labels)
+    with profile(run.config.profile if round_ == traced else ""):
+      adapter, labels = play(run, round_, adapter, labels)
     say(record.table_row(first(record.read_metrics, run.workdir)[-1]))
   return first(record.read_metrics, run.workdir)
 
@@ -169,8 +173,23 @@ def known_labels(run: Run, rounds_: int) -> Labels:
 
 
 @contextlib.contextmanager
+def profile(directory: str) -> Iterator[None]:
+  """Traces the block into `directory`, if one is named."""
+  if not directory:
+    yield
+    return
+  # Python's own frames are many times as many as all the rest.
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0
+  with jax.profiler.trace(directory, profiler_options=options):
+    yield
+  say(f"note: a profile of this round is in {directory}")
+
+
+@contextlib.contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-  """Notes how long the block took."""
+  """Notes how long the block took, and names it in a profile."""
   start = time.perf_counter()
-  yield
+  with jax.profiler.TraceAnnotation(name):
+    yield
   seconds[name] = round(time.perf_counter() - start, 3)

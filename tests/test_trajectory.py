@@ -16,6 +16,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+STAGES = "score", "select", "fit", "evaluate"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -354,3 +355,17 @@ def test_a_round_whose_checkpoint_is_gone_is_trained_again(
   trajectory.run(quickstart(cache, rounds=3), run)
   assert "round 1 has no checkpoint of its end" in capsys.readouterr().out
   assert picks(run) == picks(want)
+
+
+def test_a_profile_has_the_third_rounds_stages(cache, shared, tmp_path):
+  own = quickstart(cache, **PROMPTS)
+  own.profile = str(tmp_path / "profile")
+  trajectory.run(own, tmp_path / "run", experiment=shared)
+  (path,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+  data = jax.profiler.ProfileData.from_file(str(path))
+  # What it gives lives no longer than what gave it.
+  found = []
+  for plane in data.planes:
+    for line in plane.lines:
+      found += [event.name for event in line.events if event.name in STAGES]
+  assert sorted(found) == sorted(STAGES)
