@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
-from cpeal_jax import distributed, metrics, sharding, spmd
+from cpeal_jax import distributed, metrics, sharding
 from cpeal_jax.data import cache
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.classifier import Classifier
@@ -174,7 +174,7 @@ def by_chunks(
     # A device of padding alone still needs the shape of a row.
     return rows(int(first), int(last)) if first < last else rows(0, 1)[:0]
 
-  done: list[Array] = []
+  done, new = None, None
   # No device has more than the first; what is padding on all is left out.
   most = min(share, total)
   for at in range(0, most, length):
@@ -182,22 +182,20 @@ def by_chunks(
     parts = [part(first + at, tiles * tile) for first in firsts]
     filled = np.concatenate([_filled(x, length) for x in parts])
     # No further ahead than one chunk, or the host would hold them all.
-    jax.block_until_ready(done[-1:])
-    done.append(run(np.int32(tiles), firsts + at, filled))
+    jax.block_until_ready(new)
+    new = run(np.int32(tiles), firsts + at, filled)
+    if done is None:
+      shape = share * devices, *new.shape[1:]
+      done = sharding.empty(shape, new.dtype, mesh)
+    done = sharding.write(done, new, at, count=min(length, share - at))
     if progress:
       progress(sum(map(len, parts)))
-  return _joined(done, share=share)
+  return cast("Array", done)
 
 
 def _filled(rows: np.ndarray, length: int) -> np.ndarray:
   gap = [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1)
   return np.pad(rows, gap)
-
-
-@spmd.per_device(rows=("parts",), out=spmd.ROWS)
-def _joined(parts: list[Array], *, share: int) -> Array:
-  rows = jnp.concatenate(parts)[:share]
-  return jnp.pad(rows, [(0, share - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def encode_pool(

@@ -139,6 +139,40 @@ def place(
   )
 
 
+def empty(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.Array:
+  """Zeros with their rows over the devices, which are on no host."""
+  zeros = jax.jit(
+    lambda: jnp.zeros(shape, dtype), out_shardings=split_rows(mesh)
+  )
+  return zeros()
+
+
+def write(
+  rows: Shaped[Array, "N ..."],
+  new: Shaped[Array, "n ..."],
+  start: int,
+  *,
+  count: int,
+) -> jax.Array:
+  """Each device's first `count` new rows at `start` of its own ones.
+
+  In their place: `rows` is donated, so that there are never two of it.
+  """
+  return _writer(mesh_of(rows), count)(rows, new, np.int32(start))
+
+
+@functools.cache
+def _writer(mesh: Mesh, count: int) -> Callable:
+  def put(rows, new, start):
+    return jax.lax.dynamic_update_slice_in_dim(rows, new[:count], start, 0)
+
+  specs = (ROWS, ROWS, WHOLE)
+  mapped = jax.shard_map(
+    put, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False
+  )
+  return jax.jit(mapped, donate_argnums=0)
+
+
 def whole_blocks(tree: Any, mesh: Mesh) -> int:
   """How many rows are on the mesh already, or would be when placed."""
   lengths = list(map(len, jax.tree.leaves(tree)))
