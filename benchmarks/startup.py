@@ -77,7 +77,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   begun = time.perf_counter()
   import jax
   import numpy as np
-  from full_size import MEAN, STD, tokens
+  from full_size import CLASSES, LENGTH, MEAN, STD, tokens
 
   from cpeal_jax import sharding, training, trajectory
   from cpeal_jax.data.batches import Batch
@@ -101,7 +101,8 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   host = weights.convert(tensors.read_tensors(Path(path)), config)
   params = jax.block_until_ready(sharding.replicate(host, mesh))
   read = time.perf_counter()
-  classifier = Classifier(Clip(config, lora=Lora()), tokens(None), MEAN, STD)
+  prompts = tokens(config, CLASSES, LENGTH)
+  classifier = Classifier(Clip(config, lora=Lora()), prompts, MEAN, STD)
   recipe = training.Recipe(batch=batch)
   init = jax.jit(training.make_init(classifier, recipe))
   state = training.init_state(init(params, jax.random.key(0)), recipe)
@@ -110,7 +111,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   side = config.image_size
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-  labels = np.arange(batch, dtype=np.int32) % 10
+  labels = np.arange(batch, dtype=np.int32) % CLASSES
   rows = Batch(pixels, labels, np.ones(batch, bool))
   rest = params, None, rows, jax.random.key(1), 1e-3, 1.0
   state, terms = jax.block_until_ready(step(state, *rest))
