@@ -79,7 +79,7 @@ def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
 def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
   begun = time.perf_counter()
   import torch
-  from torch_rounds import Expert, Reference, Task
+  from torch_rounds import Expert, Reference, Task, play
 
   from cpeal_jax.data.images import image_spec
   from cpeal_jax.sources import load_dataset
@@ -109,7 +109,7 @@ def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
     threads=job["threads"],
   )
   kind = {"reference": Reference, "expert": Expert}[job["arm"]]
-  rounds = kind(task).play()
+  rounds = play(task, kind)
   whole = time.perf_counter() - imported
   cpu = time.process_time()
   imports = imported - begun
@@ -178,9 +178,9 @@ def main() -> int:
   own = flags.parse_args()
   if own.one:
     job = json.loads(own.one)
-    play = ours if job["arm"] == "ours" else peer
+    one = ours if job["arm"] == "ours" else peer
     with tempfile.TemporaryDirectory(prefix="round_") as folder:
-      print(json.dumps(play(job, folder)))
+      print(json.dumps(one(job, folder)))
     return 0
   if not own.root or not own.weights or own.rounds < 3:
     flags.error("give --root and --weights, and --rounds of 3 or more")

@@ -101,13 +101,11 @@ def pcb(
   return picks
 
 
-class Arm:
-  """What both have in common: the loop, and a round's fit."""
+class Reference:
+  """See above: nothing is kept."""
 
   def __init__(self, task: Task):
-    self.task, self.rng = task, np.random.default_rng(task.seed)
-    self.threads = ThreadPoolExecutor(task.threads)
-    torch.manual_seed(task.seed)
+    self.task, self.threads = task, ThreadPoolExecutor(task.threads)
 
   def originals(self, rows: list[int]) -> list[Image.Image]:
     """Of the pool, in RGB."""
@@ -115,74 +113,10 @@ class Arm:
     return list(self.threads.map(read, paths))
 
   def fresh(self) -> TorchClip:
-    raise NotImplementedError
-
-  def choose(self, model: TorchClip, left: list[int]) -> tuple[list, list]:
-    """Candidates and what the model takes them for."""
-    raise NotImplementedError
+    return self.task.model(whole=True)
 
   def logits(self, model: TorchClip, pixels: torch.Tensor) -> torch.Tensor:
     return model(pixels)
-
-  def accuracy(self, model: TorchClip) -> float:
-    raise NotImplementedError
-
-  def fit(self, model: TorchClip, labeled: list[int]) -> None:
-    task, spec = self.task, self.task.spec
-    optimizer = torch.optim.SGD(
-      model.trained(), lr=1e-5, momentum=0.9, weight_decay=5e-4
-    )
-    model.train()
-    steps = len(labeled) // BATCH or 1
-    for epoch in range(task.epochs):
-      optimizer.param_groups[0]["lr"] = rate(epoch, task.epochs)
-      order = self.rng.permutation(labeled).tolist()
-      for step in range(steps):
-        rows = order[step * BATCH : (step + 1) * BATCH]
-        pixels = [augment(self.rng, x, spec) for x in self.originals(rows)]
-        labels = torch.tensor([task.pool[i][1] for i in rows])
-        logits = self.logits(model, to_floats(np.stack(pixels), spec))
-        total = loss(logits, labels, weight(epoch, task.epochs))
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-    model.eval()
-
-  def play(self) -> list[dict[str, float]]:
-    """All rounds; seconds and accuracy of each."""
-    task, labeled, done = self.task, [], []
-    left, model = list(range(len(task.pool))), None
-    for _ in range(task.rounds):
-      at = [time.perf_counter()]
-      if model is None:
-        picks = self.rng.choice(left, len(task.classes), replace=False).tolist()
-      else:
-        candidates, predictions = self.choose(model, left)
-        counts = [0] * len(task.classes)
-        for i in labeled:
-          counts[task.pool[i][1]] += 1
-        chosen = pcb(predictions, counts, len(task.classes), self.rng)
-        picks = [candidates[i] for i in chosen]
-      labeled += picks
-      left = [i for i in left if i not in set(picks)]
-      at.append(time.perf_counter())
-      model = self.fresh()
-      self.fit(model, labeled)
-      at.append(time.perf_counter())
-      accuracy = self.accuracy(model)
-      at.append(time.perf_counter())
-      select, fit, evaluate = np.diff(at).tolist()
-      done.append(
-        {"select": select, "fit": fit, "evaluate": evaluate, "acc": accuracy}
-      )
-    return done
-
-
-class Reference(Arm):
-  """See above: nothing is kept."""
-
-  def fresh(self) -> TorchClip:
-    return self.task.model(whole=True)
 
   @torch.no_grad()
   def scan(
@@ -196,6 +130,7 @@ class Reference(Arm):
     return torch.cat(found)
 
   def choose(self, model: TorchClip, left: list[int]) -> tuple[list, list]:
+    """Candidates and what the model takes them for."""
     pool, count = self.task.pool, int(0.1 * len(self.task.pool))
     scores = entropy(self.scan(model, [pool[i] for i in left], BATCH))
     best = [left[i] for i in scores.argsort(descending=True)[:count].tolist()]
@@ -208,11 +143,11 @@ class Reference(Arm):
     return (found == labels).float().mean().item()
 
 
-class Expert(Arm):
+class Expert:
   """See above: what is frozen is computed once."""
 
   def __init__(self, task: Task):
-    super().__init__(task)
+    self.task, self.threads = task, ThreadPoolExecutor(task.threads)
     self.kept: dict[int, Image.Image] = {}
     self.model = task.model(whole=False)
     self.model.eval()
@@ -247,7 +182,8 @@ class Expert(Arm):
 
   def originals(self, rows: list[int]) -> list[Image.Image]:
     new = [i for i in rows if i not in self.kept]
-    self.kept |= dict(zip(new, super().originals(new), strict=True))
+    images = self.threads.map(read, [self.task.pool[i][0] for i in new])
+    self.kept |= dict(zip(new, images, strict=True))
     return [self.kept[i] for i in rows]
 
   def fresh(self) -> TorchClip:
@@ -271,3 +207,64 @@ class Expert(Arm):
     labels = torch.tensor([label for _, label in self.task.test])
     found = self.scan(1).argmax(dim=1)
     return (found == labels).float().mean().item()
+
+
+def fit(
+  arm: Reference | Expert,
+  model: TorchClip,
+  labeled: list[int],
+  rng: np.random.Generator,
+) -> None:
+  task, spec = arm.task, arm.task.spec
+  optimizer = torch.optim.SGD(
+    model.trained(), lr=1e-5, momentum=0.9, weight_decay=5e-4
+  )
+  model.train()
+  steps = len(labeled) // BATCH or 1
+  for epoch in range(task.epochs):
+    optimizer.param_groups[0]["lr"] = rate(epoch, task.epochs)
+    order = rng.permutation(labeled).tolist()
+    for step in range(steps):
+      rows = order[step * BATCH : (step + 1) * BATCH]
+      pixels = [augment(rng, x, spec) for x in arm.originals(rows)]
+      labels = torch.tensor([task.pool[i][1] for i in rows])
+      logits = arm.logits(model, to_floats(np.stack(pixels), spec))
+      total = loss(logits, labels, weight(epoch, task.epochs))
+      optimizer.zero_grad()
+      total.backward()
+      optimizer.step()
+  model.eval()
+
+
+def play(
+  task: Task, kind: type[Reference] | type[Expert]
+) -> list[dict[str, float]]:
+  """All rounds; seconds and accuracy of each."""
+  torch.manual_seed(task.seed)
+  arm, rng = kind(task), np.random.default_rng(task.seed)
+  labeled, done = [], []
+  left, model = list(range(len(task.pool))), None
+  for _ in range(task.rounds):
+    at = [time.perf_counter()]
+    if model is None:
+      picks = rng.choice(left, len(task.classes), replace=False).tolist()
+    else:
+      candidates, predictions = arm.choose(model, left)
+      counts = [0] * len(task.classes)
+      for i in labeled:
+        counts[task.pool[i][1]] += 1
+      chosen = pcb(predictions, counts, len(task.classes), rng)
+      picks = [candidates[i] for i in chosen]
+    labeled += picks
+    left = [i for i in left if i not in set(picks)]
+    at.append(time.perf_counter())
+    model = arm.fresh()
+    fit(arm, model, labeled, rng)
+    at.append(time.perf_counter())
+    accuracy = arm.accuracy(model)
+    at.append(time.perf_counter())
+    select, seconds, evaluate = np.diff(at).tolist()
+    done.append(
+      {"select": select, "fit": seconds, "evaluate": evaluate, "acc": accuracy}
+    )
+  return done
