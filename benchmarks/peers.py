@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import timing
 import torch
 import transformers
 from torch.nn import functional as F
@@ -28,21 +29,17 @@ if GPU:
   torch.set_float32_matmul_precision("high")
 
 
-def use_threads(count: int) -> None:
-  torch.set_num_threads(count)
-
-
-def threads() -> int:
-  return torch.get_num_threads()
-
-
-def compiles() -> str:
-  """Empty, or why `torch.compile` does not work here."""
-  try:
-    torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(3, device=DEVICE))
-  except Exception as error:
-    return str(error).strip().splitlines()[0]
-  return ""
+def working(listed: str) -> list[str]:
+  """Of `eager,compiled` those that work here; tells in one line what fails."""
+  kinds = listed.split(",")
+  if "compiled" in kinds:
+    try:
+      torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(3, device=DEVICE))
+    except Exception as error:
+      why = str(error).strip().splitlines()[0]
+      timing.say(f"torch.compile fails here: left out: {why}")
+      kinds.remove("compiled")
+  return kinds
 
 
 def tensor(x: Any) -> torch.Tensor:

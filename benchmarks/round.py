@@ -29,10 +29,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interleaved import Row, alone, begin, cores, has, parser, publish, say
+from timing import Row, alone, cores, has, parser, report, say
 
 VARIANTS = {"prompts": "cpeal_prompt", "lora": "cpeal_lora"}
 GATES = {"prompts": 10.0, "lora": 2.0}
@@ -131,9 +132,7 @@ def fewer(root: str, folder: str) -> str:
   return folder
 
 
-def compared(
-  job: dict[str, Any], found: dict[str, list[dict]], gate: float | None
-) -> list[Row]:
+def compared(job: dict[str, Any], found: dict[str, list[dict]]) -> list[Row]:
   """Ours against each peer: a round, and the trajectory."""
 
   def seconds(arm: str) -> list[float]:
@@ -150,10 +149,11 @@ def compared(
     imports = round(found[arm][-1]["imports"], 1)
     return {**parts, f"imports, {arm}": imports, f"accuracy, {arm}": last}
 
-  sizes = f"{job['rounds']} rounds, {job['epochs']} epochs"
+  clip = Path(job["weights"]).name
+  sizes = f"{clip}, {job['rounds']} rounds, {job['epochs']} epochs"
   rows = []
   for arm in list(found)[1:]:
-    own = gate if arm == "reference" else None
+    own = GATES[job["kind"]] if arm == "reference" else None
     more = notes("ours") | notes(arm)
     case = f"{job['kind']}, round 2 and on ({sizes})"
     pair = seconds("ours"), seconds(arm)
@@ -166,6 +166,23 @@ def compared(
     }
     rows.append(Row(case, arm, ours, theirs, own, cpu, job["threads"]))
   return rows
+
+
+def measure(own: Any) -> Iterator[Row]:
+  arms = ["ours", *(("reference", "expert") if has("torch") else ())]
+  with tempfile.TemporaryDirectory(prefix="round_") as folder:
+    root = fewer(own.root, folder) if own.small else own.root
+    counts = (3, 2) if own.small else (own.rounds, own.epochs)
+    common = {"root": root, "weights": own.weights, "rounds": counts[0]}
+    for threads in cores(own.threads):
+      for kind in own.adapters.split(","):
+        job = {**common, "epochs": counts[1], "kind": kind, "threads": threads}
+        found: dict[str, list[dict]] = {arm: [] for arm in arms}
+        for _ in range(own.repeats):
+          for arm in arms:
+            found[arm].append(alone(job | {"arm": arm}, threads))
+            say(f"{kind}, {arm}: {found[arm][-1]['whole']:.1f} s")
+        yield from compared(job, found)
 
 
 def main() -> int:
@@ -184,26 +201,7 @@ def main() -> int:
     return 0
   if not own.root or not own.weights or own.rounds < 3:
     flags.error("give --root and --weights, and --rounds of 3 or more")
-  arms = ["ours", *(("reference", "expert") if has("torch") else ())]
-  begin()
-  rows: list[Row] = []
-  with tempfile.TemporaryDirectory(prefix="round_") as folder:
-    root = fewer(own.root, folder) if own.small else own.root
-    counts = (3, 2) if own.small else (own.rounds, own.epochs)
-    common = {"root": root, "weights": own.weights, "rounds": counts[0]}
-    for threads in cores(own.threads):
-      for kind in own.adapters.split(","):
-        job = {**common, "epochs": counts[1], "kind": kind, "threads": threads}
-        found: dict[str, list[dict]] = {arm: [] for arm in arms}
-        for _ in range(own.repeats):
-          for arm in arms:
-            found[arm].append(alone(__file__, job | {"arm": arm}, threads))
-            say(f"{kind}, {arm}: {found[arm][-1]['whole']:.1f} s")
-        new = compared(job, found, None if own.small else GATES[kind])
-        rows += new
-        for row in new:
-          print(row.line(), flush=True)
-  return publish(rows, own.out, small=own.small)
+  return report(measure(own), own)
 
 
 if __name__ == "__main__":

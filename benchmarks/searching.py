@@ -20,15 +20,14 @@ Each of --rows and of --threads is a process of its own, so a peer that is not
 installed is left out in one line, and the rest goes on.
 """
 
-import json
 import math
 import sys
 from typing import Any
 
 import jax
 import numpy as np
-from interleaved import Row, alone, begin, cores, has, in_turn, parser, publish
 from selection import make_pool
+from timing import Row, has, in_turn, parser, run
 
 from cpeal_jax import neighbors, sharding
 
@@ -92,7 +91,7 @@ def differences(
   return {"differ": len(row), "beyond ties": beyond, "agree": beyond == 0}
 
 
-def measure(rows: int, repeats: int) -> list[Row]:
+def measure(own: Any, rows: int) -> list[Row]:
   x = np.ascontiguousarray(make_pool(rows).features)
   peers = {
     name: search for name, (module, search) in PEERS.items() if has(module)
@@ -102,9 +101,9 @@ def measure(rows: int, repeats: int) -> list[Row]:
   for search in peers.values():
     search(x[:1000])  # loads what is loaded once
   seconds, found = in_turn(
-    {name: lambda _, own=search: own(x) for name, search in calls.items()},
-    repeats,
-    warm=False,
+    {name: lambda _, search=call: search(x) for name, call in calls.items()},
+    own.repeats or (5 if rows <= 50_000 else 1),
+    warm=0,
   )
   case = f"neighbours, N={rows:,}, D={x.shape[1]}, k={K}"
   return [
@@ -121,27 +120,11 @@ def measure(rows: int, repeats: int) -> list[Row]:
 
 
 def main() -> int:
-  flags = parser(__doc__, repeats=0)
+  flags = parser(__doc__, repeats=0, threads="1,2")
   flags.add_argument("--rows", default="27000,200000")
-  flags.set_defaults(threads="1,2")
   own = flags.parse_args()
-  if own.one:
-    print(json.dumps([vars(row) for row in measure(*json.loads(own.one))]))
-    return 0
-  begin()
-  rows: list[Row] = []
-  sizes = [3000] if own.small else [int(n) for n in own.rows.split(",")]
-  for size in sizes:
-    for threads in cores(own.threads):
-      repeats = own.repeats or (5 if size <= 50_000 else 1)
-      found = alone(__file__, (size, repeats), threads)
-      more: dict[str, Any] = {"threads": threads}
-      if own.small:
-        more["gate"] = None  # of another size
-      for values in found:
-        rows.append(Row(**values | more))
-        print(rows[-1].line(), flush=True)
-  return publish(rows, own.out, small=own.small)
+  sizes = [3000] if own.small else list(map(int, own.rows.split(",")))
+  return run(own, measure, [(size,) for size in sizes])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ each repeat another seed. Gate: 1.5 times its time and 1.02 times its inertia,
 medians of ten seeds; inertias are computed alike, in float64.
 """
 
-import json
 import statistics
 import sys
 from typing import Any
@@ -30,9 +29,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from interleaved import Row, alone, begin, cores, has, in_turn, parser, publish
 from scipy import special
 from selection import make_pool
+from timing import Row, has, in_turn, parser, run
 
 from cpeal_jax import acquisition
 from cpeal_jax.acquisition.kmeans import kmeans
@@ -211,6 +210,10 @@ def row(
 PARTS = {"badge": badge, "coreset": coreset, "kmeans": clusters}
 
 
+def measure(_: Any, part: str, *sizes: int) -> list[Row]:
+  return PARTS[part](*sizes)
+
+
 def jobs(small: bool, repeats: int) -> list[tuple[str, int, int, int]]:
   """Part, images, repeats, and picks or clusters."""
   if small:
@@ -231,23 +234,9 @@ def main() -> int:
   flags = parser(__doc__)
   flags.add_argument("--only", default=",".join(PARTS))
   own = flags.parse_args()
-  if own.one:
-    part, *sizes = json.loads(own.one)
-    print(json.dumps([vars(row) for row in PARTS[part](*sizes)]))
-    return 0
-  begin()
-  rows: list[Row] = []
-  for threads in cores(own.threads):
-    for job in jobs(own.small, own.repeats):
-      if job[0] in own.only.split(","):
-        found = alone(__file__, job, threads)
-        more: dict[str, Any] = {"threads": threads}
-        if own.small:
-          more["gate"] = None  # of other sizes
-        rows += [Row(**values | more) for values in found]
-        for new in rows[-len(found) :]:
-          print(new.line(), flush=True)
-  return publish(rows, own.out, small=own.small)
+  only = own.only.split(",")
+  chosen = [job for job in jobs(own.small, own.repeats) if job[0] in only]
+  return run(own, measure, chosen)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interleaved import Row, alone, begin, cores, parser, publish, say
+from timing import Row, alone, cores, parser, report, say
 
 MODEL = "ViT-B/32"
 EVENTS = {
@@ -130,15 +131,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   }
 
 
-def main() -> int:
-  flags = parser(__doc__, repeats=3)
-  flags.add_argument("--batch", type=int, default=32)
-  own = flags.parse_args()
-  if own.one:
-    print(json.dumps(start(*json.loads(own.one))))
-    return 0
-  begin()
-  rows: list[Row] = []
+def measure(own: Any) -> Iterator[Row]:
   batch, repeats = (2, 1) if own.small else (own.batch, own.repeats)
   with tempfile.TemporaryDirectory(prefix="startup_") as folder:
     path = Path(folder) / "model.safetensors"
@@ -150,7 +143,6 @@ def main() -> int:
         for kind, found in starts.items():
           found.append(
             alone(
-              __file__,
               (str(path), own.small, batch),
               threads,
               JAX_COMPILATION_CACHE_DIR=f"{folder}/jax{threads}{repeat}",
@@ -166,16 +158,23 @@ def main() -> int:
         for part in ("imports", "reading", *EVENTS, "step")
         for kind, found in starts.items()
       }
-      gate = None if own.small else 3.0
       for name, part, least, more in (
-        ("compile to first step", "to first step", gate, notes),
+        ("compile to first step", "to first step", 3.0, notes),
         ("whole start", "whole", None, {}),
       ):
         warm, cold = ([x[part] for x in starts[k]] for k in ("warm", "cold"))
         what = f"{case}, {name}, warm"
-        rows.append(Row(what, "cold", warm, cold, least, more, threads))
-        print(rows[-1].line(), flush=True)
-  return publish(rows, own.out, small=own.small)
+        yield Row(what, "cold", warm, cold, least, more, threads)
+
+
+def main() -> int:
+  flags = parser(__doc__, repeats=3)
+  flags.add_argument("--batch", type=int, default=32)
+  own = flags.parse_args()
+  if own.one:
+    print(json.dumps(start(*json.loads(own.one))))
+    return 0
+  return report(measure(own), own)
 
 
 if __name__ == "__main__":

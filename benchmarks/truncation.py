@@ -1,16 +1,19 @@
 """The text tower on prompts cut after the longest, against all 77 tokens.
 
   python benchmarks/truncation.py --out=truncation.json
-  taskset -c 0 python benchmarks/truncation.py --classes=100
+  python benchmarks/truncation.py --classes=100 --threads=1
+  python benchmarks/truncation.py --small
 
 Ours against ours, ViT-B/32's text tower, float32, random weights: class
 embeddings of C prompts (`forward`), and the gradient of the adapter through
-them as in training (`both`). `cut` is how many times faster the prompts of so
+them as in training (`both`). A ratio is how many times faster prompts of so
 many tokens were than the same prompts padded to 77; cost that grows with the
-tokens alone would give 77 / tokens. Gate: 0.85 of that.
+tokens alone would give 77 / tokens. Gate: 0.85 of that. All cores, unless
+--threads says otherwise.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +26,6 @@ import workload
 from cpeal_jax.models.classifier import Classifier
 
 SHARE = 0.85
-COLUMNS = (
-  "adapter",
-  "pass",
-  "classes",
-  "tokens",
-  "cut s",
-  "77 tokens s",
-  "cut",
-  "77 / tokens",
-  "gate",
-)
 
 
 def padded(classifier: Classifier) -> Classifier:
@@ -70,49 +62,39 @@ def passes(
   }
 
 
-def measure(adapter: str, classes: int, own: Any) -> list[dict[str, Any]]:
+def measure(own: Any, adapter: str, classes: int) -> list[timing.Row]:
   name = workload.TINY if own.small else "ViT-B/32"
   length = workload.LENGTHS[adapter]
   work = workload.make(name, adapter, classes=classes, length=length)
   cut = passes(work.classifier, work)
   whole = passes(padded(work.classifier), work)
   np.testing.assert_allclose(cut["forward"](), whole["forward"](), atol=1e-4)
+  positions = work.classifier.model.config.positions
+  bound = positions / length
   rows = []
   for kind in cut:
-    calls = {"cut": cut[kind], "whole": whole[kind]}
-    seconds = timing.interleaved(calls, own.repeats, cpu=own.cpu)
-    row = {"adapter": adapter, "pass": kind, "classes": classes}
-    row |= {"model": name, "tokens": length, "seconds": seconds}
-    row["ratio"] = timing.ratios(seconds["whole"], seconds["cut"])
-    row["bound"] = work.classifier.model.config.positions / length
-    rows.append(row)
+    calls = {
+      "cut": lambda _, call=cut[kind]: call(),
+      "whole": lambda _, call=whole[kind]: call(),
+    }
+    seconds, _ = timing.in_turn(calls, own.repeats, cpu=own.cpu)
+    case = f"{name}, {adapter}, {kind}, {classes} classes, {length} tokens"
+    notes = {f"{positions} / tokens": round(bound, 2)}
+    pair, least = (seconds["cut"], seconds["whole"]), SHARE * bound
+    peer = f"{positions} tokens"
+    rows.append(timing.Row(case, peer, *pair, least, notes))
   return rows
 
 
-def show(row: dict[str, Any], small: bool) -> None:
-  reached = timing.summary(row["ratio"])["median"]
-  timing.line(
-    *(row[name] for name in ("adapter", "pass", "classes", "tokens")),
-    timing.spread(row["seconds"]["cut"], digits=3),
-    timing.spread(row["seconds"]["whole"], digits=3),
-    timing.spread(row["ratio"]),
-    f"{row['bound']:.2f}",
-    timing.gate(reached, SHARE * row["bound"], small),
-  )
-
-
-def main() -> None:
-  own = timing.parse(__doc__, adapters="lora,prompts", classes="10,100,397")
-  where = timing.environment(None, own)
-  timing.header(where, COLUMNS)
-  rows = []
-  for adapter in own.adapters.split(","):
-    for classes in [10] if own.small else map(int, own.classes.split(",")):
-      for row in measure(adapter, classes, own):
-        show(row, own.small)
-        rows.append(row)
-  timing.write(own.out, where, rows)
+def main() -> int:
+  flags = timing.parser(__doc__, threads=timing.all_cores(), cpu=True)
+  flags.add_argument("--adapters", default="lora,prompts")
+  flags.add_argument("--classes", default="10,100,397")
+  own = flags.parse_args()
+  counts = [10] if own.small else list(map(int, own.classes.split(",")))
+  jobs = [(name, count) for name in own.adapters.split(",") for count in counts]
+  return timing.run(own, measure, jobs)
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

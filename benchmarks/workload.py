@@ -4,11 +4,14 @@ Random weights of true size: what a product costs does not depend on them.
 """
 
 import dataclasses
+import importlib
 import math
+from typing import Any
 
 import full_size
 import jax
 import numpy as np
+import timing
 
 from cpeal_jax import sharding
 from cpeal_jax.models.adapters import Lora, Prompts
@@ -37,6 +40,12 @@ def config_of(name: str) -> ClipConfig:
   config = full_size.MODELS[name]
   assert isinstance(config, ClipConfig)
   return config
+
+
+def load_peers() -> Any:
+  """The module `peers`; None where it lacks what it needs."""
+  there = timing.has("torch") and timing.has("transformers")
+  return importlib.import_module("peers") if there else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
