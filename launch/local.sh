@@ -99,6 +99,8 @@ if [[ -n $dry_run ]]; then
 fi
 
 # --- Start.
+early=''
+trap 'early=1' TERM INT  # Kept until there are processes to tell.
 mkdir -p "$logs"
 exec {shown}> >(exec tee -i "$logs/process-0.log")
 tee=$!
@@ -132,6 +134,7 @@ stop() {  # The first time processes may save; the second ends them.
 # --- Wait for all; the first failure ends the others.
 codes=() deadline='' failed='' left=$count
 trap stop TERM INT
+[[ -z $early ]] || stop
 exec {terminal}>&2 2> /dev/null  # bash has a line of its own for a kill.
 while ((left)); do
   for i in "${!pids[@]}"; do

@@ -350,6 +350,18 @@ def test_local_passes_signals_on(tmp_path, number):
   assert process.returncode == 75, said
 
 
+def test_local_keeps_a_signal_until_there_are_processes(tmp_path):
+  stub(tmp_path, PROCESS)
+  early = tmp_path / "bin" / "mkdir"
+  early.parent.mkdir()
+  early.write_text('#!/bin/sh\nkill -TERM $PPID\nexec /bin/mkdir "$@"\n')
+  early.chmod(0o755)
+  path = f"{early.parent}{os.pathsep}{os.environ['PATH']}"
+  done = local("2", "--", "--do0=saves", "--do1=saves", cwd=tmp_path, PATH=path)
+  # By the signal itself where it comes before a process listens.
+  assert done.returncode in (75, 143), done.stderr
+
+
 def wait_for(path, text):
   for _ in range(200):
     if path.exists() and text in path.read_text():
