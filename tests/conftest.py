@@ -1,6 +1,7 @@
 """Strict tests: eight CPU devices, shapes checked, rank promotion refused."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Of a suite in the background, what it starts would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many tests build the same programs anew; compile each once a session.
 COMPILED = tempfile.TemporaryDirectory(prefix="cpeal_jax_compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
