@@ -3,7 +3,8 @@
 `Peer` has the weights, prompts and adapter of one of our classifiers, and does
 what it does in the way that PyTorch's users do it: scaled-dot-product
 attention, nothing frozen asks for a gradient, LoRA in modules that wrap the
-projections. `torch.compile` is the caller's choice.
+projections. What is frozen is in the type that ours computes in, what is
+trained and the losses in float32. `torch.compile` is the caller's choice.
 """
 
 import math
@@ -57,7 +58,8 @@ class LoraLinear(torch.nn.Module):
     self.dropout = torch.nn.Dropout(dropout)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
-    branch = F.linear(F.linear(self.dropout(x), self.a), self.b)
+    a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+    branch = F.linear(F.linear(self.dropout(x), a), b)
     return self.base(x) + self.scale * branch
 
 
@@ -74,7 +76,8 @@ class Peer(torch.nn.Module):
     )
     tensors = weights_out.to_hf(work.host, config)
     self.clip.load_state_dict({k: tensor(x) for k, x in tensors.items()})
-    self.clip.requires_grad_(False).to(DEVICE)
+    self.dtype = getattr(torch, str(np.dtype(classifier.model.dtype)))
+    self.clip.requires_grad_(False).to(DEVICE, self.dtype)
     self.context: Any = None
     if classifier.model.prompts:
       own = tensor(work.adapter["text"]["context"])
@@ -100,8 +103,9 @@ class Peer(torch.nn.Module):
   def image_features(self, images: torch.Tensor) -> torch.Tensor:
     """[B, S, S, 3] uint8 to unit rows."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
-    out = self.clip.get_image_features((pixels - self.mean) / self.std)
-    return F.normalize(out.pooler_output, dim=-1)
+    pixels = ((pixels - self.mean) / self.std).to(self.dtype)
+    out = self.clip.get_image_features(pixels)
+    return F.normalize(out.pooler_output.float(), dim=-1)
 
   def class_embeddings(self) -> torch.Tensor:
     """As CLIPTextModel, but with learned tokens where there are any."""
@@ -110,15 +114,15 @@ class Peer(torch.nn.Module):
     if self.context is not None:
       index = self.slots.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
       learned = self.context.gather(1, index)
-      x = torch.where((self.slots >= 0)[..., None], learned, x)
+      x = torch.where((self.slots >= 0)[..., None], learned.to(x.dtype), x)
     x = text.embeddings(inputs_embeds=x)
     out = text.encoder(inputs_embeds=x, attention_mask=None, is_causal=True)
     rows = torch.arange(len(x), device=x.device)
     pooled = text.final_layer_norm(out.last_hidden_state[rows, self.end])
-    return F.normalize(self.clip.text_projection(pooled), dim=-1)
+    return F.normalize(self.clip.text_projection(pooled).float(), dim=-1)
 
   def logits(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    return self.clip.logit_scale.exp() * features @ texts.T
+    return self.clip.logit_scale.float().exp() * features @ texts.T
 
   def loss(
     self, images: torch.Tensor, labels: torch.Tensor, weight: float
@@ -198,9 +202,10 @@ def make_step(
   return step
 
 
-def product(size: int, times: int) -> Callable[[], Any]:
-  """Square products, for the machine's matrix rate."""
-  x = torch.full((size, size), 1 / math.sqrt(size), device=DEVICE)
+def product(size: int, times: int, dtype: str) -> Callable[[], Any]:
+  """As `workload.product`."""
+  own = getattr(torch, dtype)
+  x = torch.full((size, size), 1 / math.sqrt(size), device=DEVICE, dtype=own)
 
   @torch.inference_mode()
   def run() -> None:

@@ -3,18 +3,23 @@
   python benchmarks/train_step.py --out=train_step.json
   python benchmarks/train_step.py --classes=10 --adapters=prompts --threads=1
   python benchmarks/train_step.py --small
+  python benchmarks/train_step.py --adapters=lora --dtype=bfloat16 \
+    --batch=512 --square=8192 --peers=eager,compiled
 
 uint8 images and labels in, the new adapter out: both towers forward, cross
 entropy and the balanced calibration loss, gradients of the adapter alone, SGD
-with momentum; ViT-B/32, batch 32, float32, random weights, `training.make_step`
+with momentum; ViT-B/32, --batch, --dtype, random weights, `training.make_step`
 against transformers' CLIPModel with LoRA modules or CoOp's learned tokens.
 Prompts are as long as the longest in both, 16 tokens for LoRA and 24 for
 learned prompts. Before, three steps of a tiny model without dropout must give
 the same losses to 1e-4; their largest gap is in the notes. Gate: no slower than
-PyTorch, eager unless --peers=eager,compiled. All cores, unless --threads says
+PyTorch, eager unless --peers=eager,compiled. `matrix rate` is that of
+`inference.py`; the operations are those of both towers forward and of the
+gradient through those that have an adapter. All cores, unless --threads says
 otherwise.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +46,8 @@ def batch_of(work: workload.Work, rows: int) -> Batch:
 
 def ours(work: workload.Work, batch: Batch, rate: float) -> Callable[[], dict]:
   """A call is a step from where the last one ended; gives its terms."""
-  step = training.make_step(work.classifier, RECIPE, work.mesh)
+  recipe = dataclasses.replace(RECIPE, batch=len(batch.labels))
+  step = training.make_step(work.classifier, recipe, work.mesh)
   # A copy: the step takes its state's memory.
   adapter = jax.tree.map(np.copy, work.adapter)
   state = training.place(training.init_state(adapter, RECIPE), work.mesh)
@@ -90,30 +96,40 @@ def check(peers: Any, adapter: str) -> float:
 def measure(own: Any, adapter: str, classes: int) -> list[timing.Row]:
   name = workload.TINY if own.small else "ViT-B/32"
   length = workload.LENGTHS[adapter]
-  work = workload.make(name, adapter, classes=classes, length=length)
-  batch = batch_of(work, 8 if own.small else RECIPE.batch)
+  work = workload.make(
+    name, adapter, classes=classes, length=length, dtype=own.dtype
+  )
+  size, rows = (256, 8) if own.small else (own.square, own.batch)
+  batch = batch_of(work, rows)
   rate = 1e-3
   notes: dict[str, Any] = {}
   calls: dict[str, Any] = {"ours": ours(work, batch, rate)}
-  peers = workload.load_peers()
+  peers, products = workload.load_peers(), [workload.product]
   if peers:
+    products.append(peers.product)
     notes["PyTorch on"] = peers.DEVICE
     notes["gap"] = check(peers, CHECKED.get(adapter, adapter))
     for kind in peers.working(own.peers):
       calls[kind] = theirs(peers, work, batch, rate, kind)
+  kinds = list(calls)[1:]
+  for kind, make in zip(workload.PRODUCTS, products, strict=False):
+    calls[kind] = make(size, 1, own.dtype)
   seconds, _ = timing.in_turn(
     {kind: lambda _, call=call: call() for kind, call in calls.items()},
     own.repeats,
     warm=2,
     cpu=own.cpu,
   )
-  case = f"{name}, {adapter}, {classes} classes, {length} tokens"
-  mine = seconds.pop("ours")
-  rows = [
-    timing.Row(case, f"PyTorch, {kind}", mine, x, 1.0, notes)
-    for kind, x in seconds.items()
+  case = f"{name}, {adapter}, {own.dtype}, {classes} classes, "
+  case += f"{length} tokens, batch {rows}"
+  found = [
+    timing.Row(case, f"PyTorch, {kind}", seconds["ours"], seconds[kind], 1.0)
+    for kind in kinds
   ]
-  return rows or [timing.Row(case, "none", mine, [])]
+  found = [dataclasses.replace(row, notes=notes) for row in found]
+  done = workload.step_operations(work, rows)
+  share = workload.against_rate(case, seconds, done, 2 * size**3, None)
+  return [*found, share]
 
 
 def main() -> int:
@@ -121,6 +137,9 @@ def main() -> int:
   flags.add_argument("--adapters", default="lora,lora-no-dropout,prompts")
   flags.add_argument("--classes", default="10,100,397")
   flags.add_argument("--peers", default="eager")
+  flags.add_argument("--batch", type=int, default=RECIPE.batch)
+  flags.add_argument("--dtype", default="float32", help="or bfloat16")
+  flags.add_argument("--square", type=int, default=2048, help="products' size")
   own = flags.parse_args()
   counts = [10] if own.small else list(map(int, own.classes.split(",")))
   jobs = [(name, count) for name in own.adapters.split(",") for count in counts]

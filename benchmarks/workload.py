@@ -6,10 +6,13 @@ Random weights of true size: what a product costs does not depend on them.
 import dataclasses
 import importlib
 import math
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import full_size
 import jax
+import jax.numpy as jnp
 import numpy as np
 import timing
 
@@ -18,6 +21,7 @@ from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip, ClipConfig, TowerConfig
 
+PRODUCTS = "jax's product", "PyTorch's product"
 CLIPS = ("ViT-B/32", "ViT-B/16")
 # For a smoke run of seconds: it says that all works, not how fast.
 TINY = "tiny"
@@ -68,7 +72,13 @@ class Work:
 
 
 def make(
-  name: str, adapter: str, *, classes: int, length: int, scale: float = 100
+  name: str,
+  adapter: str,
+  *,
+  classes: int,
+  length: int,
+  scale: float = 100,
+  dtype: str = "float32",
 ) -> Work:
   """A CLIP by name with an adapter of `ADAPTERS` and random prompts.
 
@@ -78,6 +88,7 @@ def make(
     classes: C.
     length: tokens of every prompt, start and end included.
     scale: what cosines are multiplied with.
+    dtype: that both towers compute in.
   """
   config = config_of(name)
   lora, prompts = ADAPTERS[adapter]
@@ -86,7 +97,7 @@ def make(
   )
   host = full_size.random_params(config)
   host["logit_scale"] = np.float32(math.log(scale))
-  model = Clip(config, lora=lora, prompts=prompts)
+  model = Clip(config, lora=lora, prompts=prompts, dtype=jnp.dtype(dtype))
   classifier = Classifier(model, tokens, full_size.MEAN, full_size.STD)
   mesh = sharding.make_mesh(1)
   params = sharding.replicate(host, mesh)
@@ -117,17 +128,71 @@ def pictures(config: ClipConfig, count: int) -> Pictures:
   return Pictures(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
 
 
-def tower_operations(tower: TowerConfig, tokens: int) -> float:
-  """Floating-point operations of the blocks' products for one sequence."""
+def tower_operations(
+  tower: TowerConfig, tokens: int, *, trained: bool = False
+) -> float:
+  """Floating-point operations of the blocks' products for one sequence.
+
+  With `trained` the gradient's too: the weights are frozen, so a linear map has
+  one more product, and each of attention's two has two.
+  """
   linear = 2 * tokens * tower.width * (4 * tower.width + 2 * tower.mlp)
-  return tower.layers * (linear + 4 * tokens**2 * tower.width)
+  attention = 4 * tokens**2 * tower.width
+  times = (2, 3) if trained else (1, 1)
+  return tower.layers * (times[0] * linear + times[1] * attention)
 
 
-def image_operations(config: ClipConfig) -> float:
+def image_operations(config: ClipConfig, *, trained: bool = False) -> float:
   """Of encoding one image; a multiplication and its addition are two."""
   tower = config.vision
   assert isinstance(tower, TowerConfig)
   patches = (config.image_size // config.patch_size) ** 2
   patch = 2 * patches * 3 * config.patch_size**2 * tower.width
-  blocks = tower_operations(tower, patches + 1)
+  blocks = tower_operations(tower, patches + 1, trained=trained)
   return patch + blocks + 2 * tower.width * config.dim
+
+
+def step_operations(work: Work, batch: int) -> float:
+  """Of a training step, without the adapter's own."""
+  own, model = work.classifier, work.classifier.model
+  images = batch * image_operations(model.config, trained=own.trains_images)
+  classes, length = own.tokens.ids.shape
+  text = tower_operations(model.config.text, length, trained=own.trains_texts)
+  return images + classes * text
+
+
+def product(size: int, times: int, dtype: str) -> Callable[[], Any]:
+  """Square products, for the machine's matrix rate."""
+  x = jnp.full((size, size), size**-0.5, dtype)
+  square = jax.jit(lambda x: x @ x)
+
+  def run() -> None:
+    for _ in range(times):
+      square(x).block_until_ready()
+
+  return run
+
+
+def against_rate(
+  case: str,
+  seconds: dict[str, list[float]],
+  operations: float,
+  product: float,
+  gate: float | None,
+) -> timing.Row:
+  """How near `ours` comes to the matrix rate, the larger of those timed.
+
+  Args:
+    case: what was done.
+    seconds: of `ours`, and of products by `PRODUCTS`.
+    operations: of `ours`.
+    product: operations of a product.
+    gate: least share.
+  """
+  middle = {kind: statistics.median(x) for kind, x in seconds.items()}
+  rates = {kind: product / middle[kind] for kind in PRODUCTS if kind in middle}
+  best = max(rates, key=lambda kind: rates[kind])
+  rates = {"ours": operations / middle["ours"], **rates}
+  notes = {f"GFLOP/s, {kind}": round(x / 1e9) for kind, x in rates.items()}
+  least = [x * operations / product for x in seconds[best]]
+  return timing.Row(case, "matrix rate", seconds["ours"], least, gate, notes)

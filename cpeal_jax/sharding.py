@@ -141,10 +141,14 @@ def place(
 
 def empty(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.Array:
   """Zeros with their rows over the devices, which are on no host."""
-  zeros = jax.jit(
+  return _zeros(shape, jnp.dtype(dtype), mesh)()
+
+
+@functools.cache
+def _zeros(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> Callable:
+  return jax.jit(
     lambda: jnp.zeros(shape, dtype), out_shardings=split_rows(mesh)
   )
-  return zeros()
 
 
 def write(
