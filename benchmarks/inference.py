@@ -4,16 +4,16 @@
   python benchmarks/inference.py --models=ViT-B/32 --threads=1
   python benchmarks/inference.py --small
   python benchmarks/inference.py --models=ViT-B/16 --dtype=bfloat16 \
-    --images=16384 --tile=1024 --square=8192
+    --images=16384 --batches=128,1024 --square=8192
 
 uint8 images in, unit features and logits of 100 classes out, both on the host:
-ours by `scoring.encode_pool` in tiles, PyTorch's in batches of the same size,
+ours by `scoring.encode_pool` in tiles, PyTorch's in batches of --batches,
 eagerly and compiled; --dtype, random weights, the same images. Gate: no slower
-than either. `matrix rate` is no program: its seconds are what so many
-operations take at the rate of 2048 x 2048 products (--square) in the same type,
-jax's or PyTorch's, whichever is quicker, timed in the same turns; the ratio is
-the share of that rate that ours gets. Gate: 0.8. Images are a multiple of the
-tile, so that none of them is padding; compilation is apart.
+than any. `matrix rate` is no program: its seconds are what so many operations
+take at the rate of 2048 x 2048 products (--square) in the same type, jax's or
+PyTorch's, whichever is quicker, timed in the same turns; the ratio is the share
+of that rate that ours gets. Gate: 0.8. Images are a multiple of the tile, so
+that none of them is padding; compilation is apart.
 
 PyTorch's eager products are MKL's, which on an AMD processor reach half of the
 matrix rate that XLA does: read the ratio beside both rates, which stand in the
@@ -21,6 +21,7 @@ notes. With `--cpu` and `--threads=1` seconds are the process's own, for a
 machine with other work on it. All cores, unless --threads says otherwise.
 """
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable
@@ -37,9 +38,10 @@ TIMES, CLASSES = 4, 100
 
 def ours(
   work: workload.Work, images: workload.Pictures, tile: int
-) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], np.ndarray]:
-  """The pass, and the class embeddings that it compares with."""
+) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], np.ndarray, int]:
+  """The pass, the class embeddings that it compares with, and its tile."""
   scorer = scoring.make_scorer(work.classifier, work.mesh, tile=tile)
+  tile = scorer.tile
   texts = scorer.embed(work.params, {})
 
   def run() -> tuple[np.ndarray, np.ndarray]:
@@ -50,27 +52,30 @@ def ours(
       : len(images)
     ]
 
-  return run, np.asarray(texts)
+  return run, np.asarray(texts), tile
 
 
 def measure(own: Any, name: str) -> list[timing.Row]:
   config = workload.config_of(name)
   size = 256 if own.small else own.square
   count, tile = (16, 2) if own.small else (own.images, own.tile)
+  batches = [2] if own.small else list(map(int, own.batches.split(",")))
   work = workload.make(
     name, "none", classes=CLASSES, length=16, dtype=own.dtype
   )
   images = workload.pictures(config, count)
-  run, texts = ours(work, images, tile)
+  run, texts, tile = ours(work, images, tile)
+  if count % tile:
+    sys.exit(f"--images={count} is not a multiple of the tile, {tile}.")
   products = [workload.product]
   calls: dict[str, Any] = {"ours": run}
   peers, kinds = workload.load_peers(), []
   if peers:
-    peer, kinds = peers.Peer(work), peers.working(own.peers)
-    for kind in kinds:
-      compiled = kind == "compiled"
-      encode = peers.make_encode(peer, texts, tile, compiled=compiled)
-      calls[kind] = lambda encode=encode: encode(images.pixels)
+    peer = peers.Peer(work)
+    for how, batch in itertools.product(peers.working(own.peers), batches):
+      kinds.append(f"{how}, batch {batch}")
+      encode = peers.make_encode(peer, texts, batch, compiled=how == "compiled")
+      calls[kinds[-1]] = lambda encode=encode: encode(images.pixels)
     products.append(peers.product)
   for kind, make in zip(workload.PRODUCTS, products, strict=False):
     calls[kind] = make(size, TIMES, own.dtype)
@@ -112,12 +117,11 @@ def main() -> int:
   flags.add_argument("--models", default=",".join(workload.CLIPS))
   flags.add_argument("--peers", default="eager,compiled")
   flags.add_argument("--images", type=int, default=256)
-  flags.add_argument("--tile", type=int, default=32)
+  flags.add_argument("--tile", type=int, default=0, help="0: as runs do")
+  flags.add_argument("--batches", default="8,32", help="PyTorch's")
   flags.add_argument("--dtype", default="float32", help="or bfloat16")
   flags.add_argument("--square", type=int, default=2048, help="products' size")
   own = flags.parse_args()
-  if own.images % own.tile:
-    flags.error(f"--images={own.images} is not a multiple of --tile={own.tile}")
   names = [workload.TINY] if own.small else own.models.split(",")
   return timing.run(own, measure, [(name,) for name in names])
 

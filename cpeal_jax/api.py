@@ -86,7 +86,7 @@ class Encoder:
   @cached_property
   def _images(self) -> tuple[scoring.Scorer, dict]:
     mesh = sharding.make_mesh()
-    scorer = scoring.make_scorer(self._classifier(("",)), mesh, tile=32)
+    scorer = scoring.make_scorer(self._classifier(("",)), mesh)
     return scorer, sharding.replicate(self.pretrained.params, mesh)
 
 
@@ -156,7 +156,7 @@ def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
     InputError: no such round, or weights that are not those of the run.
   """
   own = finished.read_round(directory, round)
-  scorer = scoring.make_scorer(own.classifier, own.mesh, tile=32)
+  scorer = scoring.make_scorer(own.classifier, own.mesh)
   return Adapted(
     own.classes, own.number, scorer, own.params, own.adapter, own.spec
   )

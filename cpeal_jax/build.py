@@ -306,7 +306,7 @@ def frozen_key(
       getattr(plan.dataset, split).fingerprint,
       repr(plan.spec),
       str(config.model.dtype),
-      str(config.scoring.tile),
+      str(experiment.scorer.tile),
       jax.default_backend(),
       jax.__version__,
     )

@@ -126,7 +126,7 @@ AT_LEAST: dict[str, float] = {
   "acquisition.probcover.radius": 0,
   "acquisition.cb.clusters_per_class": 1,
   "scoring.neighbors": 0,
-  "scoring.tile": 1,
+  "scoring.tile": 0,
   "parallel.devices": 0,
   "checkpoint.keep": 1,
 }

@@ -25,6 +25,9 @@ from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, search
 
 TILES_PER_CHUNK = 16
+# Rows of one product: so few that a tower's activations stay in a CPU's cache,
+# or enough to fill an accelerator.
+CPU_TILE, CHIP_TILE = 8, 128
 FEATURE_CACHE_VERSION = 2
 
 
@@ -84,7 +87,7 @@ def make_scorer(
   classifier: Classifier | LinearClassifier,
   mesh: jax.sharding.Mesh,
   *,
-  tile: int = 128,
+  tile: int = 0,
   backend: str = "shard_map",
 ) -> Scorer:
   """Compiles nothing yet: each pass compiles at its first call.
@@ -92,9 +95,12 @@ def make_scorer(
   Args:
     classifier: what is scored.
     mesh: the devices to use.
-    tile: rows of one product. Another tile may change the last bits.
+    tile: rows of one product; 0 takes what suits the devices. Another tile may
+      change the last bits.
     backend: `shard_map` or `pmap`.
   """
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  tile = tile or (CPU_TILE if on_cpu else CHIP_TILE)
 
   def encode(params, adapter, tiles, images):
     return in_tiles(

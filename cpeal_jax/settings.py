@@ -199,7 +199,12 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "selective querying: sure picks take their prediction as label",
   ),
   ("scoring.neighbors", 10, RESULT, "nearest images of each; 0: none"),
-  ("scoring.tile", 128, RUN, "rows of one product"),
+  (
+    "scoring.tile",
+    0,
+    RUN,
+    "rows of one product; 0: 8 on a CPU, 128 on a GPU or TPU",
+  ),
   ("parallel.backend", "shard_map", RUN, "`shard_map` or `pmap`"),
   ("parallel.devices", 0, RUN, "0 takes all"),
   ("checkpoint.every_seconds", 60.0, RUN, "while training"),

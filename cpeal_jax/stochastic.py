@@ -17,12 +17,14 @@ from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
+TILE = 32
+
 
 def make_passes(
   classifier: Classifier | LinearClassifier,
   mesh: jax.sharding.Mesh,
   *,
-  tile: int = 128,
+  tile: int = 0,
   backend: str = "shard_map",
 ) -> Callable:
   """(params, adapter, images, key, passes, progress) -> two means.
@@ -30,6 +32,8 @@ def make_passes(
   The returned function is `stochastic_passes` on this classifier and mesh:
   mean probabilities [N, C] and mean entropies [N] over the passes.
   """
+  # Each tile has its noise, which must not change with the devices.
+  tile = tile or TILE
 
   def one_pass(params, adapter, texts, key_data, tiles, images, numbers):
     key = jax.random.wrap_key_data(key_data)
