@@ -14,10 +14,11 @@ all that it does besides: validation, zero-shot row, neighbours, checkpoints,
 records. The draws are not the same, so accuracies (last round, in the notes)
 agree only roughly.
 
-`trajectory`: seconds from the end of the imports to the end of the last round,
-with empty caches, so with decoding and our compilation. Each is a process of
-its own, one after the other, --repeats times; its CPU seconds, imports
-included, are in the notes, and tell whether other work was on its cores.
+`trajectory`: seconds from the end of the imports, transformers' too, to the end
+of the last round, with empty caches, so with decoding and our compilation. Each
+is a process of its own, one after the other, --repeats times; its CPU seconds,
+imports included, are in the notes, and tell whether other work was on its
+cores.
 `round`: select, fit and test of one round, paired by its number, rounds 2 and
 on, when all is compiled. What is printed was run: nothing is extrapolated.
 Gates, against `reference`: prompts 10 times as fast, LoRA twice, for both.
@@ -54,6 +55,9 @@ def config_of(job: dict[str, Any], folder: str) -> Any:
 def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
   begun = time.perf_counter()
   import contextlib
+
+  # Loaded when weights are read; of the peers too it is among the imports.
+  from transformers import AutoTokenizer, CLIPConfig  # noqa: F401
 
   from cpeal_jax import trajectory
 

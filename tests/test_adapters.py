@@ -6,7 +6,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from cpeal_jax.models.adapters import Lora, Prompts, merge_lora
+from cpeal_jax.models.adapters import Lora, Prompts, dropout, merge_lora
 
 
 def leaves(tree):
@@ -108,6 +108,22 @@ def test_dropout_acts_in_training_alone_and_differs_by_matrix():
   np.testing.assert_array_equal(first[0], again[0])
   assert np.abs(first[0] - other[0]).max() > 1e-3
   assert np.abs(first[1] - still[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.1, 0.5])
+@pytest.mark.parametrize("width", [64, 7])
+def test_dropout_drops_each_value_alone_at_its_rate(rate, width):
+  x = np.random.default_rng(0).normal(size=(20_000, width)).astype(np.float32)
+  y = np.asarray(jax.jit(dropout, static_argnums=2)(jax.random.key(0), x, rate))
+  gone = y == 0
+  np.testing.assert_allclose(y[~gone], (x / (1 - rate))[~gone], rtol=1e-4)
+  # Five standard deviations, of each column and of each pair of columns.
+  for chance, found in (
+    (rate, gone.mean(axis=0)),
+    (rate**2, (gone[:, 1:] & gone[:, :1]).mean(axis=0)),
+  ):
+    deviation = np.sqrt(chance * (1 - chance) / len(x))
+    np.testing.assert_allclose(found, chance, atol=5 * deviation)
 
 
 @pytest.mark.parametrize("shared", [False, True])

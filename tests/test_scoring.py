@@ -1,5 +1,6 @@
 """The pass over a split: bits, padding, backends, the cache."""
 
+import dataclasses
 import types
 
 import jax
@@ -205,6 +206,18 @@ def test_unknown_backend_and_too_many_devices():
     sharding.spmd(lambda x: x, mesh, shared=0, backend="xmap")
   with pytest.raises(sharding.InputError, match="8 cpu devices are here"):
     sharding.make_mesh(9)
+
+
+@pytest.mark.parametrize(
+  ("side", "patch", "tile"), [(224, 32, 32), (224, 16, 8), (518, 14, 4)]
+)
+def test_tiles_on_a_cpu_hold_about_as_many_tokens(side, patch, tile):
+  own = tiny.classifier()
+  sizes = {"image_size": side, "patch_size": patch}
+  model = own.model.clone(config=dataclasses.replace(own.model.config, **sizes))
+  own = dataclasses.replace(own, model=model)
+  assert scoring.make_scorer(own, sharding.make_mesh(1)).tile == tile
+  assert scoring.make_scorer(own, sharding.make_mesh(1), tile=5).tile == 5
 
 
 def test_evaluate_masks_and_scales_on_validation():
