@@ -89,7 +89,7 @@ def measure(own: Any, adapter: str, classes: int) -> list[timing.Row]:
 def main() -> int:
   flags = timing.parser(__doc__, threads=timing.all_cores(), cpu=True)
   flags.add_argument("--adapters", default="lora,prompts")
-  flags.add_argument("--classes", default="10,100,397")
+  flags.add_argument("--classes", default="10,100")
   own = flags.parse_args()
   counts = [10] if own.small else list(map(int, own.classes.split(",")))
   jobs = [(name, count) for name in own.adapters.split(",") for count in counts]

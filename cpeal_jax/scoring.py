@@ -142,6 +142,8 @@ def in_tiles(one: Callable, rows: Any, tile: int, tiles: Array) -> Array:
   be fused otherwise than a longer one.
   """
 
+  one = jax.jit(one, inline=True)  # Traced once, for its shape and its use.
+
   def some(x: Array, start: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, start, tile)
 

@@ -59,15 +59,24 @@ class Classifier:
   def init(self, params: dict, key: PRNGKeyArray) -> dict:
     """A fresh adapter: LoRA's B is 0, contexts are N(0, stddev^2)."""
     side = self.model.config.image_size
-    _, state = self.model.apply(
-      {"params": params},
-      jnp.zeros((1, side, side, 3)),
-      self.tokens.ids,
-      self.tokens.slots,
-      rngs={"adapter": key},
-      mutable=["adapter"],
-    )
-    return dict(state).get("adapter", {})
+    images = jnp.zeros((1, side, side, 3))
+    texts = self.tokens.ids, self.tokens.slots
+    # Only what has an adapter is traced.
+    state: Any = {}
+    for trains, method, args in (
+      (self.trains_images, "encode_images", (images,)),
+      (self.trains_texts, "encode_texts", texts),
+    ):
+      if trains:
+        _, own = self.model.apply(
+          {"params": params},
+          *args,
+          rngs={"adapter": key},
+          mutable=["adapter"],
+          method=method,
+        )
+        state |= dict(own).get("adapter", {})
+    return state
 
   def class_embeddings(
     self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
