@@ -29,7 +29,7 @@ TILES_PER_CHUNK = 16
 # Rows of one product that fill an accelerator. On a CPU a tile's activations
 # are to stay in its cache: so many tokens, within these numbers of images.
 CHIP_TILE, CPU_TOKENS, CPU_TILES = 128, 1600, (4, 32)
-FEATURE_CACHE_VERSION = 2
+FEATURE_CACHE_VERSION = 3
 
 
 @runtime_checkable

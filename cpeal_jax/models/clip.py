@@ -4,6 +4,7 @@ Shapes: B images, C prompts, L tokens, W tower width, D joint dimension.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -91,6 +92,19 @@ def config_from_hf(hf) -> ClipConfig:
   )
 
 
+# The one token of each row that is asked for: its place, or one place for all.
+At = Int[AnyArray, " B"] | int | None
+
+
+def token(x: Float[Array, "B L W"], at: At) -> Float[Array, "B _ W"]:
+  """The token at `at` alone, or with None all of them."""
+  if at is None:
+    return x
+  if isinstance(at, int):
+    return x[:, at : at + 1]
+  return jnp.take_along_axis(x, at[:, None, None], axis=1)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention; q, k, v and out may carry LoRA."""
 
@@ -101,10 +115,11 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L W"], *, train: bool
-  ) -> Float[Array, "B L W"]:
+    self, x: Float[Array, "B L W"], *, train: bool, at: At = None
+  ) -> Float[Array, "B _ W"]:
     heads = self.config.heads
     batch, length, width = x.shape
+    asking = token(x, at)
 
     def linear(name: str) -> Linear:
       on = self.lora is not None and name in self.lora.matrices
@@ -112,11 +127,17 @@ class Attention(nn.Module):
       return Linear(width, lora=lora, dtype=self.dtype, name=name)
 
     q, k, v = (
-      linear(name)(x, train=train).reshape(batch, length, heads, -1)
-      for name in ("q", "k", "v")
+      linear(name)(y, train=train).reshape(batch, -1, heads, width // heads)
+      for name, y in (("q", asking), ("k", x), ("v", x))
     )
-    y = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
-    return linear("out")(y.reshape(batch, length, width), train=train)
+    seen = None
+    if self.causal:
+      places = jnp.arange(length)
+      last = places[None] if at is None else jnp.reshape(at, (-1, 1))
+      # [B or 1, heads, asking, L]
+      seen = places[None, None, None] <= last[:, None, :, None]
+    y = jax.nn.dot_product_attention(q, k, v, mask=seen)
+    return linear("out")(y.reshape(asking.shape), train=train)
 
 
 class Norm(nn.Module):
@@ -154,22 +175,35 @@ class Block(nn.Module):
     self.mlp2 = Linear(config.width, dtype=dtype)
 
   def __call__(
-    self, x: Float[Array, "B L W"], *, train: bool
-  ) -> Float[Array, "B L W"]:
-    x = x + self.attention(self.norm1(x), train=train)
+    self, x: Float[Array, "B L W"], *, train: bool, at: At = None
+  ) -> Float[Array, "B _ W"]:
+    y = self.attention(self.norm1(x), train=train, at=at)
+    x = token(x, at) + y
     activation = ACTIVATIONS[self.config.activation]
     return x + self.mlp2(activation(self.mlp1(self.norm2(x))))
 
 
-def run_block(
-  block: nn.Module, x: Float[Array, "B L W"], *, train: bool, remat: bool
-) -> Float[Array, "B L W"]:
-  """The block's output; `remat` keeps its input alone for the gradient."""
+def run_blocks(
+  blocks: Sequence[nn.Module],
+  x: Float[Array, "B L W"],
+  *,
+  train: bool,
+  remat: bool,
+  at: At,
+) -> Float[Array, "B W"]:
+  """The state of the token at `at` after all blocks.
 
-  def run(block, x):
-    return block(x, train=train)
+  In the last one no other token has a query or a perceptron: nobody reads
+  them. `remat` keeps a block's input alone for its gradient.
+  """
+  for block in blocks:
+    own = at if block is blocks[-1] else None
 
-  return nn.remat(run)(block, x) if remat and train else run(block, x)
+    def run(block, x, own=own):
+      return block(x, train=train, at=own)
+
+    x = nn.remat(run)(block, x) if remat and train else run(block, x)
+  return x[:, 0]
 
 
 class Transformer(nn.Module):
@@ -183,14 +217,15 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L W"], *, train: bool
-  ) -> Float[Array, "B L W"]:
+    self, x: Float[Array, "B L W"], *, train: bool, at: At
+  ) -> Float[Array, "B W"]:
     causal = self.tower == "text"
+    blocks = []
     for i in range(self.config.layers):
       lora = self.lora.on(self.tower, i) if self.lora else None
-      block = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
-      x = run_block(block, x, train=train, remat=self.remat)
-    return x
+      own = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
+      blocks.append(own)
+    return run_blocks(blocks, x, train=train, remat=self.remat, at=at)
 
 
 class VisionTower(nn.Module):
@@ -226,8 +261,8 @@ class VisionTower(nn.Module):
     blocks = Transformer(
       config, "vision", self.lora, self.dtype, self.remat, name="blocks"
     )
-    x = blocks(x, train=train)
-    x = Norm(config.epsilon, self.dtype, name="norm_out")(x[:, 0])
+    x = blocks(x, train=train, at=0)
+    x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(
       self.config.dim, use_bias=False, dtype=self.dtype, name="projection"
     )(x)
@@ -280,10 +315,9 @@ class TextTower(nn.Module):
     blocks = Transformer(
       config, "text", self.lora, self.dtype, self.remat, name="blocks"
     )
-    x = blocks(x, train=train)
     # HF pads with the end token, so the last one would be padding.
     end = jnp.argmax(ids == self.config.end_token, axis=1)
-    x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    x = blocks(x, train=train, at=end)
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(
       self.config.dim, use_bias=False, dtype=self.dtype, name="projection"

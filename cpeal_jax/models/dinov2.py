@@ -18,10 +18,12 @@ from cpeal_jax.models.adapters import Linear, Lora
 from cpeal_jax.models.clip import (
   ACTIVATIONS,
   AnyArray,
+  At,
   Attention,
   Norm,
   TowerConfig,
-  run_block,
+  run_blocks,
+  token,
 )
 
 
@@ -137,9 +139,10 @@ class Block(nn.Module):
     self.scale2 = LayerScale(dtype)
 
   def __call__(
-    self, x: Float[Array, "B L W"], *, train: bool
-  ) -> Float[Array, "B L W"]:
-    x = x + self.scale1(self.attention(self.norm1(x), train=train))
+    self, x: Float[Array, "B L W"], *, train: bool, at: At = None
+  ) -> Float[Array, "B _ W"]:
+    y = self.attention(self.norm1(x), train=train, at=at)
+    x = token(x, at) + self.scale1(y)
     activation = ACTIVATIONS[self.config.activation]
     return x + self.scale2(self.mlp2(activation(self.mlp1(self.norm2(x)))))
 
@@ -191,9 +194,9 @@ class Dinov2(nn.Module):
       first = jnp.concatenate([first, self.param("registers", normal, shape)])
     first = jnp.broadcast_to(first.astype(dtype), (batch, *first.shape))
     x = jnp.concatenate([first, x + grid.astype(dtype)[None]], axis=1)
+    blocks = []
     for i in range(config.layers):
       lora = self.lora.on("vision", i) if self.lora else None
-      block = Block(config, lora, dtype, name=f"block{i}")
-      x = run_block(block, x, train=train, remat=self.remat)
-    x = Norm(config.epsilon, dtype, name="norm_out")(x[:, 0])
-    return x.astype(jnp.float32)
+      blocks.append(Block(config, lora, dtype, name=f"block{i}"))
+    x = run_blocks(blocks, x, train=train, remat=self.remat, at=0)
+    return Norm(config.epsilon, dtype, name="norm_out")(x).astype(jnp.float32)
