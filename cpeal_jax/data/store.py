@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,9 @@ from cpeal_jax.errors import InputError
 
 VERSION = 1  # raise it when the same images and spec give other pixels
 BLOCK = 256
+# Images that a thread decodes before it takes new ones, and a thread a core:
+# small images are decoded in less time than threads take to pass the lock on.
+RUN = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,13 +128,14 @@ def _decode(
   images = np.zeros((len(span), spec.size, spec.size, 3), np.uint8)
   ok = np.zeros(len(span), bool)
 
-  def fill(row: int) -> None:
-    with contextlib.suppress(CorruptImage):
-      images[row] = preprocess(split.open(span[row]), spec)
-      ok[row] = True
+  def fill(first: int) -> None:
+    for row in range(len(span))[first : first + RUN]:
+      with contextlib.suppress(CorruptImage):
+        images[row] = preprocess(split.open(span[row]), spec)
+        ok[row] = True
 
-  with ThreadPoolExecutor() as threads:
-    for _ in threads.map(fill, range(len(span))):
+  with ThreadPoolExecutor(os.cpu_count()) as threads:
+    for _ in threads.map(fill, range(0, len(span), RUN)):
       pass  # raises what a thread raised
   return images, ok
 
