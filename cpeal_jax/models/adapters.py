@@ -84,6 +84,8 @@ def dropout(
   each, least = 32 // bits, round(rate * 2**bits)
   # By the last axis, so that rows on other devices have their own words.
   words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // each)))
+  # Else each of its parts, and the gradient, would draw them again.
+  words = jax.lax.optimization_barrier(words)
   parts = [(words >> (bits * i)) & (2**bits - 1) for i in range(each)]
   draws = jnp.concatenate(parts, axis=-1)[..., : x.shape[-1]]
   return jnp.where(draws < least, 0, x / (1 - least / 2**bits))
