@@ -133,13 +133,18 @@ def tower_operations(
 ) -> float:
   """Floating-point operations of the blocks' products for one sequence.
 
-  With `trained` the gradient's too: the weights are frozen, so a linear map has
-  one more product, and each of attention's two has two.
+  In the last block one token alone asks. With `trained` the gradient's too: the
+  weights are frozen, so a linear map has one more product, and each of
+  attention's two has two.
   """
-  linear = 2 * tokens * tower.width * (4 * tower.width + 2 * tower.mlp)
-  attention = 4 * tokens**2 * tower.width
-  times = (2, 3) if trained else (1, 1)
-  return tower.layers * (times[0] * linear + times[1] * attention)
+  width, times = tower.width, (2, 3) if trained else (1, 1)
+
+  def block(asking: int) -> float:
+    own = 2 * width * width + 2 * width * tower.mlp  # q, out, perceptron
+    linear = 2 * (tokens * 2 * width * width + asking * own)
+    return times[0] * linear + times[1] * 4 * asking * tokens * width
+
+  return (tower.layers - 1) * block(tokens) + block(1)
 
 
 def image_operations(config: ClipConfig, *, trained: bool = False) -> float:

@@ -1,5 +1,6 @@
 """CLIP against PyTorch: goldens of random models and of a trained one."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -72,6 +73,28 @@ def test_cutting_after_the_longest_prompt_is_exact(name):
     return jax.jit(encode)({"params": params}, ids, np.full_like(ids, -1))
 
   np.testing.assert_allclose(texts(8), texts(20), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_the_last_block_computes_only_the_token_that_is_read(tower):
+  config, tensors, want = golden("clip_gelu")
+  params = {"params": weights.convert(tensors, config)}
+  ids = want["ids"]
+  args, name = (want["pixels"],), "encode_images"
+  if tower == "text":
+    args, name = (ids, np.full_like(ids, -1)), "encode_texts"
+
+  def operations(layers):
+    own = dataclasses.replace(getattr(config, tower), layers=layers)
+    model = Clip(dataclasses.replace(config, **{tower: own}))
+    run = jax.jit(lambda *args: model.apply(params, *args, method=name))
+    cost = run.lower(*args).compile().cost_analysis()
+    return cost["flops"]
+
+  last, block = operations(1) - operations(0), operations(2) - operations(1)
+  # All tokens' keys and values, two of its twelve products, and one token's
+  # share of the others; what is no product is in both.
+  assert last < 0.5 * block
 
 
 def test_all_mismatches_are_in_one_message():
