@@ -5,7 +5,7 @@ They read the config, so that what they call takes plain arguments.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
@@ -210,11 +210,24 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     state, loop = run.checkpoints.restore(*at, state)
     terms = loop["terms"]
   chosen = np.flatnonzero(labels >= 0)
-  # The same pixels through a frozen tower give the same features.
-  features = None
-  if not run.config.train.augment and not plan.classifier.trains_images:
+  own, begun = labels[chosen], int(state.step)
+  common = {
+    "seed": seed,
+    "round_": round_,
+    "epochs": plan.recipe.epochs,
+    "batch": plan.recipe.batch,
+    "start_step": begun,
+  }
+  augment = run.config.train.augment
+  if augment or plan.classifier.trains_images:
+    rows = batches.pixel_batches(
+      x.originals, chosen, own, plan.spec, augment=augment, **common
+    )
+  else:
+    # The same pixels through a frozen tower give the same features.
     known = build.frozen_features(x, run.config, "train")
     features = spmd.rows_at(known, chosen)
+    rows = batches.feature_batches(features, chosen, own, **common)
   steps = batches.steps_per_epoch(len(chosen), plan.recipe.batch)
   saved = time.monotonic()
 
@@ -234,26 +247,9 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     if stopping:
       raise Preempted
 
-  def epoch_batches(epoch: int, start: int) -> Iterator[batches.Batch]:
-    common = {
-      "seed": seed,
-      "round_": round_,
-      "epoch": epoch,
-      "batch": plan.recipe.batch,
-      "start_step": start,
-    }
-    own = labels[chosen]
-    if features is not None:
-      return batches.feature_batches(features, chosen, own, **common)
-    augment = run.config.train.augment
-    return batches.epoch_batches(
-      x.originals, chosen, own, plan.spec, augment=augment, **common
-    )
-
   frozen = None
   if not plan.classifier.trains_texts:
     frozen = x.scorer.embed(x.params, state.adapter)
-  begun = int(state.step)
   total = total_steps(run, labels)
   with stage(f"fit round {round_}", total - begun, "steps") as advance:
     state, new = training.fit(
@@ -261,7 +257,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
       state,
       x.params,
       frozen,
-      epoch_batches,
+      rows,
       keys.key(seed, round_, "dropout"),
       plan.recipe,
       steps_per_epoch=steps,

@@ -317,7 +317,7 @@ def fit(
   state: TrainState,
   params: dict,
   texts: Float[Array, "C D"] | None,
-  batches: Callable[[int, int], Iterable[Batch]],
+  batches: Iterable[Batch],
   key: PRNGKeyArray,
   recipe: Recipe,
   *,
@@ -332,10 +332,10 @@ def fit(
     state: a fresh one, or one restored in the middle of the round.
     params: pretrained weights.
     texts: class embeddings where the text tower is frozen, else None.
-    batches: (epoch, first step) -> the rest of that epoch's batches.
+    batches: of all epochs, from the state's step on.
     key: of the round; each step folds its number in.
     recipe: epochs, rates and weights.
-    steps_per_epoch: batches of a whole epoch.
+    steps_per_epoch: batches of an epoch.
     round_: for messages.
     after_step: called with the number of finished steps, the state and the
       step's terms, once these are known to be finite.
@@ -346,22 +346,23 @@ def fit(
   Raises:
     TrainingError: a term of the loss is not finite.
   """
-  done = int(state.step)
   values: dict[str, float] = {}
-  for epoch in range(done // steps_per_epoch, recipe.epochs):
-    rate = learning_rate(epoch, recipe)
+  for at, batch in enumerate(batches, start=int(state.step)):
+    epoch, own = divmod(at, steps_per_epoch)
     weight = losses.calibration_weight(
       epoch, recipe.epochs, recipe.calibration_weight, recipe.anneal
     )
-    head_rate = HEAD_RATE if epoch < HEAD_DROP else HEAD_RATE / 10
-    for batch in batches(epoch, done % steps_per_epoch):
-      state, terms = step(
-        state, params, texts, batch, key, rate, weight, head_rate
-      )
-      values = check_finite(
-        terms, round_=round_, epoch=epoch, step=done % steps_per_epoch
-      )
-      done += 1
-      if after_step:
-        after_step(done, state, values)
+    state, terms = step(
+      state,
+      params,
+      texts,
+      batch,
+      key,
+      learning_rate(epoch, recipe),
+      weight,
+      HEAD_RATE if epoch < HEAD_DROP else HEAD_RATE / 10,
+    )
+    values = check_finite(terms, round_=round_, epoch=epoch, step=own)
+    if after_step:
+      after_step(at + 1, state, values)
   return state, values

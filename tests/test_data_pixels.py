@@ -455,15 +455,19 @@ def test_augment_flips_half_and_only_mirrors():
 # ---- batches
 
 
-def epoch_of(split, indices, **settings):
+def epoch_of(split, indices, *, epoch=3, start_step=0, **settings):
+  """An epoch's batches, from one of its steps on."""
   indices = np.asarray(indices)
-  settings = dict(seed=1, round_=2, epoch=3, batch=4) | settings
+  settings = dict(seed=1, round_=2, batch=4) | settings
+  steps = batches.steps_per_epoch(len(indices), settings["batch"])
   return list(
-    batches.epoch_batches(
+    batches.pixel_batches(
       batches.LabeledImages(split),
       indices,
       split.labels[indices],
       SPEC,
+      epochs=epoch + 1,
+      start_step=epoch * steps + start_step,
       **settings,
     )
   )
@@ -536,6 +540,20 @@ def test_epochs_are_shuffled():
   assert len(orders) == 5
 
 
+def test_a_round_is_its_epochs_one_after_the_other():
+  split = small_split()
+  indices = np.arange(9)
+  settings = dict(seed=1, round_=2, batch=4)
+  images = batches.LabeledImages(split)
+  whole = batches.pixel_batches(
+    images, indices, split.labels[indices], SPEC, epochs=3, **settings
+  )
+  parts = [b for e in range(3) for b in epoch_of(split, indices, epoch=e)]
+  for a, b in zip(whole, parts, strict=True):
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.labels, b.labels)
+
+
 def test_start_step_resumes_without_decoding_what_it_skips():
   split, opened = small_split(), []
   counted = pools.Split(
@@ -559,26 +577,26 @@ def test_batches_stop_early_and_on_errors_without_hanging():
   split = small_split(corrupt=(5,))
   labels = split.labels
   images = batches.LabeledImages(split)
-  settings = dict(seed=0, round_=0, epoch=0, batch=2)
-  stream = batches.epoch_batches(
+  settings = dict(seed=0, round_=0, epochs=1, batch=2)
+  stream = batches.pixel_batches(
     images, np.arange(5), labels[:5], SPEC, **settings
   )
   next(stream)
   stream.close()
   with pytest.raises(CorruptImage, match=r"'005.png' cannot be decoded"):
-    list(batches.epoch_batches(images, np.arange(10), labels, SPEC, **settings))
+    list(batches.pixel_batches(images, np.arange(10), labels, SPEC, **settings))
   assert threading.active_count() == before
 
 
 def test_batches_refuse():
   split = small_split()
   images = batches.LabeledImages(split)
-  settings = dict(seed=0, round_=0, epoch=0)
+  settings = dict(seed=0, round_=0, epochs=1)
   none, one = np.zeros(0, np.int32), np.zeros(1, np.int32)
   with pytest.raises(ValueError, match="0 indices and 0 labels"):
-    batches.epoch_batches(images, none, none, SPEC, **settings)
+    batches.pixel_batches(images, none, none, SPEC, **settings)
   with pytest.raises(ValueError, match="unknown label"):
-    batches.epoch_batches(images, one, one - 1, SPEC, **settings)
+    batches.pixel_batches(images, one, one - 1, SPEC, **settings)
 
 
 def test_labeled_images_decode_once_within_their_limit():

@@ -169,7 +169,7 @@ def test_the_probe_trains_from_cached_features(tmp_path, monkeypatch):
   def decode(*_, **__):
     raise AssertionError("pixels are not needed")
 
-  monkeypatch.setattr(batches, "epoch_batches", decode)
+  monkeypatch.setattr(batches, "pixel_batches", decode)
   trajectory.run(small(tmp_path, "linear_probe", rounds=1), tmp_path / "run")
   with pytest.raises(AssertionError, match="not needed"):
     trajectory.run(small(tmp_path, "peal", rounds=1), tmp_path / "other")

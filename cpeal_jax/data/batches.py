@@ -1,6 +1,7 @@
 """Training batches: labeled images, shuffled, augmented, of constant shape."""
 
 import dataclasses
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def steps_per_epoch(n: int, batch: int) -> int:
   return n // batch or min(n, 1)
 
 
-def epoch_batches(
+def pixel_batches(
   images: LabeledImages,
   indices: Integer[np.ndarray, " n"],
   labels: Integer[np.ndarray, " n"],
@@ -66,17 +67,17 @@ def epoch_batches(
   *,
   seed: int,
   round_: int,
-  epoch: int,
+  epochs: int,
   batch: int = 32,
   augment: bool = True,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """One epoch over the labeled images, the next batch made in the background.
+  """A round's batches of labeled images, the next one made in the background.
 
-  With at least `batch` labels the last partial batch is dropped; with fewer
-  there is one batch, padded (C-PEAL's code). The order follows from (seed,
-  round, epoch) and the set of indices, an image's crop from (seed, round,
-  epoch, id): neither from the batch it is in nor from the device count.
+  With at least `batch` labels an epoch's last partial batch is dropped; with
+  fewer there is one batch, padded (C-PEAL's code). The order follows from
+  (seed, round, epoch) and the set of indices, an image's crop from (seed,
+  round, epoch, id): neither from the batch it is in nor from the device count.
 
   Args:
     images: originals of the split that `indices` count in.
@@ -85,18 +86,19 @@ def epoch_batches(
     spec: size and filter; with `augment` off, the whole evaluation transform.
     seed: of the run.
     round_: of active learning.
-    epoch: from 0.
+    epochs: how often each image is seen.
     batch: rows per batch, B.
     augment: a random resized crop and flip, else `preprocess`.
-    start_step: the first step wanted; earlier ones cost nothing.
+    start_step: the round's first step that is wanted; earlier ones cost
+      nothing.
 
   Raises:
     ValueError: no label, an unknown one, or not one label per index.
     CorruptImage: while iterating, naming the image.
   """
-  order = _order(indices, labels, seed=seed, round_=round_, epoch=epoch)
+  rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
 
-  def pixels(index: int) -> UInt8[np.ndarray, "S S 3"]:
+  def pixels(epoch: int, index: int) -> UInt8[np.ndarray, "S S 3"]:
     if not augment:
       return preprocess(images[index], spec)
     id_hash = hashlib.sha256(images.split.ids[index].encode()).digest()
@@ -106,16 +108,17 @@ def epoch_batches(
     return augmented(rng, images[index], spec)
 
   def build(step: int, threads: ThreadPoolExecutor) -> Batch:
-    rows = order[step * batch : (step + 1) * batch]
+    epoch, rows = rows_of(step)
     blank = np.zeros((batch, spec.size, spec.size, 3), np.uint8)
     made = _padded(blank, labels[rows])
-    found = threads.map(pixels, [int(i) for i in indices[rows]])
+    crop = functools.partial(pixels, epoch)
+    found = threads.map(crop, [int(i) for i in indices[rows]])
     for row, image in enumerate(found):
       made.images[row] = image
     return made
 
-  steps = range(start_step, steps_per_epoch(len(indices), batch))
-  return _one_ahead(build, steps)
+  total = epochs * steps_per_epoch(len(indices), batch)
+  return _one_ahead(build, range(start_step, total))
 
 
 def feature_batches(
@@ -125,19 +128,20 @@ def feature_batches(
   *,
   seed: int,
   round_: int,
-  epoch: int,
+  epochs: int,
   batch: int = 32,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """`epoch_batches` from features: the same rows in the same order.
+  """`pixel_batches` from features: the same rows in the same order.
 
   `features` are those of `indices`, in their order. For a frozen image tower
   without augmentation, where encoding the same pixels at every step would give
   the same numbers.
   """
-  order = _order(indices, labels, seed=seed, round_=round_, epoch=epoch)
-  for step in range(start_step, steps_per_epoch(len(indices), batch)):
-    rows = order[step * batch : (step + 1) * batch]
+  rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
+  total = epochs * steps_per_epoch(len(indices), batch)
+  for step in range(start_step, total):
+    _, rows = rows_of(step)
     made = _padded(
       np.zeros((batch, features.shape[1]), np.float32), labels[rows]
     )
@@ -145,21 +149,31 @@ def feature_batches(
     yield made
 
 
-def _order(
+def _rows(
   indices: Integer[np.ndarray, " n"],
   labels: Integer[np.ndarray, " n"],
   *,
   seed: int,
   round_: int,
-  epoch: int,
-) -> Integer[np.ndarray, " n"]:
+  batch: int,
+) -> Callable[[int], tuple[int, Integer[np.ndarray, " rows"]]]:
+  """(a step of the round) -> its epoch, and which of the n rows it takes."""
   if not len(indices) == len(labels) > 0:
     raise ValueError(f"got {len(indices)} indices and {len(labels)} labels")
   if labels.min() < 0:
     raise ValueError("an unknown label (-1) cannot be trained on")
   # Sorted first, so that the order of revealing does not matter.
   by_index = np.argsort(indices, kind="stable")
-  return keys.generator(seed, round_, "order", epoch).permutation(by_index)
+
+  @functools.lru_cache(maxsize=1)
+  def order(epoch: int) -> Integer[np.ndarray, " n"]:
+    return keys.generator(seed, round_, "order", epoch).permutation(by_index)
+
+  def rows_of(step: int) -> tuple[int, Integer[np.ndarray, " rows"]]:
+    epoch, step = divmod(step, steps_per_epoch(len(indices), batch))
+    return epoch, order(epoch)[step * batch : (step + 1) * batch]
+
+  return rows_of
 
 
 def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
