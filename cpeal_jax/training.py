@@ -302,7 +302,8 @@ def check_finite(
   Raises:
     TrainingError: one of them is not finite.
   """
-  values = {name: float(value) for name, value in terms.items()}
+  # All in one transfer: each waits for the device.
+  values = {name: float(x) for name, x in jax.device_get(terms).items()}
   bad = [name for name, value in values.items() if not math.isfinite(value)]
   if bad:
     raise TrainingError(
