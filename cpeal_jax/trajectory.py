@@ -178,6 +178,8 @@ def profile(directory: str) -> Iterator[None]:
   if not directory:
     yield
     return
+  if jax.process_count() > 1:  # Files are named by the machine alone.
+    directory = f"{directory}/process{jax.process_index()}"
   # Python's own frames are many times as many as all the rest.
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
