@@ -137,6 +137,7 @@ def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
       "--config.rounds=2",
       "--config.train.epochs=4",
       f"--config.cache_dir={cache}",
+      f"--config.profile={tmp_path / 'profile'}",
       f"--workdir={workdir}",
     ],
     cwd=HERE.parent,
@@ -153,6 +154,9 @@ def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
   own = [line for line in quiet.splitlines() if not line.startswith("[Gloo]")]
   assert len(own) == 1, own
   assert own[0].startswith("process 1 of 2")
+  for i in range(2):
+    traces = f"profile/process{i}/plugins/profile/*/*.xplane.pb"
+    assert len(list(tmp_path.glob(traces))) == 1
   same(workdir, alone)
 
 
