@@ -74,6 +74,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
+  if image.mode == "RGB":  # Small images are decoded in the time of a copy.
+    image.load()
+    return image
   return image.convert("RGB")
 
 
@@ -100,9 +103,9 @@ def preprocess(
     raise CorruptImage(
       f"{image.width} x {image.height} pixels are too long to resize"
     )
-  pixels = np.asarray(
-    image.resize((width, height), Image.Resampling(spec.resample))
-  )
+  if (width, height) != image.size:
+    image = image.resize((width, height), Image.Resampling(spec.resample))
+  pixels = np.asarray(image)
   top, left = (np.array(pixels.shape[:2]) - spec.size) // 2
   return pixels[top : top + spec.size, left : left + spec.size].copy()
 

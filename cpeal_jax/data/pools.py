@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -173,7 +174,8 @@ def _hash_all(
     block = order[start : start + HASH_BLOCK]
     return [hashlib.sha256(read(i)).hexdigest() for i in block]
 
-  with ThreadPoolExecutor() as threads:
+  # More threads than cores wait for one another where files are small.
+  with ThreadPoolExecutor(os.cpu_count()) as threads:
     starts = range(0, len(order), HASH_BLOCK)
     for digests in threads.map(hash_block, starts):
       progress(len(digests))
