@@ -26,9 +26,9 @@ from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, search
 
 TILES_PER_CHUNK = 16
-# Rows of one product that fill an accelerator. On a CPU a tile's activations
-# are to stay in its cache: so many tokens, within these numbers of images.
-CHIP_TILE, CPU_TOKENS, CPU_TILES = 128, 1600, (4, 32)
+# Rows of one product that fill an accelerator. On a CPU a tile's widest
+# activations, 4 bytes each, are to stay in its cache: so many of them at most.
+CHIP_TILE, CPU_VALUES, CPU_LEAST = 128, 5_000_000, 4
 FEATURE_CACHE_VERSION = 3
 
 
@@ -127,12 +127,13 @@ def make_scorer(
 
 
 def _cpu_tile(classifier: Classifier | LinearClassifier) -> int:
-  config, (least, most) = classifier.model.config, CPU_TILES
+  config = classifier.model.config
+  tower: Any = config.vision
   if not config.patch_size:  # A ResNet.
-    return least
+    return CPU_LEAST
   tokens = (config.image_size // config.patch_size) ** 2 + 1
-  fits = 2 ** int(math.log2(max(1, CPU_TOKENS // tokens)))
-  return min(max(fits, least), most)
+  fits = CPU_VALUES // (tokens * tower.mlp)
+  return min(max(2 ** int(math.log2(max(1, fits))), CPU_LEAST), CHIP_TILE)
 
 
 def in_tiles(one: Callable, rows: Any, tile: int, tiles: Array) -> Array:

@@ -203,7 +203,7 @@ KEYS: tuple[tuple[str, object, str, str], ...] = (
     "scoring.tile",
     0,
     RUN,
-    "rows of one product; 0: 4 to 32 on a CPU by the model, 128 elsewhere",
+    "rows of one product; 0: 4 to 128 on a CPU by the model, 128 elsewhere",
   ),
   ("parallel.backend", "shard_map", RUN, "`shard_map` or `pmap`"),
   ("parallel.devices", 0, RUN, "0 takes all"),

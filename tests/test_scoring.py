@@ -209,11 +209,19 @@ def test_unknown_backend_and_too_many_devices():
 
 
 @pytest.mark.parametrize(
-  ("side", "patch", "tile"), [(224, 32, 32), (224, 16, 8), (518, 14, 4)]
+  ("side", "patch", "mlp", "tile"),
+  [
+    (224, 32, 3072, 32),
+    (224, 16, 3072, 8),
+    (518, 14, 3072, 4),
+    (64, 16, 768, 128),
+    (32, 32, 64, 128),
+  ],
 )
-def test_tiles_on_a_cpu_hold_about_as_many_tokens(side, patch, tile):
+def test_tiles_on_a_cpu_hold_about_as_many_values(side, patch, mlp, tile):
   own = tiny.classifier()
-  sizes = {"image_size": side, "patch_size": patch}
+  tower = dataclasses.replace(own.model.config.vision, mlp=mlp)
+  sizes = {"image_size": side, "patch_size": patch, "vision": tower}
   model = own.model.clone(config=dataclasses.replace(own.model.config, **sizes))
   own = dataclasses.replace(own, model=model)
   assert scoring.make_scorer(own, sharding.make_mesh(1)).tile == tile
