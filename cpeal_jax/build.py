@@ -6,14 +6,16 @@ All that can be wrong with the input surfaces here, before the workdir exists.
 import dataclasses
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cpeal_jax import ahead, scoring, sharding, spmd, stochastic, training
 from cpeal_jax import config as config_lib
-from cpeal_jax import scoring, sharding, spmd, stochastic, training
 from cpeal_jax.data import batches, images, pools, store
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import descriptors, dinov2_weights, text, weights
@@ -72,6 +74,7 @@ class Experiment:
     init: (params, key) -> a fresh adapter.
     step: the training step.
     stochastic: scoring passes with dropout on.
+    compiled: done when what is compiled in the background is: `metrics`, `fit`.
     frozen: what a frozen image tower gave, kept on the devices.
   """
 
@@ -82,8 +85,9 @@ class Experiment:
   scorer: scoring.Scorer
   zero_scorer: scoring.Scorer
   init: Callable
-  step: Callable
+  step: training.Step
   stochastic: Callable
+  compiled: dict[str, Future] = dataclasses.field(default_factory=dict)
   frozen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
@@ -262,14 +266,37 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
   )
 
 
-def build(config: config_lib.Config, plan: Plan) -> Experiment:
+def build(
+  config: config_lib.Config, plan: Plan, *, compiles: bool = False
+) -> Experiment:
   """Decodes what is not cached and places the weights.
+
+  Args:
+    config: every setting.
+    plan: of the same config.
+    compiles: in the background what rounds will call.
 
   Raises:
     InputError: too many corrupt images, a cache that cannot be written, or a
       batch that does not divide over the devices.
   """
+  passes = {"tile": config.scoring.tile, "backend": config.parallel.backend}
+  params = sharding.replicate(plan.pretrained.params, plan.mesh)
+  scorer = scoring.make_scorer(plan.classifier, plan.mesh, **passes)
+  init = jax.jit(training.make_init(plan.classifier, plan.recipe))
   step = training.make_step(plan.classifier, plan.recipe, plan.mesh)
+  compiled = {}
+  if compiles:
+    test, val = len(plan.dataset.test), len(plan.dataset.val)
+    fit = partial(
+      ahead.compile_fit,
+      *(params, init, step, scorer, plan.recipe),
+      image=trained_image(config, plan),
+      trains_texts=plan.classifier.trains_texts,
+    )
+    classes = len(plan.dataset.classes)
+    metrics = partial(scoring.compile_metrics, test, val, classes)
+    compiled = ahead.in_background({"metrics": metrics, "fit": fit})
   stores = {}
   for split in plan.dataset.splits:
     with stage(f"decode {split.name}", len(split), "images") as advance:
@@ -281,18 +308,33 @@ def build(config: config_lib.Config, plan: Plan) -> Experiment:
         max_corrupt=config.dataset.max_corrupt,
         progress=advance,
       )
-  passes = {"tile": config.scoring.tile, "backend": config.parallel.backend}
   return Experiment(
     plan=plan,
     stores=stores,
     originals=batches.LabeledImages(plan.dataset.train),
-    params=sharding.replicate(plan.pretrained.params, plan.mesh),
-    scorer=scoring.make_scorer(plan.classifier, plan.mesh, **passes),
+    params=params,
+    scorer=scorer,
     zero_scorer=scoring.make_scorer(plan.zero_shot, plan.mesh, **passes),
-    init=jax.jit(training.make_init(plan.classifier, plan.recipe)),
+    init=init,
     step=step,
     stochastic=stochastic.make_passes(plan.classifier, plan.mesh, **passes),
+    compiled=compiled,
   )
+
+
+def trains_on_pixels(config: config_lib.Config, plan: Plan) -> bool:
+  """Else a step gets features: the same pixels through a frozen tower."""
+  return config.train.augment or plan.classifier.trains_images
+
+
+def trained_image(
+  config: config_lib.Config, plan: Plan
+) -> jax.ShapeDtypeStruct:
+  """What a training step gets of an image: its pixels or its features."""
+  if trains_on_pixels(config, plan):
+    side = plan.spec.size
+    return jax.ShapeDtypeStruct((side, side, 3), np.uint8)
+  return jax.ShapeDtypeStruct((plan.pretrained.config.dim,), np.float32)
 
 
 def frozen_key(

@@ -338,6 +338,22 @@ def _held_out(logits, labels, *, where):
   return {name: found[name] for name in HELD_OUT}
 
 
+def compile_metrics(test: int, validation: int, classes: int) -> None:
+  """Compiles `evaluate` for so many images and classes; runs nothing."""
+
+  def shapes(count: int) -> tuple[Any, Any, Any]:
+    logits = jax.ShapeDtypeStruct((count, classes), np.float32)
+    labels = jax.ShapeDtypeStruct((count,), np.int32)
+    return logits, labels, jax.ShapeDtypeStruct((count,), bool)
+
+  logits, labels, where = shapes(validation)
+  _temperature.lower(logits, labels, where=where).compile()
+  _held_out.lower(logits, labels, where=where).compile()
+  logits, labels, where = shapes(test)
+  one = jax.ShapeDtypeStruct((), np.float32)
+  _summary.lower(logits, labels, temperature=one, where=where).compile()
+
+
 def evaluate(
   logits: Float[np.ndarray, "N C"],
   labels: Int[np.ndarray, " N"],

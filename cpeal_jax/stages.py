@@ -6,6 +6,7 @@ They read the config, so that what they call takes plain arguments.
 import dataclasses
 import time
 from collections.abc import Callable
+from concurrent import futures
 
 import numpy as np
 from etils import epath
@@ -218,13 +219,12 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     "batch": plan.recipe.batch,
     "start_step": begun,
   }
-  augment = run.config.train.augment
-  if augment or plan.classifier.trains_images:
+  if build.trains_on_pixels(run.config, plan):
+    augment = run.config.train.augment
     rows = batches.pixel_batches(
       x.originals, chosen, own, plan.spec, augment=augment, **common
     )
   else:
-    # The same pixels through a frozen tower give the same features.
     known = build.frozen_features(x, run.config, "train")
     features = spmd.rows_at(known, chosen)
     rows = batches.feature_batches(features, chosen, own, **common)
@@ -277,6 +277,7 @@ def evaluate(
   """One row of metrics.jsonl."""
   x = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
+  wait_for(x, "metrics")
   row = scoring.evaluate(
     sharding.fetch(test.logits, test.total),
     x.plan.dataset.test.labels,
@@ -286,6 +287,12 @@ def evaluate(
     validation_where=x.stores["val"].ok,
   )
   return {"round": round_, "labeled": labeled, **row}
+
+
+def wait_for(experiment: build.Experiment, name: str) -> None:
+  """Until it is compiled, if it is: else it would be, twice."""
+  if name in experiment.compiled:
+    futures.wait([experiment.compiled[name]])
 
 
 def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
@@ -308,6 +315,7 @@ def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
 def fresh_state(run: Run, round_: int) -> training.TrainState:
   """Where a round's training starts; also the shape of its checkpoints."""
   x = run.experiment
+  wait_for(x, "fit")
   adapter = x.init(x.params, keys.key(run.config.seed, round_, "adapter"))
   state = training.init_state(adapter, x.plan.recipe)
   return training.place(state, x.plan.mesh)

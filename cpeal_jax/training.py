@@ -225,19 +225,57 @@ def make_loss(
   return loss
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+  """A training step: (state, params, texts, batch, key, rate, weight).
+
+  It returns (state, terms), consuming the old state; `terms` are scalars by
+  name, the gradient's global norm among them.
+
+  Attributes:
+    program: the jitted function of arrays alone.
+    mesh: the devices that it runs on.
+  """
+
+  program: Callable
+  mesh: jax.sharding.Mesh
+
+  def __call__(
+    self,
+    state: TrainState,
+    params: dict,
+    texts: Float[Array, "C D"] | None,
+    batch: Batch,
+    key: PRNGKeyArray,
+    rate: float,
+    weight: float,
+    head_rate: float = HEAD_RATE,
+  ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    rows = sharding.split(vars(batch), self.mesh)
+    rates = map(np.float32, (rate, weight, head_rate))
+    out = self.program(state, params, texts, rows, key, *rates)
+    return sharding.settle(out, self.mesh)
+
+  def compile(
+    self, state: TrainState, params: dict, texts: Any, batch: Batch
+  ) -> None:
+    """Compiles for arrays, or their shapes and shardings, of a later call."""
+    rows = sharding.split(vars(batch), self.mesh)
+    key, rate = jax.random.key(0), np.float32(0)
+    self.program.lower(
+      state, params, texts, rows, key, rate, rate, rate
+    ).compile()
+
+
 def make_step(
   classifier: Classifier | LinearClassifier,
   recipe: Recipe,
   mesh: jax.sharding.Mesh,
-) -> Callable:
-  """The compiled step (state, params, texts, batch, key, rate, weight).
+) -> Step:
+  """The step of a classifier under a recipe; it compiles at its first call.
 
   Losses are masked sums over the global batch, so padding and the number of
   devices change nothing but the order of additions.
-
-  Returns:
-    A function that returns (state, terms); `terms` are scalars by name, the
-    gradient's global norm among them.
 
   Raises:
     InputError: the batch is not a multiple of the devices.
@@ -278,20 +316,7 @@ def make_step(
     donate_argnums=0,
   )
 
-  def run(state, params, texts, batch, key, rate, weight, head_rate=HEAD_RATE):
-    out = compiled(
-      state,
-      params,
-      texts,
-      sharding.split(vars(batch), mesh),
-      key,
-      np.float32(rate),
-      np.float32(weight),
-      np.float32(head_rate),
-    )
-    return sharding.settle(out, mesh)
-
-  return run
+  return Step(compiled, mesh)
 
 
 def check_finite(
@@ -314,7 +339,7 @@ def check_finite(
 
 
 def fit(
-  step: Callable,
+  step: Step,
   state: TrainState,
   params: dict,
   texts: Float[Array, "C D"] | None,

@@ -59,7 +59,12 @@ def run(
   # Before the workdir is touched: bad images must not leave half a run.
   if experiment is None:
     first(prepare_dataset, config)  # The others find it done.
-    experiment = together(lambda: build(config, make_plan(config)))
+    last = record.round_dir(workdir, config.rounds - 1) / "DONE"
+    alone = jax.process_count() == 1
+    compiles = alone and (overwrite or not last.exists())
+    experiment = together(
+      lambda: build(config, make_plan(config), compiles=compiles)
+    )
   plan, workdir = experiment.plan, epath.Path(workdir)
   settings = describe.settings(config, plan)
   agree("settings or data", json.dumps([settings, plan.dataset.fingerprint]))

@@ -122,6 +122,7 @@ MAY_IMPORT = {
   | {"data.cache", "errors"}
   | CLASSIFIERS,
   "stochastic": {"scoring", "sharding", "spmd"} | CLASSIFIERS,
+  "ahead": LEAVES | {"scoring", "sharding", "training", "data.batches"},
   "training": LEAVES
   | {"losses", "sharding", "spmd", "data.batches"}
   | {"models.loss_head"}

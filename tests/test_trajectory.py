@@ -92,6 +92,35 @@ def test_ten_rounds_compile_nothing_after_round_1(
   assert kept["zero_shot_prompts"][3] == "a photo of the digit three."
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"adapter.kind": "prompts", "train.augment": False},
+    {"adapter.lora.towers": "vision", "parallel.devices": 2},
+  ],
+  ids=["both towers", "prompts on features", "texts frozen, two devices"],
+)
+def test_a_run_finds_what_was_compiled_ahead(cache, tmp_path, changes):
+  config = quickstart(cache, rounds=1, **changes)
+  plan = build.make_plan(config)
+  experiment = build.build(config, plan, compiles=True)
+  for one in experiment.compiled.values():
+    one.result()
+  names = []
+
+  def note(event, _, fun_name="", **__):
+    if event == COMPILED:
+      names.append(fun_name)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  trajectory.run(config, tmp_path / "run", experiment=experiment)
+  ahead = {"init", "step", "summary", "fit_temperature", "_held_out"}
+  assert not {f"jit({name})" for name in ahead} & {*names}
+  # That of the zero-shot classifier is another program.
+  assert names.count("jit(class_embeddings)") == 1
+
+
 def test_labels_are_bought_not_seen(cache, tmp_path):
   """What a run records of its labels is what the data set says, no more."""
   trajectory.run(quickstart(cache), tmp_path)

@@ -1,0 +1,71 @@
+"""Compiling what a run will call while its images are still decoded.
+
+A training step takes seconds to compile, minutes for a large model; decoding
+holds Python's lock for half of its time, compiling hardly ever.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from cpeal_jax import keys, scoring, sharding, training
+from cpeal_jax.data.batches import Batch
+
+
+def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
+  """Makes the calls in a thread, one after the other.
+
+  What is compiled stays in jax's own caches. Wait for a future before the
+  first use, or the same is compiled beside it; what it raises, the use does.
+  """
+  with_one = ThreadPoolExecutor(1, thread_name_prefix="compile")
+  futures = {name: with_one.submit(call) for name, call in calls.items()}
+  with_one.shutdown(wait=False)
+  return futures
+
+
+def compile_fit(
+  params: dict,
+  init: Callable,
+  step: training.Step,
+  scorer: scoring.Scorer,
+  recipe: training.Recipe,
+  *,
+  image: jax.ShapeDtypeStruct,
+  trains_texts: bool,
+) -> None:
+  """Compiles for the shapes of a fit, and runs nothing.
+
+  Args:
+    params: the pretrained weights on the devices.
+    init: (params, key) -> a fresh adapter, jitted.
+    step: the training step.
+    scorer: whose `embed` gives the classes of a trained model.
+    recipe: how a round is trained.
+    image: shape and type of an image as the step gets it, pixels or features.
+    trains_texts: else the step gets class embeddings.
+  """
+  whole = sharding.replicated(scorer.mesh)
+
+  def shapes(tree: Any) -> Any:
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree
+    )
+
+  key = keys.key(0, 0, "adapter")
+  adapter = shapes(jax.eval_shape(init, params, key))
+  state = jax.eval_shape(lambda x: training.init_state(x, recipe), adapter)
+  texts = None
+  if not trains_texts:
+    texts = shapes(jax.eval_shape(scorer.embed, params, adapter))
+  batch = Batch(
+    np.empty((recipe.batch, *image.shape), image.dtype),
+    np.empty(recipe.batch, np.int32),
+    np.empty(recipe.batch, bool),
+  )
+  step.compile(shapes(state), params, texts, batch)
+  init.lower(params, key).compile()
+  scorer.embed.lower(params, adapter).compile()
