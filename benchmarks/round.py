@@ -173,7 +173,7 @@ def compared(job: dict[str, Any], found: dict[str, list[dict]]) -> list[Row]:
 
 
 def measure(own: Any) -> Iterator[Row]:
-  arms = ["ours", *(("reference", "expert") if has("torch") else ())]
+  arms = ["ours", *(own.peers.split(",") if has("torch") else ())]
   with tempfile.TemporaryDirectory(prefix="round_") as folder:
     root = fewer(own.root, folder) if own.small else own.root
     counts = (3, 2) if own.small else (own.rounds, own.epochs)
@@ -196,6 +196,7 @@ def main() -> int:
   flags.add_argument("--rounds", type=int, default=10, help="3 or more")
   flags.add_argument("--epochs", type=int, default=10)
   flags.add_argument("--adapters", default=",".join(VARIANTS))
+  flags.add_argument("--peers", default="reference,expert")
   own = flags.parse_args()
   if own.one:
     job = json.loads(own.one)

@@ -93,8 +93,9 @@ def differences(
 
 def measure(own: Any, rows: int) -> list[Row]:
   x = np.ascontiguousarray(make_pool(rows).features)
+  wanted = {name: PEERS[name] for name in own.peers.split(",")}
   peers = {
-    name: search for name, (module, search) in PEERS.items() if has(module)
+    name: search for name, (module, search) in wanted.items() if has(module)
   }
   calls: dict[str, Any] = {"ours": ours, **peers}
   compile_ours(*x.shape)
@@ -122,6 +123,7 @@ def measure(own: Any, rows: int) -> list[Row]:
 def main() -> int:
   flags = parser(__doc__, repeats=0, threads="1,2")
   flags.add_argument("--rows", default="27000,200000")
+  flags.add_argument("--peers", default=",".join(PEERS))
   own = flags.parse_args()
   sizes = [3000] if own.small else list(map(int, own.rows.split(",")))
   return run(own, measure, [(size,) for size in sizes])
