@@ -258,7 +258,9 @@ def test_one_compilation_while_labels_grow(monkeypatch):
   harness = Harness(lora=Lora())
   state = harness.state()
   for valid in (3, 10, 20, 32):
-    state, _ = harness(state, batch(valid), rate=0.1 / valid, weight=valid)
+    state, _ = harness(
+      state, batch(valid), rate=0.1 / valid, weight=1.0 * valid
+    )
   assert len(traces) == 1
 
 
