@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.preprocessing import StandardScaler
 
-from cpeal_jax import build, metrics, sharding
+from cpeal_jax import build, frozen, metrics, sharding
 from cpeal_jax.config import base
 
 LOGREG = "logistic regression, random"
@@ -48,7 +48,7 @@ def interval(values) -> tuple[float, float]:
   return float(np.mean(values)), float(half)
 
 
-def frozen(options) -> dict[str, tuple]:
+def pool_and_test(options) -> dict[str, tuple]:
   """(ids, features, labels) of the pool and of the test split."""
   config = base()
   config.dataset.root, config.model.weights = options.root, options.weights
@@ -58,7 +58,7 @@ def frozen(options) -> dict[str, tuple]:
     name: (
       getattr(plan.dataset, name).ids,
       sharding.fetch(
-        build.frozen_features(experiment, config, name),
+        frozen.features(experiment, config, name),
         len(getattr(experiment.plan.dataset, name)),
       ),
       getattr(plan.dataset, name).labels,
@@ -194,7 +194,7 @@ def main() -> None:
     return
   arms = collect(options)
   if options.group == "main":
-    data = frozen(options)
+    data = pool_and_test(options)
     arms[LOGREG] = {
       seed: logistic_regression(
         data, workdir(options.out, "main", "lora random", seed), 10, seed

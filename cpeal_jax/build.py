@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cpeal_jax import ahead, scoring, sharding, spmd, stochastic, training
+from cpeal_jax import ahead, scoring, sharding, stochastic, training
 from cpeal_jax import config as config_lib
 from cpeal_jax.data import batches, images, pools, store
 from cpeal_jax.errors import InputError
@@ -29,9 +29,6 @@ from cpeal_jax.sources import load_dataset
 
 AnyClassifier = Classifier | LinearClassifier
 AnyPretrained = weights.Pretrained | dinov2_weights.PretrainedDinov2
-
-# Kept beyond scoring.neighbors, since labeled ones are skipped later.
-SPARE_NEIGHBORS = 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -335,93 +332,3 @@ def trained_image(
     side = plan.spec.size
     return jax.ShapeDtypeStruct((side, side, 3), np.uint8)
   return jax.ShapeDtypeStruct((plan.pretrained.config.dim,), np.float32)
-
-
-def frozen_key(
-  experiment: Experiment, config: config_lib.Config, split: str
-) -> str:
-  """What the pretrained image tower's features of a split depend on."""
-  plan = experiment.plan
-  return "|".join(
-    (
-      plan.pretrained.sha256,
-      getattr(plan.dataset, split).fingerprint,
-      repr(plan.spec),
-      str(config.model.dtype),
-      str(experiment.scorer.tile),
-      jax.default_backend(),
-      jax.__version__,
-    )
-  )
-
-
-def _frozen(
-  experiment: Experiment, key: str, split: str, compute: Callable
-) -> jax.Array:
-  """What a frozen tower says of a split: kept on disk and on the devices."""
-  if key not in experiment.frozen:
-    scorer = experiment.zero_scorer
-    experiment.frozen[key] = scoring.cached(
-      experiment.plan.cache,
-      key,
-      compute,
-      total=len(experiment.stores[split]),
-      mesh=scorer.mesh,
-      tile=scorer.tile,
-    )
-  return experiment.frozen[key]
-
-
-def frozen_features(
-  experiment: Experiment, config: config_lib.Config, split: str
-) -> jax.Array:
-  """The pretrained image tower's features of a split, cached on disk."""
-  pixels = experiment.stores[split]
-
-  def compute() -> jax.Array:
-    with stage(f"encode {split}", len(pixels), "images") as advance:
-      return scoring.encode_pool(
-        experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
-      )
-
-  return _frozen(
-    experiment, frozen_key(experiment, config, split), split, compute
-  )
-
-
-def frozen_neighbors(
-  experiment: Experiment, config: config_lib.Config
-) -> tuple[jax.Array, jax.Array]:
-  """A wide list of neighbors over the whole pool, cached on disk.
-
-  While the image tower is frozen only the labels change from round to round,
-  and `neighbors.narrow` skips the labeled ones in this list.
-  """
-  total = len(experiment.plan.dataset.train)
-  wide = config.scoring.neighbors + SPARE_NEIGHBORS
-  scorer = experiment.zero_scorer
-
-  def compute() -> jax.Array:
-    features = frozen_features(experiment, config, "train")
-    with stage("neighbors", total, "images") as advance:
-      everyone = np.ones(total, bool)
-      where = sharding.place(everyone, scorer.mesh, to=len(features))
-      found = scorer.neighbors(features, where, wide, total=total)
-      advance(total)
-    return _as_one(found)
-
-  key = frozen_key(experiment, config, "train") + f"|neighbors {wide}"
-  return _as_two(_frozen(experiment, key, "train", compute))
-
-
-# One file for both: the similarities' bits beside the indices.
-@spmd.per_device(rows=("found",), out=spmd.ROWS)
-def _as_one(found):
-  bits = jax.lax.bitcast_convert_type(found[1], jnp.int32)
-  return jnp.stack([found[0], bits], axis=1)
-
-
-@spmd.per_device(rows=("both",), out=spmd.ROWS)
-def _as_two(both):
-  values = jax.lax.bitcast_convert_type(both[:, 1], jnp.float32)
-  return both[:, 0], values

@@ -17,6 +17,7 @@ from cpeal_jax import (
   build,
   checkpoint,
   distributed,
+  frozen,
   keys,
   oracle,
   record,
@@ -69,9 +70,9 @@ def score(
   """
   x = run.experiment
   scorer = x.zero_scorer if adapter is None else x.scorer
-  frozen = adapter is None or not x.plan.classifier.trains_images
-  if adapter is None or frozen:
-    features = build.frozen_features(x, run.config, split)
+  pretrained = adapter is None or not x.plan.classifier.trains_images
+  if adapter is None or pretrained:
+    features = frozen.features(x, run.config, split)
   else:
     images = x.stores[split]
     with stage(f"score {split}", len(images), "images") as advance:
@@ -82,8 +83,8 @@ def score(
   if labels is not None and run.config.scoring.neighbors:
     around["neighbors"] = run.config.scoring.neighbors
     around["where"] = (labels < 0) & x.stores[split].ok
-    if frozen:
-      around["known"] = build.frozen_neighbors(x, run.config)
+    if pretrained:
+      around["known"] = frozen.neighbors(x, run.config)
   return scoring.score_pool(
     scorer,
     x.params,
@@ -225,7 +226,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
       x.originals, chosen, own, plan.spec, augment=augment, **common
     )
   else:
-    known = build.frozen_features(x, run.config, "train")
+    known = frozen.features(x, run.config, "train")
     features = spmd.rows_at(known, chosen)
     rows = batches.feature_batches(features, chosen, own, **common)
   steps = batches.steps_per_epoch(len(chosen), plan.recipe.batch)
@@ -247,16 +248,16 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     if stopping:
       raise Preempted
 
-  frozen = None
+  texts = None
   if not plan.classifier.trains_texts:
-    frozen = x.scorer.embed(x.params, state.adapter)
+    texts = x.scorer.embed(x.params, state.adapter)
   total = total_steps(run, labels)
   with stage(f"fit round {round_}", total - begun, "steps") as advance:
     state, new = training.fit(
       x.step,
       state,
       x.params,
-      frozen,
+      texts,
       rows,
       keys.key(seed, round_, "dropout"),
       plan.recipe,

@@ -134,6 +134,7 @@ DRIVERS = (
   "presets",
   "sources",
   "build",
+  "frozen",
   "describe",
   "stages",
   "trajectory",
