@@ -230,6 +230,35 @@ def test_store(tmp_path, monkeypatch, limit_bytes):
   assert not any(file.suffix == ".tmp" for file in files)
 
 
+@pytest.mark.parametrize(("small", "count"), [(0, os.cpu_count()), (1e9, 1)])
+def test_small_images_are_decoded_by_one_thread(
+  tmp_path, monkeypatch, small, count
+):
+  monkeypatch.setattr(store, "SMALL", small)
+  monkeypatch.setattr(store, "RUN", 1)
+  threads, plain = set(), store.preprocess
+
+  def noted(*args):
+    threads.add(threading.get_ident())
+    time.sleep(0.01)  # Long enough for another thread to take the next.
+    return plain(*args)
+
+  split = small_split()
+  monkeypatch.setattr(store, "preprocess", noted)
+  built = store.open_store(split, SPEC, cache_dir=tmp_path)
+  # Who measures is one more.
+  assert len(threads) == 1 + min(count, 10)
+  np.testing.assert_array_equal(built.rows(0, 10), expected_rows(split))
+
+
+def test_a_store_says_whether_it_is_built(tmp_path):
+  split = small_split()
+  assert not store.is_built(split, SPEC, cache_dir=tmp_path)
+  store.open_store(split, SPEC, cache_dir=tmp_path)
+  assert store.is_built(split, SPEC, cache_dir=tmp_path)
+  assert not store.is_built(split, ImageSpec(16, 17), cache_dir=tmp_path)
+
+
 def test_store_is_keyed_by_content_and_spec(tmp_path):
   def files(split, spec, **settings):
     store.open_store(split, spec, cache_dir=tmp_path, **settings)

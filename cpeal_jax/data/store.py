@@ -8,10 +8,12 @@ and processes that build the same store do not meet.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +28,11 @@ from cpeal_jax.errors import InputError
 
 VERSION = 1  # raise it when the same images and spec give other pixels
 BLOCK = 256
-# Images that a thread decodes before it takes new ones, and a thread a core:
-# small images are decoded in less time than threads take to pass the lock on.
+# Images that a thread decodes before it takes new ones.
 RUN = 16
+# An image of fewer seconds is decoded in the time that threads take to pass
+# Python's lock on: 64 x 64 pixels take 90 us on one thread, 100 to 160 on two.
+SMALL, TRIED = 150e-6, 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,19 +78,16 @@ def open_store(
       cannot be written.
   """
   cache_dir = Path(cache_dir)
-  determines = [
-    VERSION,
-    fingerprint or split.fingerprint,
-    [spec.size, spec.resize, spec.stretch, spec.resample],
-  ]
-  name = hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:24]
-  mask_file = cache_dir / f"{name}.ok.npy"
-  pixel_file = cache_dir / f"{name}.npy"
+  mask_file, pixel_file = _files(split, spec, cache_dir, fingerprint)
   shape = (len(split), spec.size, spec.size, 3)
   streams = math.prod(shape) > limit_bytes
 
+  @functools.cache
+  def workers() -> int:
+    return _workers(split, spec)
+
   def decode(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
-    return _decode(split, spec, start, stop)[0]
+    return _decode(split, spec, start, stop, workers())[0]
 
   def load() -> ImageStore | None:
     ok = cache.read(mask_file, shape[:1], np.bool_)
@@ -106,7 +107,7 @@ def open_store(
     return ImageStore(np.zeros(0, bool), decode)
   if (store := load()) is not None:
     return store
-  blocks = _decode_all(split, spec, max_corrupt, progress)
+  blocks = _decode_all(split, spec, max_corrupt, progress, workers())
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
     cache.sweep(cache_dir)
@@ -121,8 +122,37 @@ def open_store(
   raise InputError(f"the image cache in {cache_dir} was changed while opening")
 
 
+def is_built(split: Split, spec: ImageSpec, *, cache_dir: Path | str) -> bool:
+  """Whether `open_store` has nothing to decode."""
+  return _files(split, spec, Path(cache_dir))[0].exists()
+
+
+def _files(
+  split: Split, spec: ImageSpec, folder: Path, fingerprint: str | None = None
+) -> tuple[Path, Path]:
+  """Of the mask, and of the pixels."""
+  determines = [
+    VERSION,
+    fingerprint or split.fingerprint,
+    [spec.size, spec.resize, spec.stretch, spec.resample],
+  ]
+  name = hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:24]
+  return folder / f"{name}.ok.npy", folder / f"{name}.npy"
+
+
+def _workers(split: Split, spec: ImageSpec) -> int:
+  """How many threads pay: a core each, or one where images are small."""
+  least = math.inf
+  for row in range(min(TRIED, len(split))):
+    begun = time.thread_time()
+    with contextlib.suppress(CorruptImage):
+      preprocess(split.open(row), spec)
+      least = min(least, time.thread_time() - begun)
+  return 1 if least < SMALL else os.cpu_count() or 1
+
+
 def _decode(
-  split: Split, spec: ImageSpec, start: int, stop: int
+  split: Split, spec: ImageSpec, start: int, stop: int, workers: int
 ) -> tuple[UInt8[np.ndarray, "n S S 3"], Bool[np.ndarray, " n"]]:
   span = range(len(split))[start:stop]
   images = np.zeros((len(span), spec.size, spec.size, 3), np.uint8)
@@ -134,18 +164,22 @@ def _decode(
         images[row] = preprocess(split.open(span[row]), spec)
         ok[row] = True
 
-  with ThreadPoolExecutor(os.cpu_count()) as threads:
+  with ThreadPoolExecutor(workers) as threads:
     for _ in threads.map(fill, range(0, len(span), RUN)):
       pass  # raises what a thread raised
   return images, ok
 
 
 def _decode_all(
-  split: Split, spec: ImageSpec, max_corrupt: int, progress: Progress
+  split: Split,
+  spec: ImageSpec,
+  max_corrupt: int,
+  progress: Progress,
+  workers: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   ok = np.ones(len(split), bool)
   for start in range(0, len(split), BLOCK):
-    images, good = _decode(split, spec, start, start + BLOCK)
+    images, good = _decode(split, spec, start, start + BLOCK, workers)
     ok[start : start + BLOCK] = good
     _refuse(split, ok, max_corrupt)
     yield images, good
