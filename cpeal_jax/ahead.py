@@ -5,7 +5,7 @@ holds Python's lock for half of its time, compiling hardly ever.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
@@ -25,6 +25,23 @@ def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
   futures = {name: with_one.submit(call) for name, call in calls.items()}
   with_one.shutdown(wait=False)
   return futures
+
+
+def wait_for(compiled: dict[str, Future], name: str) -> None:
+  """Until it is compiled, if it is: else it would be, twice."""
+  if name in compiled:
+    wait([compiled[name]])
+
+
+def compile_encode(scorer: scoring.Scorer, params: dict, side: int) -> None:
+  """Compiles what the pretrained model says of images, on `side` pixels.
+
+  Its one run is over no tiles.
+  """
+  rows = scoring.chunk_rows(scorer.mesh, scorer.tile)
+  images = np.zeros((rows, side, side, 3), np.uint8)
+  scorer.encode(params, {}, np.int32(0), images)
+  scorer.embed.lower(params, {}).compile()
 
 
 def compile_fit(

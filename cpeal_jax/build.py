@@ -71,7 +71,8 @@ class Experiment:
     init: (params, key) -> a fresh adapter.
     step: the training step.
     stochastic: scoring passes with dropout on.
-    compiled: done when what is compiled in the background is: `metrics`, `fit`.
+    compiled: done when what is compiled in the background is: `encode`,
+      `metrics`, `fit`.
     frozen: what a frozen image tower gave, kept on the devices.
   """
 
@@ -280,6 +281,7 @@ def build(
   passes = {"tile": config.scoring.tile, "backend": config.parallel.backend}
   params = sharding.replicate(plan.pretrained.params, plan.mesh)
   scorer = scoring.make_scorer(plan.classifier, plan.mesh, **passes)
+  zero_scorer = scoring.make_scorer(plan.zero_shot, plan.mesh, **passes)
   init = jax.jit(training.make_init(plan.classifier, plan.recipe))
   step = training.make_step(plan.classifier, plan.recipe, plan.mesh)
   compiled = {}
@@ -293,7 +295,13 @@ def build(
     )
     classes = len(plan.dataset.classes)
     metrics = partial(scoring.compile_metrics, test, val, classes)
-    compiled = ahead.in_background({"metrics": metrics, "fit": fit})
+    calls = {"metrics": metrics, "fit": fit}
+    # First what is used first; features of decoded images may be kept too.
+    if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):
+      side = plan.spec.size
+      encode = partial(ahead.compile_encode, zero_scorer, params, side)
+      calls = {"encode": encode, **calls}
+    compiled = ahead.in_background(calls)
   stores = {}
   for split in plan.dataset.splits:
     with stage(f"decode {split.name}", len(split), "images") as advance:
@@ -311,7 +319,7 @@ def build(
     originals=batches.LabeledImages(plan.dataset.train),
     params=params,
     scorer=scorer,
-    zero_scorer=scoring.make_scorer(plan.zero_shot, plan.mesh, **passes),
+    zero_scorer=zero_scorer,
     init=init,
     step=step,
     stochastic=stochastic.make_passes(plan.classifier, plan.mesh, **passes),

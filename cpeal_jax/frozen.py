@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cpeal_jax import ahead, scoring, sharding, spmd
 from cpeal_jax import config as config_lib
-from cpeal_jax import scoring, sharding, spmd
 from cpeal_jax.build import Experiment
 from cpeal_jax.progress import stage
 
@@ -61,6 +61,7 @@ def features(
   pixels = experiment.stores[split]
 
   def compute() -> jax.Array:
+    ahead.wait_for(experiment.compiled, "encode")
     with stage(f"encode {split}", len(pixels), "images") as advance:
       return scoring.encode_pool(
         experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
@@ -87,6 +88,7 @@ def neighbors(
       everyone = np.ones(total, bool)
       where = sharding.place(everyone, scorer.mesh, to=len(rows))
       found = scorer.neighbors(rows, where, wide, total=total)
+      jax.block_until_ready(found)
       advance(total)
     return _as_one(found)
 

@@ -159,6 +159,12 @@ def in_tiles(one: Callable, rows: Any, tile: int, tiles: Array) -> Array:
   return jax.lax.fori_loop(0, tiles, visit, start)
 
 
+def chunk_rows(mesh: jax.sharding.Mesh, tile: int) -> int:
+  """How many rows the devices get at a time, all of them together."""
+  devices = mesh.devices.size
+  return tile * max(1, TILES_PER_CHUNK // devices) * devices
+
+
 def by_chunks(
   run: Callable,
   rows: Callable[[int, int], np.ndarray],
@@ -185,7 +191,7 @@ def by_chunks(
   devices = mesh.devices.size
   share = sharding.padded(total, devices, 2 * tile) // devices
   own = sharding.own_rows(mesh, share * devices)
-  length = tile * max(1, TILES_PER_CHUNK // devices)
+  length = chunk_rows(mesh, tile) // devices
   firsts = np.arange(own.start, own.stop, share, dtype=np.int32)
 
   def part(first: np.int32, count: int) -> np.ndarray:

@@ -6,7 +6,6 @@ They read the config, so that what they call takes plain arguments.
 import dataclasses
 import time
 from collections.abc import Callable
-from concurrent import futures
 
 import numpy as np
 from etils import epath
@@ -14,6 +13,7 @@ from jaxtyping import Int32
 
 from cpeal_jax import (
   acquisition,
+  ahead,
   build,
   checkpoint,
   distributed,
@@ -278,7 +278,7 @@ def evaluate(
   """One row of metrics.jsonl."""
   x = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
-  wait_for(x, "metrics")
+  ahead.wait_for(x.compiled, "metrics")
   row = scoring.evaluate(
     sharding.fetch(test.logits, test.total),
     x.plan.dataset.test.labels,
@@ -288,12 +288,6 @@ def evaluate(
     validation_where=x.stores["val"].ok,
   )
   return {"round": round_, "labeled": labeled, **row}
-
-
-def wait_for(experiment: build.Experiment, name: str) -> None:
-  """Until it is compiled, if it is: else it would be, twice."""
-  if name in experiment.compiled:
-    futures.wait([experiment.compiled[name]])
 
 
 def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
@@ -316,7 +310,7 @@ def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
 def fresh_state(run: Run, round_: int) -> training.TrainState:
   """Where a round's training starts; also the shape of its checkpoints."""
   x = run.experiment
-  wait_for(x, "fit")
+  ahead.wait_for(x.compiled, "fit")
   adapter = x.init(x.params, keys.key(run.config.seed, round_, "adapter"))
   state = training.init_state(adapter, x.plan.recipe)
   return training.place(state, x.plan.mesh)
