@@ -27,11 +27,13 @@ from cpeal_jax.data.batches import Batch
 from cpeal_jax.models import dinov2_weights, weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.clip import Clip, ClipConfig, TowerConfig
+from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.text import Tokens
+from cpeal_jax.models.transformer import TowerConfig
+from cpeal_jax.recipe import Recipe
 
 BATCH, CLASSES, LENGTH = 4, 10, 16
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -139,7 +141,7 @@ def measure(name: str) -> dict[str, Any]:
   del host
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
-  recipe = training.Recipe(batch=BATCH)
+  recipe = Recipe(batch=BATCH)
   adapter = training.make_init(classifier, recipe)(params, jax.random.key(0))
   encode = jax.jit(classifier.image_features)
   features, seconds = timed(lambda: encode(params, adapter, pixels))

@@ -24,6 +24,7 @@ import workload
 
 from cpeal_jax import scoring, sharding, training
 from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.recipe import Recipe
 
 CLASSES, MIB = 100, 2**20
 
@@ -78,7 +79,7 @@ def temporaries(model: str, classes: int, *, remat: bool) -> float:
   classifier = Classifier(
     own.model.clone(remat=remat), own.tokens, own.mean, own.std
   )
-  loss = training.make_loss(classifier, training.Recipe())
+  loss = training.make_loss(classifier, Recipe())
   batch = {
     "images": jnp.zeros((32, workload.config_of(model).dim)),
     "labels": jnp.zeros(32, jnp.int32),

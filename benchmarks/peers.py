@@ -21,7 +21,7 @@ from workload import Work
 
 from cpeal_jax.models import weights_out
 from cpeal_jax.models.naming import key_table
-from cpeal_jax.training import Recipe
+from cpeal_jax.recipe import Recipe
 
 GPU = torch.cuda.is_available() and jax.default_backend() == "gpu"
 DEVICE = "cuda" if GPU else "cpu"

@@ -86,6 +86,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   from cpeal_jax.models.adapters import Lora
   from cpeal_jax.models.classifier import Classifier
   from cpeal_jax.models.clip import Clip
+  from cpeal_jax.recipe import Recipe
 
   del trajectory  # what a run imports
   parts = dict.fromkeys(EVENTS, 0.0)
@@ -104,7 +105,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   read = time.perf_counter()
   prompts = tokens(config, CLASSES, LENGTH)
   classifier = Classifier(Clip(config, lora=Lora()), prompts, MEAN, STD)
-  recipe = training.Recipe(batch=batch)
+  recipe = Recipe(batch=batch)
   init = jax.jit(training.make_init(classifier, recipe))
   state = training.init_state(init(params, jax.random.key(0)), recipe)
   state = training.place(state, mesh)

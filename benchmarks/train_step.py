@@ -31,8 +31,9 @@ import workload
 
 from cpeal_jax import training
 from cpeal_jax.data.batches import Batch
+from cpeal_jax.recipe import Recipe
 
-RECIPE = training.Recipe()
+RECIPE = Recipe()
 WEIGHT = 1.0
 # Dropout draws differ, so the check is without.
 CHECKED = {"lora": "lora-no-dropout"}

@@ -19,7 +19,8 @@ import timing
 from cpeal_jax import sharding
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.clip import Clip, ClipConfig, TowerConfig
+from cpeal_jax.models.clip import Clip, ClipConfig
+from cpeal_jax.models.transformer import TowerConfig
 
 PRODUCTS = "jax's product", "PyTorch's product"
 CLIPS = ("ViT-B/32", "ViT-B/16")

@@ -13,6 +13,7 @@ import numpy as np
 
 from cpeal_jax import keys, scoring, sharding, training
 from cpeal_jax.data.batches import Batch
+from cpeal_jax.recipe import Recipe
 
 
 def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
@@ -49,7 +50,7 @@ def compile_fit(
   init: Callable,
   step: training.Step,
   scorer: scoring.Scorer,
-  recipe: training.Recipe,
+  recipe: Recipe,
   *,
   image: jax.ShapeDtypeStruct,
   trains_texts: bool,

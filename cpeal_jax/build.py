@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cpeal_jax import ahead, scoring, sharding, stochastic, training
+from cpeal_jax import ahead, evaluation, scoring, sharding, stochastic, training
 from cpeal_jax import config as config_lib
 from cpeal_jax.data import batches, images, pools, store
 from cpeal_jax.errors import InputError
@@ -25,6 +25,7 @@ from cpeal_jax.models.clip import Clip, ClipConfig, refuse_lora
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.progress import stage
+from cpeal_jax.recipe import Recipe
 from cpeal_jax.sources import load_dataset
 
 AnyClassifier = Classifier | LinearClassifier
@@ -52,7 +53,7 @@ class Plan:
   spec: images.ImageSpec
   classifier: AnyClassifier
   zero_shot: AnyClassifier
-  recipe: training.Recipe
+  recipe: Recipe
   mesh: jax.sharding.Mesh
   budget: int
   cache: Path
@@ -198,11 +199,11 @@ def classifiers(
   )
 
 
-def recipe_of(config: config_lib.Config) -> training.Recipe:
+def recipe_of(config: config_lib.Config) -> Recipe:
   """`config.train` and `config.loss` as one record."""
   train = config.train.to_dict()
   train.pop("augment")
-  return training.Recipe(
+  return Recipe(
     calibration=config.loss.calibration,
     calibration_weight=config.loss.weight,
     anneal=config.loss.anneal,
@@ -294,7 +295,7 @@ def build(
       trains_texts=plan.classifier.trains_texts,
     )
     classes = len(plan.dataset.classes)
-    metrics = partial(scoring.compile_metrics, test, val, classes)
+    metrics = partial(evaluation.compile_metrics, test, val, classes)
     calls = {"metrics": metrics, "fit": fit}
     # First what is used first; features of decoded images may be kept too.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from cpeal_jax import acquisition, training
+from cpeal_jax import acquisition, recipe
 from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import adapters
@@ -97,8 +97,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "adapter.kind": ("lora", "prompts", *HEADS),
   "adapter.lora.scaling": adapters.SCALINGS,
   "adapter.prompts.position": ("end", "middle", "front"),
-  "loss.calibration": training.CALIBRATIONS,
-  "train.optimizer": training.OPTIMIZERS,
+  "loss.calibration": recipe.CALIBRATIONS,
+  "train.optimizer": recipe.OPTIMIZERS,
   "acquisition.name": tuple(acquisition.ACQUISITIONS),
   "acquisition.balance": ("repaired", "faithful", "off"),
   "acquisition.within": ("random", "rank"),

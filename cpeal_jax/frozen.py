@@ -4,19 +4,73 @@ While only texts or a head are trained, neither the features of an image nor
 its nearest neighbors change from round to round, or from run to run.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
 
-from cpeal_jax import ahead, scoring, sharding, spmd
+from cpeal_jax import ahead, distributed, scoring, sharding, spmd
 from cpeal_jax import config as config_lib
 from cpeal_jax.build import Experiment
+from cpeal_jax.data import cache
+from cpeal_jax.errors import InputError
 from cpeal_jax.progress import stage
 
 # Kept beyond scoring.neighbors, since labeled ones are skipped later.
 SPARE_NEIGHBORS = 30
+CACHE_VERSION = 3
+
+
+def cached(
+  directory: Path,
+  key: str,
+  compute: Callable[[], Array],
+  *,
+  total: int,
+  mesh: jax.sharding.Mesh,
+  tile: int,
+) -> Shaped[Array, "N ..."]:
+  """What `compute` returns, kept in `directory` under a hash of `key`.
+
+  For a frozen tower, whose output depends on nothing but `key`: weights,
+  transform, pool, types. Of several processes each keeps the rows of its
+  devices. Written aside and renamed.
+
+  Args:
+    directory: of the cache.
+    key: all that the rows depend on.
+    compute: gives `total` rows, split over the mesh and padded.
+    total, mesh, tile: as in `scoring.by_chunks`.
+  """
+  padded = sharding.padded(total, mesh.devices.size, 2 * tile)
+  own = sharding.own_rows(mesh, padded)
+  count = max(0, min(own.stop, total) - own.start)
+  if jax.process_count() > 1:
+    key += f"|{count} rows from {own.start}"
+  digest = hashlib.sha256(f"{CACHE_VERSION}|{key}".encode())
+  path = directory / f"features-{digest.hexdigest()[:32]}.npy"
+  found = cache.read(path)
+  # All or none: to compute is a pass that every process enters.
+  if distributed.everywhere(found is not None):
+    rows = cast("np.ndarray", found)
+    return sharding.join(scoring.fill_up(rows, own.stop - own.start), mesh)
+  answer = compute()
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    cache.sweep(directory)
+    with cache.aside(path) as file:
+      np.save(file, sharding.own_part(answer)[:count])
+  except OSError as error:
+    raise InputError(
+      f"cannot write the cache in {directory}: {error.strerror}; make room, or "
+      "choose another cache_dir."
+    ) from error
+  return answer
 
 
 def key_of(
@@ -43,7 +97,7 @@ def _kept(
   """What a frozen tower says of a split: kept on disk and on the devices."""
   if key not in experiment.frozen:
     scorer = experiment.zero_scorer
-    experiment.frozen[key] = scoring.cached(
+    experiment.frozen[key] = cached(
       experiment.plan.cache,
       key,
       compute,

@@ -6,21 +6,17 @@ over, never the shape of a product: scores are bit-equal on 1 to 8 devices.
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from cpeal_jax import distributed, metrics, sharding
-from cpeal_jax.data import cache
-from cpeal_jax.errors import InputError
+from cpeal_jax import sharding
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, search
@@ -29,7 +25,6 @@ TILES_PER_CHUNK = 16
 # Rows of one product that fill an accelerator. On a CPU a tile's widest
 # activations, 4 bytes each, are to stay in its cache: so many of them at most.
 CHIP_TILE, CPU_VALUES, CPU_LEAST = 128, 5_000_000, 4
-FEATURE_CACHE_VERSION = 3
 
 
 @runtime_checkable
@@ -205,7 +200,7 @@ def by_chunks(
   for at in range(0, most, length):
     tiles = -(-min(length, most - at) // tile)
     parts = [part(first + at, tiles * tile) for first in firsts]
-    filled = np.concatenate([_filled(x, length) for x in parts])
+    filled = np.concatenate([fill_up(x, length) for x in parts])
     # No further ahead than one chunk, or the host would hold them all.
     jax.block_until_ready(new)
     new = run(np.int32(tiles), firsts + at, filled)
@@ -218,7 +213,8 @@ def by_chunks(
   return cast("Array", done)
 
 
-def _filled(rows: np.ndarray, length: int) -> np.ndarray:
+def fill_up(rows: np.ndarray, length: int) -> np.ndarray:
+  """The rows, and zeros up to `length`."""
   gap = [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1)
   return np.pad(rows, gap)
 
@@ -283,103 +279,3 @@ def score_pool(
   if not enough:
     found = scorer.neighbors(features, mask, neighbors, total=total)
   return PoolScores(logits, features, total, *found)
-
-
-def cached(
-  directory: Path,
-  key: str,
-  compute: Callable[[], Array],
-  *,
-  total: int,
-  mesh: jax.sharding.Mesh,
-  tile: int,
-) -> Shaped[Array, "N ..."]:
-  """What `compute` returns, kept in `directory` under a hash of `key`.
-
-  For a frozen tower, whose output depends on nothing but `key`: weights,
-  transform, pool, types. Of several processes each keeps the rows of its
-  devices. Written aside and renamed.
-
-  Args:
-    directory: of the cache.
-    key: all that the rows depend on.
-    compute: gives `total` rows, split over the mesh and padded.
-    total, mesh, tile: as in `by_chunks`.
-  """
-  padded = sharding.padded(total, mesh.devices.size, 2 * tile)
-  own = sharding.own_rows(mesh, padded)
-  count = max(0, min(own.stop, total) - own.start)
-  if jax.process_count() > 1:
-    key += f"|{count} rows from {own.start}"
-  digest = hashlib.sha256(f"{FEATURE_CACHE_VERSION}|{key}".encode())
-  path = directory / f"features-{digest.hexdigest()[:32]}.npy"
-  found = cache.read(path)
-  # All or none: to compute is a pass that every process enters.
-  if distributed.everywhere(found is not None):
-    rows = cast("np.ndarray", found)
-    return sharding.join(_filled(rows, own.stop - own.start), mesh)
-  answer = compute()
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    cache.sweep(directory)
-    with cache.aside(path) as file:
-      np.save(file, sharding.own_part(answer)[:count])
-  except OSError as error:
-    raise InputError(
-      f"cannot write the cache in {directory}: {error.strerror}; make room, or "
-      "choose another cache_dir."
-    ) from error
-  return answer
-
-
-HELD_OUT = ("accuracy", "nll", "ece")
-_summary = jax.jit(metrics.summary)
-_temperature = jax.jit(metrics.fit_temperature)
-
-
-@jax.jit
-def _held_out(logits, labels, *, where):
-  """Of the validation split: what isn't asked for isn't compiled."""
-  found = metrics.summary(logits, labels, temperature=1.0, where=where)
-  return {name: found[name] for name in HELD_OUT}
-
-
-def compile_metrics(test: int, validation: int, classes: int) -> None:
-  """Compiles `evaluate` for so many images and classes; runs nothing."""
-
-  def shapes(count: int) -> tuple[Any, Any, Any]:
-    logits = jax.ShapeDtypeStruct((count, classes), np.float32)
-    labels = jax.ShapeDtypeStruct((count,), np.int32)
-    return logits, labels, jax.ShapeDtypeStruct((count,), bool)
-
-  logits, labels, where = shapes(validation)
-  _temperature.lower(logits, labels, where=where).compile()
-  _held_out.lower(logits, labels, where=where).compile()
-  logits, labels, where = shapes(test)
-  one = jax.ShapeDtypeStruct((), np.float32)
-  _summary.lower(logits, labels, temperature=one, where=where).compile()
-
-
-def evaluate(
-  logits: Float[np.ndarray, "N C"],
-  labels: Int[np.ndarray, " N"],
-  *,
-  where: Bool[np.ndarray, " N"],
-  validation_logits: Float[np.ndarray, "M C"],
-  validation_labels: Int[np.ndarray, " M"],
-  validation_where: Bool[np.ndarray, " M"],
-) -> dict[str, np.float32]:
-  """The test split's metrics, with a temperature fitted on validation.
-
-  Returns:
-    `metrics.summary` of the test split, and accuracy, NLL and ECE of the
-    validation split as `val_accuracy`, `val_nll` and `val_ece`.
-  """
-  temperature = _temperature(
-    validation_logits, validation_labels, where=validation_where
-  )
-  test = _summary(logits, labels, temperature=temperature, where=where)
-  held = _held_out(validation_logits, validation_labels, where=validation_where)
-  row = {name: np.float32(value) for name, value in test.items()}
-  row |= {f"val_{name}": np.float32(value) for name, value in held.items()}
-  return row

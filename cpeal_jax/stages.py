@@ -17,6 +17,7 @@ from cpeal_jax import (
   build,
   checkpoint,
   distributed,
+  evaluation,
   frozen,
   keys,
   oracle,
@@ -279,7 +280,7 @@ def evaluate(
   x = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
   ahead.wait_for(x.compiled, "metrics")
-  row = scoring.evaluate(
+  row = evaluation.evaluate(
     sharding.fetch(test.logits, test.total),
     x.plan.dataset.test.labels,
     where=x.stores["test"].ok,

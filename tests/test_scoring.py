@@ -10,7 +10,14 @@ import tiny
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from cpeal_jax import acquisition, scoring, sharding, stochastic
+from cpeal_jax import (
+  acquisition,
+  evaluation,
+  frozen,
+  scoring,
+  sharding,
+  stochastic,
+)
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
 
@@ -234,7 +241,7 @@ def test_evaluate_masks_and_scales_on_validation():
   logits = rng.normal(size=(90, 3)).astype(np.float32)
   logits[np.arange(90), labels] += 1
   where = rng.random(90) < 0.7
-  row = scoring.evaluate(
+  row = evaluation.evaluate(
     logits,
     labels,
     where=where,
@@ -262,18 +269,18 @@ def test_features_are_computed_once_per_key(tmp_path, devices):
     return sharding.place(want, mesh)
 
   for key in ("a", "a", "b"):
-    got = scoring.cached(tmp_path / "cache", key, compute, **shape)
+    got = frozen.cached(tmp_path / "cache", key, compute, **shape)
     np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 2
   # A damaged file is as good as none.
   for path in (tmp_path / "cache").iterdir():
     path.write_bytes(path.read_bytes()[:-3])
-  got = scoring.cached(tmp_path / "cache", "a", compute, **shape)
+  got = frozen.cached(tmp_path / "cache", "a", compute, **shape)
   np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 3
   # Other devices read the same file.
   more = shape | {"mesh": sharding.make_mesh(8)}
-  got = scoring.cached(tmp_path / "cache", "a", compute, **more)
+  got = frozen.cached(tmp_path / "cache", "a", compute, **more)
   np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 3
 
@@ -283,7 +290,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
   mesh = sharding.make_mesh(1)
   for folder, why in (("file", "exists"), ("file/below", "directory")):
     with pytest.raises(InputError, match=f"cannot write the cache.*{why}"):
-      scoring.cached(
+      frozen.cached(
         tmp_path / folder,
         "a",
         lambda: sharding.place(np.zeros(3), mesh),

@@ -30,7 +30,8 @@ METHODS = {
 CHOICE = {
   f"acquisition.{name}" for name in ("balance", "choice", "table", "wrappers")
 }
-SIZES = {"models.clip", "models.resnet"}
+TOWERS = {"models.resnet", "models.transformer"}
+SIZES = {"models.clip"} | TOWERS
 MODELS = {f"models.{name}" for name in ("adapters", "clip", "classifier")}
 CLASSIFIERS = {"models.classifier", "models.linear"}
 MAY_IMPORT = {
@@ -92,7 +93,8 @@ MAY_IMPORT = {
   "data.batches": LEAVES | DATA | {"data.augment"},
   "models.adapters": {"errors"},
   "models.resnet": {"models.adapters"},
-  "models.clip": {"errors", "models.adapters", "models.resnet"},
+  "models.transformer": {"models.adapters"},
+  "models.clip": {"errors", "models.adapters"} | TOWERS,
   "models.text": {"errors", "models.adapters"},
   "models.hub": {"errors"},
   "models.tensors": {"errors"},
@@ -101,7 +103,7 @@ MAY_IMPORT = {
   "models.weights": {"errors", "models.hub", "models.tensors"}
   | {"models.naming", "models.open_clip"}
   | SIZES,
-  "models.dinov2": {"errors", "models.adapters", "models.clip"},
+  "models.dinov2": {"errors", "models.adapters", "models.transformer"},
   "models.dinov2_weights": {"models.dinov2", "models.hub", "models.tensors"},
   "models.linear": MODELS | {"models.dinov2"},
   "models.weights_out": SIZES
@@ -116,15 +118,17 @@ MAY_IMPORT = {
   | DATA
   | MODELS
   | {"models.text", "models.weights", "models.weights_out", "data.digits"}
+  | {"models.transformer"}
   | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
   "distributed": {"errors", "progress"},
-  "scoring": {"distributed", "metrics", "sharding", "spmd", "neighbors"}
-  | {"data.cache", "errors"}
-  | CLASSIFIERS,
+  "scoring": {"sharding", "neighbors"} | CLASSIFIERS,
+  "evaluation": {"metrics"},
   "stochastic": {"scoring", "sharding", "spmd"} | CLASSIFIERS,
-  "ahead": LEAVES | {"scoring", "sharding", "training", "data.batches"},
+  "ahead": LEAVES
+  | {"recipe", "scoring", "sharding", "training", "data.batches"},
+  "recipe": {"models.loss_head"},
   "training": LEAVES
-  | {"losses", "sharding", "spmd", "data.batches"}
+  | {"losses", "recipe", "sharding", "spmd", "data.batches"}
   | {"models.loss_head"}
   | CLASSIFIERS,
 }

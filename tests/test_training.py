@@ -12,6 +12,7 @@ from cpeal_jax import sharding, training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.clip import Clip
+from cpeal_jax.recipe import OPTIMIZERS, Recipe, learning_rate, make_optimizer
 
 
 def batch(valid, rows=32, seed=0):
@@ -26,7 +27,7 @@ class Harness:
   """One classifier with its step on a number of devices."""
 
   def __init__(self, devices=1, lora=None, prompts=None, **recipe):
-    self.recipe = training.Recipe(**recipe)
+    self.recipe = Recipe(**recipe)
     self.classifier = tiny.classifier(lora, prompts)
     self.mesh = sharding.make_mesh(devices)
     self.params = sharding.replicate(tiny.pretrained()[1], self.mesh)
@@ -99,18 +100,18 @@ def test_remat_takes_less_memory_in_a_deep_tower():
 
 
 def test_learning_rate_of_the_released_script():
-  recipe = training.Recipe()
-  got = [training.learning_rate(epoch, recipe) for epoch in range(10)]
+  recipe = Recipe()
+  got = [learning_rate(epoch, recipe) for epoch in range(10)]
   want = [1e-5, 0.002, 0.001951, 0.001809, 0.001588, 0.001309, 0.001]
   want += [0.000691, 0.000412, 0.000191]
   np.testing.assert_allclose(got, want, atol=5e-7)
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizer_follows_pytorch_rules(optimizer):
   """SGD and AdamW written out as in PyTorch's documentation."""
-  recipe = training.Recipe(optimizer=optimizer, weight_decay=0.1)
-  rule = training.make_optimizer(recipe)
+  recipe = Recipe(optimizer=optimizer, weight_decay=0.1)
+  rule = make_optimizer(recipe)
   rng = np.random.default_rng(0)
   x = want = rng.normal(size=5)
   state = rule.init({"x": x})
@@ -290,7 +291,7 @@ def test_features_train_as_their_images_do():
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_loss_head_is_trained_by_its_own_rule(optimizer):
   """The adapter as without a head but for the small extra gradient."""
   recipe = {"optimizer": optimizer, "calibration": "none"}

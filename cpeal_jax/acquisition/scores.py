@@ -53,6 +53,6 @@ def learning_loss(pool: PoolView) -> Float[Array, " N"]:
   if pool.predicted_loss is None:
     raise InputError(
       "learning_loss needs predicted_loss, of the head that the fit stage "
-      "trains beside the adapter (training.Recipe.loss_head)."
+      "trains beside the adapter (recipe.Recipe.loss_head)."
     )
   return jnp.asarray(pool.predicted_loss)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models.adapters import Linear, Lora
-from cpeal_jax.models.clip import (
+from cpeal_jax.models.transformer import (
   ACTIVATIONS,
   AnyArray,
   At,

@@ -8,8 +8,9 @@ import re
 from typing import Any
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.models.clip import ClipConfig, TowerConfig
+from cpeal_jax.models.clip import ClipConfig
 from cpeal_jax.models.resnet import ResNetConfig
+from cpeal_jax.models.transformer import TowerConfig
 
 # Settings that change nothing in a forward pass of these towers.
 HARMLESS = re.compile(

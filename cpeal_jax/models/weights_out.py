@@ -14,9 +14,10 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from cpeal_jax.models.adapters import Lora, merge_lora
-from cpeal_jax.models.clip import ClipConfig, TowerConfig
+from cpeal_jax.models.clip import ClipConfig
 from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.tensors import Row
+from cpeal_jax.models.transformer import TowerConfig
 
 # PEFT wraps the model twice; its files name modules from the outside.
 PEFT_PREFIX = "base_model.model."

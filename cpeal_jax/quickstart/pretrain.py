@@ -25,8 +25,9 @@ from cpeal_jax import keys
 from cpeal_jax.data import digits
 from cpeal_jax.data.images import ImageSpec, preprocess, processor_settings
 from cpeal_jax.models import weights, weights_out
-from cpeal_jax.models.clip import Clip, ClipConfig, TowerConfig, normalize
+from cpeal_jax.models.clip import Clip, ClipConfig, normalize
 from cpeal_jax.models.text import tokenize
+from cpeal_jax.models.transformer import TowerConfig
 from cpeal_jax.quickstart import glyphs, tokenizer
 
 HALF = (0.5, 0.5, 0.5)
