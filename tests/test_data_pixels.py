@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from cpeal_jax.data import batches, cache, pools, store
+from cpeal_jax.data import batches, cache, pools, store, workers
 from cpeal_jax.data.augment import augment, crop_box
 from cpeal_jax.data.images import (
   CorruptImage,
@@ -234,7 +234,7 @@ def test_store(tmp_path, monkeypatch, limit_bytes):
 def test_small_images_are_decoded_by_one_thread(
   tmp_path, monkeypatch, small, count
 ):
-  monkeypatch.setattr(store, "SMALL", small)
+  monkeypatch.setattr(workers, "SMALL", small)
   monkeypatch.setattr(store, "RUN", 1)
   threads, plain = set(), store.preprocess
 
@@ -615,6 +615,25 @@ def test_batches_stop_early_and_on_errors_without_hanging():
   with pytest.raises(CorruptImage, match=r"'005.png' cannot be decoded"):
     list(batches.pixel_batches(images, np.arange(10), labels, SPEC, **settings))
   assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("small", "count"), [(0, 2), (1e9, 1)])
+def test_crops_of_small_images_are_cut_by_one_thread(monkeypatch, small, count):
+  monkeypatch.setattr(workers, "SMALL", small)
+  monkeypatch.setattr(os, "cpu_count", lambda: 2)
+  threads, plain = set(), batches.augmented
+
+  def noted(*args):
+    threads.add(threading.current_thread())
+    time.sleep(0.01)
+    return plain(*args)
+
+  want = epoch_of(small_split(), range(10))
+  monkeypatch.setattr(batches, "augmented", noted)
+  got = epoch_of(small_split(), range(10))
+  assert len(threads - {threading.current_thread()}) == count
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a.images, b.images)
 
 
 def test_batches_refuse():

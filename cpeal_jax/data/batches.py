@@ -15,6 +15,7 @@ from cpeal_jax import keys
 from cpeal_jax.data.augment import augment as augmented
 from cpeal_jax.data.images import ImageSpec, preprocess
 from cpeal_jax.data.pools import Split
+from cpeal_jax.data.workers import workers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,8 +118,14 @@ def pixel_batches(
       made.images[row] = image
     return made
 
-  total = epochs * steps_per_epoch(len(indices), batch)
-  return _one_ahead(build, range(start_step, total))
+  steps = range(start_step, epochs * steps_per_epoch(len(indices), batch))
+
+  def sample() -> None:
+    epoch, rows = rows_of(start_step)
+    pixels(epoch, int(indices[rows[0]]))
+
+  # The first time decodes it too.
+  return _one_ahead(build, steps, [sample] * 3)
 
 
 def feature_batches(
@@ -187,10 +194,15 @@ def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
 
 
 def _one_ahead(
-  build: Callable[[int, ThreadPoolExecutor], Batch], steps: range
+  build: Callable[[int, ThreadPoolExecutor], Batch],
+  steps: range,
+  samples: list[Callable[[], None]],
 ) -> Iterator[Batch]:
+  if not steps:
+    return
+  own = ThreadPoolExecutor(workers(samples))
   # Two pools: a build waits for its images, so must not hold their thread.
-  with ThreadPoolExecutor() as threads, ThreadPoolExecutor(1) as builder:
+  with own as threads, ThreadPoolExecutor(1) as builder:
     ahead = [builder.submit(build, step, threads) for step in steps[:1]]
     for step in steps:
       ready = ahead.pop().result()

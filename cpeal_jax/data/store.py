@@ -12,8 +12,6 @@ import functools
 import hashlib
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,15 +22,14 @@ from jaxtyping import Bool, UInt8
 from cpeal_jax.data import cache
 from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
 from cpeal_jax.data.pools import Progress, Split
+from cpeal_jax.data.workers import workers
 from cpeal_jax.errors import InputError
 
 VERSION = 1  # raise it when the same images and spec give other pixels
 BLOCK = 256
 # Images that a thread decodes before it takes new ones.
 RUN = 16
-# An image of fewer seconds is decoded in the time that threads take to pass
-# Python's lock on: 64 x 64 pixels take 90 us on one thread, 100 to 160 on two.
-SMALL, TRIED = 150e-6, 8
+TRIED = 8  # images, to see how many threads pay
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,11 +80,12 @@ def open_store(
   streams = math.prod(shape) > limit_bytes
 
   @functools.cache
-  def workers() -> int:
-    return _workers(split, spec)
+  def threads() -> int:
+    rows = range(len(split))[:TRIED]
+    return workers(lambda i=i: preprocess(split.open(i), spec) for i in rows)
 
   def decode(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
-    return _decode(split, spec, start, stop, workers())[0]
+    return _decode(split, spec, start, stop, threads())[0]
 
   def load() -> ImageStore | None:
     ok = cache.read(mask_file, shape[:1], np.bool_)
@@ -107,7 +105,7 @@ def open_store(
     return ImageStore(np.zeros(0, bool), decode)
   if (store := load()) is not None:
     return store
-  blocks = _decode_all(split, spec, max_corrupt, progress, workers())
+  blocks = _decode_all(split, spec, max_corrupt, progress, threads())
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
     cache.sweep(cache_dir)
@@ -140,19 +138,8 @@ def _files(
   return folder / f"{name}.ok.npy", folder / f"{name}.npy"
 
 
-def _workers(split: Split, spec: ImageSpec) -> int:
-  """How many threads pay: a core each, or one where images are small."""
-  least = math.inf
-  for row in range(min(TRIED, len(split))):
-    begun = time.thread_time()
-    with contextlib.suppress(CorruptImage):
-      preprocess(split.open(row), spec)
-      least = min(least, time.thread_time() - begun)
-  return 1 if least < SMALL else os.cpu_count() or 1
-
-
 def _decode(
-  split: Split, spec: ImageSpec, start: int, stop: int, workers: int
+  split: Split, spec: ImageSpec, start: int, stop: int, threads: int
 ) -> tuple[UInt8[np.ndarray, "n S S 3"], Bool[np.ndarray, " n"]]:
   span = range(len(split))[start:stop]
   images = np.zeros((len(span), spec.size, spec.size, 3), np.uint8)
@@ -164,8 +151,8 @@ def _decode(
         images[row] = preprocess(split.open(span[row]), spec)
         ok[row] = True
 
-  with ThreadPoolExecutor(workers) as threads:
-    for _ in threads.map(fill, range(0, len(span), RUN)):
+  with ThreadPoolExecutor(threads) as pool:
+    for _ in pool.map(fill, range(0, len(span), RUN)):
       pass  # raises what a thread raised
   return images, ok
 
@@ -175,11 +162,11 @@ def _decode_all(
   spec: ImageSpec,
   max_corrupt: int,
   progress: Progress,
-  workers: int,
+  threads: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   ok = np.ones(len(split), bool)
   for start in range(0, len(split), BLOCK):
-    images, good = _decode(split, spec, start, start + BLOCK, workers)
+    images, good = _decode(split, spec, start, start + BLOCK, threads)
     ok[start : start + BLOCK] = good
     _refuse(split, ok, max_corrupt)
     yield images, good
