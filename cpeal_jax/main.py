@@ -4,6 +4,7 @@ Exit codes: 0 finished, 2 usage or input error, 3 waiting for labels, 75
 preempted (run the same command again), 1 anything else.
 """
 
+import gc
 import os
 import re
 import signal
@@ -122,6 +123,8 @@ def run(argv: list[str]) -> int:
   )
   stop = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  # What is imported stays: collections need not look through it again.
+  gc.freeze()
   code = FINISHED
   try:
     trajectory.run(
