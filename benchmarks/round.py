@@ -10,8 +10,10 @@ augmentation, balanced annealed calibration loss), the data set's template for
 LoRA, float32. CLIP is a Hugging Face directory that all read. The peers are in
 `torch_rounds.py`: `reference` follows the released code's passes, `expert` is
 written by who knows better, and has no gate. Ours is `trajectory.run`, with
-all that it does besides: validation, zero-shot row, neighbours, checkpoints,
-records. The draws are not the same, so accuracies (last round, in the notes)
+what else it does: zero-shot row, metrics, checkpoints, records. Neither peer
+validates or searches neighbours, so ours is asked for none and has 100 images
+to validate on; --extras leaves it both, ten neighbours of each image and all
+5,400. The draws are not the same, so accuracies (last round, in the notes)
 agree only roughly.
 
 `trajectory`: seconds from the end of the imports, transformers' too, to the end
@@ -38,7 +40,8 @@ from timing import Row, alone, cores, has, parser, report, say
 
 VARIANTS = {"prompts": "cpeal_prompt", "lora": "cpeal_lora"}
 GATES = {"prompts": 10.0, "lora": 2.0}
-SMALL = {"train": 300, "val": 50, "test": 100}
+# Images of each split; all of those that are not named.
+SAME, EXTRAS, SMALL = {"val": 100}, {}, {"train": 300, "val": 50, "test": 100}
 
 
 def config_of(job: dict[str, Any], folder: str) -> Any:
@@ -47,7 +50,9 @@ def config_of(job: dict[str, Any], folder: str) -> Any:
   config = presets.preset("eurosat", VARIANTS[job["kind"]])
   config.rounds, config.train.epochs = job["rounds"], job["epochs"]
   config.dataset.root, config.model.weights = job["root"], job["weights"]
-  config.dataset.check_counts = False  # of --small
+  config.dataset.check_counts = False
+  if not job["extras"]:
+    config.scoring.neighbors = 0
   config.cache_dir = f"{folder}/cache"
   return config
 
@@ -55,6 +60,7 @@ def config_of(job: dict[str, Any], folder: str) -> Any:
 def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
   begun = time.perf_counter()
   import contextlib
+  import gc
 
   # Loaded when weights are read; of the peers too it is among the imports.
   from transformers import AutoTokenizer, CLIPConfig  # noqa: F401
@@ -62,6 +68,7 @@ def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
   from cpeal_jax import trajectory
 
   config = config_of(job, folder)
+  gc.freeze()  # As the command does.
   imported = time.perf_counter()
   with contextlib.redirect_stdout(sys.stderr):
     rows = trajectory.run(config, f"{folder}/run")
@@ -121,15 +128,13 @@ def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
   return {"imports": imports, "whole": whole, "cpu": cpu, "rounds": rounds}
 
 
-def fewer(root: str, folder: str) -> str:
-  """A root with some images of each split."""
+def fewer(root: str, counts: dict[str, int], folder: str) -> str:
+  """A root with so many images of each split that `counts` names."""
   source = next(Path(root).glob("split_zhou_*.json"))
   entries = json.loads(source.read_text())
-  few = {
-    name: entries[name][:: len(entries[name]) // count]
-    for name, count in SMALL.items()
-  }
-  (Path(folder) / source.name).write_text(json.dumps(few))
+  for name, count in counts.items():
+    entries[name] = entries[name][:: len(entries[name]) // count]
+  (Path(folder) / source.name).write_text(json.dumps(entries))
   for path in Path(root).iterdir():
     if path.is_dir():
       (Path(folder) / path.name).symlink_to(path.resolve())
@@ -155,6 +160,7 @@ def compared(job: dict[str, Any], found: dict[str, list[dict]]) -> list[Row]:
 
   clip = Path(job["weights"]).name
   sizes = f"{clip}, {job['rounds']} rounds, {job['epochs']} epochs"
+  sizes += ", extras" * job["extras"]
   rows = []
   for arm in list(found)[1:]:
     own = GATES[job["kind"]] if arm == "reference" else None
@@ -175,9 +181,11 @@ def compared(job: dict[str, Any], found: dict[str, list[dict]]) -> list[Row]:
 def measure(own: Any) -> Iterator[Row]:
   arms = ["ours", *(own.peers.split(",") if has("torch") else ())]
   with tempfile.TemporaryDirectory(prefix="round_") as folder:
-    root = fewer(own.root, folder) if own.small else own.root
+    images = SMALL if own.small else EXTRAS if own.extras else SAME
+    root = fewer(own.root, images, folder)
     counts = (3, 2) if own.small else (own.rounds, own.epochs)
     common = {"root": root, "weights": own.weights, "rounds": counts[0]}
+    common["extras"] = own.extras
     for threads in cores(own.threads):
       for kind in own.adapters.split(","):
         job = {**common, "epochs": counts[1], "kind": kind, "threads": threads}
@@ -197,6 +205,7 @@ def main() -> int:
   flags.add_argument("--epochs", type=int, default=10)
   flags.add_argument("--adapters", default=",".join(VARIANTS))
   flags.add_argument("--peers", default="reference,expert")
+  flags.add_argument("--extras", action="store_true", help="see above")
   own = flags.parse_args()
   if own.one:
     job = json.loads(own.one)
