@@ -296,13 +296,13 @@ def build(
     )
     classes = len(plan.dataset.classes)
     metrics = partial(evaluation.compile_metrics, test, val, classes)
-    calls = {"metrics": metrics, "fit": fit}
-    # First what is used first; features of decoded images may be kept too.
+    compiled = ahead.in_background({"metrics": metrics, "fit": fit})
+    # Features of decoded images may be kept too.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):
       side = plan.spec.size
       encode = partial(ahead.compile_encode, zero_scorer, params, side)
-      calls = {"encode": encode, **calls}
-    compiled = ahead.in_background(calls)
+      # Beside the others: a fit must not wait for what it doesn't need.
+      compiled |= ahead.in_background({"encode": encode})
   stores = {}
   for split in plan.dataset.splits:
     with stage(f"decode {split.name}", len(split), "images") as advance:

@@ -115,8 +115,8 @@ def features(
   pixels = experiment.stores[split]
 
   def compute() -> jax.Array:
-    ahead.wait_for(experiment.compiled, "encode")
     with stage(f"encode {split}", len(pixels), "images") as advance:
+      ahead.wait_for(experiment.compiled, "encode")
       return scoring.encode_pool(
         experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
       )

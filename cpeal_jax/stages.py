@@ -74,6 +74,7 @@ def score(
   pretrained = adapter is None or not x.plan.classifier.trains_images
   if adapter is None or pretrained:
     features = frozen.features(x, run.config, split)
+    ahead.wait_for(x.compiled, "encode")  # With it the class embeddings.
   else:
     images = x.stores[split]
     with stage(f"score {split}", len(images), "images") as advance:

@@ -101,6 +101,10 @@ def test_coop_image_dir(coop):
   assert load_coop(coop, image_dir="small").train.ids[0] == "small/a/1.png"
   with pytest.raises(InputError, match=r"image folder .*large does not exist"):
     load_coop(coop, image_dir="large")
+  elsewhere = str(coop / "small")
+  assert load_coop(coop, image_dir=elsewhere).train.ids[0] == (
+    f"{elsewhere}/a/1.png"
+  )
   in_root = write_split(coop / "small", SPLIT)
   assert load_coop(in_root).train.ids[0] == "a/1.png"
 

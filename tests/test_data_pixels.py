@@ -257,6 +257,8 @@ def test_a_store_says_whether_it_is_built(tmp_path):
   store.open_store(split, SPEC, cache_dir=tmp_path)
   assert store.is_built(split, SPEC, cache_dir=tmp_path)
   assert not store.is_built(split, ImageSpec(16, 17), cache_dir=tmp_path)
+  # A name that no file may have: left to `open_store` to explain.
+  assert not store.is_built(split, SPEC, cache_dir=tmp_path / ("x" * 300))
 
 
 def test_store_is_keyed_by_content_and_spec(tmp_path):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +15,7 @@ from cpeal_jax import keys
 from cpeal_jax.data.augment import augment as augmented
 from cpeal_jax.data.images import ImageSpec, preprocess
 from cpeal_jax.data.pools import Split
-from cpeal_jax.data.workers import workers
+from cpeal_jax.data.workers import TRIED, workers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,13 +119,10 @@ def pixel_batches(
     return made
 
   steps = range(start_step, epochs * steps_per_epoch(len(indices), batch))
-
-  def sample() -> None:
-    epoch, rows = rows_of(start_step)
-    pixels(epoch, int(indices[rows[0]]))
-
-  # The first time decodes it too.
-  return _one_ahead(build, steps, [sample] * 3)
+  epoch, rows = rows_of(start_step)
+  first = [int(i) for i in indices[rows[:TRIED]]]
+  samples = [functools.partial(pixels, epoch, i) for i in first]
+  return _one_ahead(build, steps, samples)
 
 
 def feature_batches(
@@ -196,7 +193,7 @@ def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
 def _one_ahead(
   build: Callable[[int, ThreadPoolExecutor], Batch],
   steps: range,
-  samples: list[Callable[[], None]],
+  samples: Sequence[Callable[[], object]],
 ) -> Iterator[Batch]:
   if not steps:
     return

@@ -47,7 +47,7 @@ def load_coop(
   folder = _image_dir(root, image_dir, entries)
   paths = [path for listed in entries.values() for path, _, _ in listed]
   files.check_present(root / folder, paths, source)
-  before = "/".join((*folder.parts, ""))
+  before = (folder / "x").as_posix()[:-1]  # "" for the root itself
   rows = {
     split: [(before + path, label) for path, label, _ in listed]
     for split, listed in entries.items()

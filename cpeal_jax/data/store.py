@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +23,13 @@ from jaxtyping import Bool, UInt8
 from cpeal_jax.data import cache
 from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
 from cpeal_jax.data.pools import Progress, Split
-from cpeal_jax.data.workers import workers
+from cpeal_jax.data.workers import TRIED, workers
 from cpeal_jax.errors import InputError
 
 VERSION = 1  # raise it when the same images and spec give other pixels
 BLOCK = 256
 # Images that a thread decodes before it takes new ones.
 RUN = 16
-TRIED = 8  # images, to see how many threads pay
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,8 +121,9 @@ def open_store(
 
 
 def is_built(split: Split, spec: ImageSpec, *, cache_dir: Path | str) -> bool:
-  """Whether `open_store` has nothing to decode."""
-  return _files(split, spec, Path(cache_dir))[0].exists()
+  """Whether the mask is there, so that there is mostly nothing to decode."""
+  # Not Path.exists, which raises where a folder may not be entered.
+  return os.path.exists(_files(split, spec, Path(cache_dir))[0])
 
 
 def _files(
