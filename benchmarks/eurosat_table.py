@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cpeal_jax import build, frozen, metrics, sharding
 from cpeal_jax.config import base
+from cpeal_jax.plan import make_plan
 
 LOGREG = "logistic regression, random"
 
@@ -52,7 +53,7 @@ def pool_and_test(options) -> dict[str, tuple]:
   """(ids, features, labels) of the pool and of the test split."""
   config = base()
   config.dataset.root, config.model.weights = options.root, options.weights
-  plan = build.make_plan(config)
+  plan = make_plan(config)
   experiment = build.build(config, plan)
   return {
     name: (

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cpeal_jax import acquisition, build, trajectory
 from cpeal_jax import config as config_lib
+from cpeal_jax.plan import make_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Chosen with random labels on the validation split: see docs/results.md.
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
       config = load(options, values, seed)
       own = family(config)
       if own not in experiments:
-        experiments[own] = build.build(config, build.make_plan(config))
+        experiments[own] = build.build(config, make_plan(config))
       start = time.monotonic()
       folder = workdir(options, name, seed)
       trajectory.run(config, folder, experiment=experiments[own])

@@ -10,8 +10,9 @@ import jax
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
-from cpeal_jax.build import Experiment, Plan, make_plan
+from cpeal_jax.build import Experiment
 from cpeal_jax.data import batches
+from cpeal_jax.plan import Plan, make_plan
 from cpeal_jax.progress import say
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -12,7 +12,6 @@ import ml_collections
 from etils import epath
 
 from cpeal_jax import (
-  build,
   checkpoint,
   files,
   keys,
@@ -24,6 +23,13 @@ from cpeal_jax import (
 from cpeal_jax import config as config_lib
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
+from cpeal_jax.plan import (
+  AnyClassifier,
+  AnyPretrained,
+  classifiers,
+  load_backbone,
+  recipe_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,9 +53,9 @@ class Finished:
   classes: tuple[str, ...]
   config: config_lib.Config
   config_sha256: str
-  pretrained: build.AnyPretrained
+  pretrained: AnyPretrained
   spec: ImageSpec
-  classifier: build.AnyClassifier
+  classifier: AnyClassifier
   params: dict
   adapter: dict
   mesh: jax.sharding.Mesh
@@ -82,7 +88,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   traits = settings["model"].pop("descriptors_sha256", None)
   config = config_lib.base()
   config.update(ml_collections.ConfigDict(settings))
-  pretrained = build.load_backbone(config)
+  pretrained = load_backbone(config)
   if pretrained.sha256 != sha256:
     raise InputError(
       f"{config.model.weights} has other weights than {directory} was trained "
@@ -93,11 +99,11 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   environment = files.read_json(directory / "environment.json")
   classes = tuple(environment["classes"])
   spec = image_spec(pretrained.preprocessor)
-  classifier, _ = build.classifiers(config, pretrained, spec, classes)
+  classifier, _ = classifiers(config, pretrained, spec, classes)
   _check_prompts(directory, environment, classifier)
   mesh = sharding.make_mesh()
   params = sharding.replicate(pretrained.params, mesh)
-  recipe = build.recipe_of(config)
+  recipe = recipe_of(config)
   init = jax.jit(training.make_init(classifier, recipe))
   fresh = init(params, keys.key(0, 0, "adapter"))
   state = training.init_state(fresh, recipe)
@@ -137,7 +143,7 @@ def _check_descriptors(path: str, sha256: str) -> None:
 def _check_prompts(
   directory: str | os.PathLike,
   environment: Mapping[str, Any],
-  classifier: build.AnyClassifier,
+  classifier: AnyClassifier,
 ) -> None:
   """A newer version may word prompts otherwise; the answers would differ."""
   own = list(classifier.prompts)

@@ -14,7 +14,6 @@ from jaxtyping import Int32
 from cpeal_jax import (
   acquisition,
   ahead,
-  build,
   checkpoint,
   distributed,
   evaluation,
@@ -28,7 +27,9 @@ from cpeal_jax import (
   training,
 )
 from cpeal_jax import config as config_lib
+from cpeal_jax.build import Experiment
 from cpeal_jax.data import batches
+from cpeal_jax.plan import trains_on_pixels
 from cpeal_jax.progress import say, stage
 
 Labels = Int32[np.ndarray, " N"]
@@ -51,7 +52,7 @@ class Run:
     stop: whether the process was asked to end.
   """
 
-  experiment: build.Experiment
+  experiment: Experiment
   config: config_lib.Config
   workdir: epath.Path
   checkpoints: checkpoint.AnyCheckpoints
@@ -222,7 +223,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     "batch": plan.recipe.batch,
     "start_step": begun,
   }
-  if build.trains_on_pixels(run.config, plan):
+  if trains_on_pixels(run.config, plan):
     augment = run.config.train.augment
     rows = batches.pixel_batches(
       x.originals, chosen, own, plan.spec, augment=augment, **common

@@ -17,10 +17,11 @@ from etils import epath
 from cpeal_jax import checkpoint, describe, record, stages
 from cpeal_jax import config as config_lib
 from cpeal_jax import workdir as files
-from cpeal_jax.build import Experiment, build, make_plan
+from cpeal_jax.build import Experiment, build
 from cpeal_jax.distributed import agree, first, first_holds, together
 from cpeal_jax.files import reach
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
+from cpeal_jax.plan import make_plan
 from cpeal_jax.progress import say
 from cpeal_jax.sources import prepare_dataset
 from cpeal_jax.stages import Labels, Preempted, Run

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cpeal_jax import build, finished, quickstart, sharding
 from cpeal_jax import config as config_lib
+from cpeal_jax import finished, quickstart, sharding
 from cpeal_jax.data.digits import CLASSES
 from cpeal_jax.data.images import image_spec
 from cpeal_jax.models import dinov2_weights, hub, text, weights
@@ -17,6 +17,7 @@ from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.dinov2 import Dinov2
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import read_tensors
+from cpeal_jax.plan import AnyClassifier, AnyPretrained
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -101,8 +102,8 @@ def on_dinov2(lora: Lora | None) -> finished.Finished:
 
 
 def finish(
-  pretrained: build.AnyPretrained,
-  classifier: build.AnyClassifier,
+  pretrained: AnyPretrained,
+  classifier: AnyClassifier,
   classes: Sequence[str],
   kind: str,
 ) -> finished.Finished:

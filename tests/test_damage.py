@@ -9,6 +9,7 @@ from test_trajectory import quickstart
 
 from cpeal_jax import build, trajectory
 from cpeal_jax.errors import InputError
+from cpeal_jax.plan import make_plan
 
 # A checkpoint after each of the 4 steps of a round.
 OFTEN = {"rounds": 3, "train.epochs": 4, "checkpoint.every_seconds": 0}
@@ -19,7 +20,7 @@ MARKS = ("DONE", "SELECTED")
 def run(tmp_path_factory):
   """Runs all of a workdir's rounds, or stops after step `steps` of them."""
   config = quickstart(str(tmp_path_factory.mktemp("cache")), **OFTEN)
-  experiment = build.build(config, build.make_plan(config))
+  experiment = build.build(config, make_plan(config))
 
   def play(workdir, steps=100):
     asked = iter(range(1, 100))

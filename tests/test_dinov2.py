@@ -12,14 +12,15 @@ from safetensors.numpy import load_file, save_file
 from test_trajectory import load
 
 import cpeal_jax as cpeal
-from cpeal_jax import build, trajectory
 from cpeal_jax import config as config_lib
+from cpeal_jax import trajectory
 from cpeal_jax.data import batches
 from cpeal_jax.data.digits import load_digits
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import dinov2_weights
 from cpeal_jax.models.dinov2 import Dinov2, config_from_hf, resize_matrix
 from cpeal_jax.models.linear import LinearClassifier
+from cpeal_jax.plan import make_plan
 
 GOLDEN = Path(__file__).parent / "golden"
 RANDOM = ("dinov2", "dinov2_registers")
@@ -215,17 +216,17 @@ def test_what_needs_texts_says_so(tmp_path, changes, words):
 def test_weights_of_the_other_kind_are_refused(tmp_path):
   clip = {"model.weights": copy_of("clip_gelu", tmp_path / "clip")}
   with pytest.raises(InputError, match="head and lora_head a DINOv2"):
-    build.make_plan(small(tmp_path, "peal", **clip))
+    make_plan(small(tmp_path, "peal", **clip))
   with pytest.raises(InputError, match="lora and prompts want a CLIP"):
-    build.make_plan(small(tmp_path, "peal", **{"adapter.kind": "lora"}))
+    make_plan(small(tmp_path, "peal", **{"adapter.kind": "lora"}))
   layers = {"adapter.lora.layers": "0,2", "adapter.lora.towers": "vision,text"}
   with pytest.raises(InputError, match="vision tower has 2 blocks"):
-    build.make_plan(small(tmp_path, "peal", **layers))
+    make_plan(small(tmp_path, "peal", **layers))
 
 
 def test_the_head_is_linear_in_unit_features(tmp_path):
   config = small(tmp_path, "peal")
-  plan = build.make_plan(config)
+  plan = make_plan(config)
   own, params = plan.classifier, plan.pretrained.params
   assert isinstance(own, LinearClassifier)
   rng = np.random.default_rng(0)

@@ -138,6 +138,7 @@ DRIVERS = (
   "config",
   "presets",
   "sources",
+  "plan",
   "build",
   "frozen",
   "describe",

@@ -14,6 +14,7 @@ import pytest
 from cpeal_jax import acquisition, build, describe, record, trajectory
 from cpeal_jax import config as config_lib
 from cpeal_jax.errors import InputError
+from cpeal_jax.plan import make_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = "score", "select", "fit", "evaluate"
@@ -103,7 +104,7 @@ def test_ten_rounds_compile_nothing_after_round_1(
 )
 def test_a_run_finds_what_was_compiled_ahead(tmp_path, changes):
   config = quickstart(str(tmp_path / "cache"), rounds=1, **changes)
-  plan = build.make_plan(config)
+  plan = make_plan(config)
   experiment = build.build(config, plan, compiles=True)
   for one in experiment.compiled.values():
     one.result()
@@ -163,7 +164,7 @@ def test_options_run(cache, tmp_path, changes):
 def shared(cache):
   """What frozen-feature prompt runs that differ in acquisition share."""
   config = quickstart(cache, **PROMPTS)
-  return build.build(config, build.make_plan(config))
+  return build.build(config, make_plan(config))
 
 
 PROMPTS = {"adapter.kind": "prompts", "train.augment": False, "rounds": 5}

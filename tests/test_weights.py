@@ -14,7 +14,7 @@ import pytest
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
-from cpeal_jax import api, build, quickstart
+from cpeal_jax import api, quickstart
 from cpeal_jax import config as config_lib
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
@@ -24,6 +24,7 @@ from cpeal_jax.models.classifier import cosine_logits
 from cpeal_jax.models.clip import Clip, normalize
 from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.resnet import ResNetConfig
+from cpeal_jax.plan import classifiers
 
 GOLDEN = Path(__file__).parent / "golden"
 RESNETS = ("openai_rn_deep", "openai_rn_rim")
@@ -253,9 +254,9 @@ def test_a_resnet_directory_end_to_end(tmp_path):
   )
   spec = image_spec(own.preprocessor)
   with pytest.raises(InputError, match="image tower is a ResNet"):
-    build.classifiers(config, own, spec, ("one", "two"))
+    classifiers(config, own, spec, ("one", "two"))
   config.adapter.lora.towers = "text"
-  trained, _ = build.classifiers(config, own, spec, ("one", "two"))
+  trained, _ = classifiers(config, own, spec, ("one", "two"))
   assert trained.trains_texts
   assert not trained.trains_images
 
