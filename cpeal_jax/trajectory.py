@@ -14,17 +14,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from cpeal_jax import checkpoint, describe, record, stages
+from cpeal_jax import checkpoint, describe, fitting, record, stages
 from cpeal_jax import config as config_lib
 from cpeal_jax import workdir as files
 from cpeal_jax.build import Experiment, build
 from cpeal_jax.distributed import agree, first, first_holds, together
 from cpeal_jax.files import reach
+from cpeal_jax.fitting import Preempted
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.plan import make_plan
 from cpeal_jax.progress import say
 from cpeal_jax.sources import prepare_dataset
-from cpeal_jax.stages import Labels, Preempted, Run
+from cpeal_jax.stages import Labels, Run
 
 __all__ = ("Preempted", "Run", "play", "rounds", "run")
 
@@ -103,7 +104,7 @@ def rounds(run: Run) -> list[dict]:
   rows = first(record.read_metrics, run.workdir)
   say(record.table(row for row in rows if row["round"] < done))
   labels = known_labels(run, done)
-  adapter = stages.adapter_of(run, done - 1, labels)
+  adapter = fitting.adapter_of(run, done - 1, labels)
   # The first has the fit's compilation, the second the selection's.
   traced = min(done + 2, run.config.rounds - 1)
   for round_ in range(done, run.config.rounds):
@@ -134,7 +135,7 @@ def play(
   reveal(run, round_, ids)
   bought = known_labels(run, round_ + 1)
   with timed(seconds, "fit"):
-    adapter, terms = stages.fit(run, round_, bought)
+    adapter, terms = fitting.fit(run, round_, bought)
   sources = first(record.count_sources, run.workdir, range(round_ + 1))
   pseudo = sources.get(PSEUDO, 0)
   asked = sum(sources.values()) - pseudo

@@ -143,6 +143,7 @@ DRIVERS = (
   "frozen",
   "describe",
   "stages",
+  "fitting",
   "trajectory",
   "finished",
   "api",
