@@ -251,30 +251,6 @@ def mark_done(workdir: str | os.PathLike, round_: int) -> None:
   files.write_json(folder / "DONE", {"files": digests, "metrics_sha256": row})
 
 
-def table_header() -> str:
-  """The header over `table_row`s."""
-  return "     round  labeled  accuracy     ece     nll  seconds"
-
-
-def table_row(row: Mapping[str, Any]) -> str:
-  """One round as a line of plain text, for the terminal."""
-  name = "zero-shot" if row["round"] == -1 else str(row["round"])
-  seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
-  cells = [
-    "-" if row.get(key) is None else f"{float(row[key]):.4f}"
-    for key in ("accuracy", "ece", "nll")
-  ]
-  return (
-    f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
-    f"  {cells[2]:>6}  {seconds:>7.1f}"
-  )
-
-
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-  """The whole trajectory: a header and a line per round."""
-  return "\n".join([table_header(), *map(table_row, rows)])
-
-
 def _column(name: str) -> tuple[int, int, str]:
   """Sorts metrics: the documented order, others by name, seconds at the end."""
   first = ("round", "labeled", *METRICS)

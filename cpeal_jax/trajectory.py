@@ -102,7 +102,7 @@ def rounds(run: Run) -> list[dict]:
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     first(record.write_metrics, run.workdir, [row])
   rows = first(record.read_metrics, run.workdir)
-  say(record.table(row for row in rows if row["round"] < done))
+  say(describe.table(row for row in rows if row["round"] < done))
   labels = known_labels(run, done)
   adapter = fitting.adapter_of(run, done - 1, labels)
   # The first has the fit's compilation, the second the selection's.
@@ -110,7 +110,7 @@ def rounds(run: Run) -> list[dict]:
   for round_ in range(done, run.config.rounds):
     with profile(run.config.profile if round_ == traced else ""):
       adapter, labels = play(run, round_, adapter, labels)
-    say(record.table_row(first(record.read_metrics, run.workdir)[-1]))
+    say(describe.table_row(first(record.read_metrics, run.workdir)[-1]))
   return first(record.read_metrics, run.workdir)
 
 

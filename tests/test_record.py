@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cpeal_jax import files, record, workdir
+from cpeal_jax import describe, files, record, workdir
 from cpeal_jax.errors import InputError
 
 SELECTION = {
@@ -260,7 +260,7 @@ def test_the_terminal_table_has_a_line_per_round():
     row(-1, labeled=0, accuracy=0.25, ece=None, nll=2.0),
     row(0, accuracy=0.5, ece=0.125, nll=1.0, seconds_score=2.0),
   ]
-  assert record.table(rows).splitlines() == [
+  assert describe.table(rows).splitlines() == [
     "     round  labeled  accuracy     ece     nll  seconds",
     " zero-shot        0    0.2500       -  2.0000      1.5",
     "         0        2    0.5000  0.1250  1.0000      3.5",
