@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import workload
 
-from cpeal_jax import scoring, sharding, training
+from cpeal_jax import objective, scoring, sharding
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.recipe import Recipe
 
@@ -79,7 +79,7 @@ def temporaries(model: str, classes: int, *, remat: bool) -> float:
   classifier = Classifier(
     own.model.clone(remat=remat), own.tokens, own.mean, own.std
   )
-  loss = training.make_loss(classifier, Recipe())
+  loss = objective.make_loss(classifier, Recipe())
   batch = {
     "images": jnp.zeros((32, workload.config_of(model).dim)),
     "labels": jnp.zeros(32, jnp.int32),

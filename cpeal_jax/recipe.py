@@ -8,7 +8,7 @@ import optax
 from cpeal_jax.models import loss_head
 
 # What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
-# is bound in `training.make_loss`.
+# is bound in `objective.make_loss`.
 CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
 OPTIMIZERS = ("sgd", "adamw")
 # Learning Loss's own recipe: weight of its loss; rate, and from which epoch a

@@ -18,11 +18,11 @@ from cpeal_jax import (
   evaluation,
   frozen,
   keys,
+  objective,
   oracle,
   record,
   scoring,
   sharding,
-  training,
 )
 from cpeal_jax import config as config_lib
 from cpeal_jax.build import Experiment
@@ -106,7 +106,7 @@ def pool_view(
     more["class_embeddings"] = np.asarray(scorer.embed(x.params, adapter or {}))
     more["logit_scale"] = np.exp(x.plan.pretrained.params["logit_scale"])
   if own.name == "learning_loss" and adapter is not None:
-    more["predicted_loss"] = training.predicted_losses(adapter, scores.logits)
+    more["predicted_loss"] = objective.predicted_losses(adapter, scores.logits)
   lora_noise = "bald" in (own.name, own.preselect) and own.bald.noise == "lora"
   if lora_noise and adapter is not None:
     images = x.stores["train"]

@@ -128,8 +128,9 @@ MAY_IMPORT = {
   "ahead": LEAVES
   | {"recipe", "scoring", "sharding", "training", "data.batches"},
   "recipe": {"models.loss_head"},
+  "objective": {"losses", "recipe", "spmd", "models.loss_head"} | CLASSIFIERS,
   "training": LEAVES
-  | {"losses", "recipe", "sharding", "spmd", "data.batches"}
+  | {"losses", "objective", "recipe", "sharding", "data.batches"}
   | {"models.loss_head"}
   | CLASSIFIERS,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cpeal_jax import sharding, training
+from cpeal_jax import objective, sharding, training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.clip import Clip
@@ -53,7 +53,7 @@ def test_remat_gives_the_same_gradient(adapters):
     harness = Harness(**adapters)
     model = harness.classifier.model.clone(remat=remat)
     classifier = dataclasses.replace(harness.classifier, model=model)
-    loss = training.make_loss(classifier, harness.recipe)
+    loss = objective.make_loss(classifier, harness.recipe)
     # Dropout is on: the same branches must be dropped again.
     # LoRA's B is 0 at first, and with it the gradient of A.
     adapter = jax.tree.map(lambda x: x + 0.01, harness.state().adapter)
@@ -316,7 +316,7 @@ def test_the_loss_head_is_trained_by_its_own_rule(optimizer):
     np.abs(after["Dense_0"]["kernel"] - before["Dense_0"]["kernel"]).max() > 0
   )
   logits = np.zeros((2, tiny.CLASSES), np.float32)
-  got = training.predicted_loss(state.adapter, logits)
+  got = objective.predicted_loss(state.adapter, logits)
   hidden = np.maximum(after["Dense_0"]["bias"], 0)
   want = hidden @ after["Dense_1"]["kernel"][:, 0] + last[0]
   np.testing.assert_allclose(got, [want, want], rtol=1e-5, atol=1e-7)
