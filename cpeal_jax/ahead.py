@@ -4,7 +4,8 @@ A training step takes seconds to compile, minutes for a large model; decoding
 holds Python's lock for half of its time, compiling hardly ever.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -26,6 +27,20 @@ def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
   futures = {name: with_one.submit(call) for name, call in calls.items()}
   with_one.shutdown(wait=False)
   return futures
+
+
+@contextlib.contextmanager
+def dropped_on_error(compiled: dict[str, Future]) -> Iterator[None]:
+  """Where the block fails, what is not begun is not compiled.
+
+  A process ends only when its threads have.
+  """
+  try:
+    yield
+  except BaseException:
+    for one in compiled.values():
+      one.cancel()
+    raise
 
 
 def wait_for(compiled: dict[str, Future], name: str) -> None:

@@ -86,17 +86,8 @@ def build(
       encode = partial(ahead.compile_encode, zero_scorer, params, side)
       # Beside the others: a fit must not wait for what it doesn't need.
       compiled |= ahead.in_background({"encode": encode})
-  stores = {}
-  for split in plan.dataset.splits:
-    with stage(f"decode {split.name}", len(split), "images") as advance:
-      stores[split.name] = store.open_store(
-        split,
-        plan.spec,
-        cache_dir=plan.cache,
-        limit_bytes=int(config.dataset.store_gb * 2**30),
-        max_corrupt=config.dataset.max_corrupt,
-        progress=advance,
-      )
+  with ahead.dropped_on_error(compiled):
+    stores = _open_stores(config, plan)
   return Experiment(
     plan=plan,
     stores=stores,
@@ -109,3 +100,20 @@ def build(
     stochastic=stochastic.make_passes(plan.classifier, plan.mesh, **passes),
     compiled=compiled,
   )
+
+
+def _open_stores(
+  config: config_lib.Config, plan: Plan
+) -> dict[str, store.ImageStore]:
+  stores = {}
+  for split in plan.dataset.splits:
+    with stage(f"decode {split.name}", len(split), "images") as advance:
+      stores[split.name] = store.open_store(
+        split,
+        plan.spec,
+        cache_dir=plan.cache,
+        limit_bytes=int(config.dataset.store_gb * 2**30),
+        max_corrupt=config.dataset.max_corrupt,
+        progress=advance,
+      )
+  return stores

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -11,8 +12,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cpeal_jax import acquisition, build, describe, record, trajectory
+from cpeal_jax import (
+  acquisition,
+  ahead,
+  build,
+  describe,
+  evaluation,
+  record,
+  trajectory,
+)
 from cpeal_jax import config as config_lib
+from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
 from cpeal_jax.plan import make_plan
 
@@ -124,6 +134,39 @@ def test_a_run_finds_what_was_compiled_ahead(tmp_path, changes):
   # With nothing to decode there is no time to compile in.
   again = build.build(config, plan, compiles=True)
   assert {*again.compiled} == {"metrics", "fit"}
+
+
+def test_where_decoding_fails_no_more_is_compiled(tmp_path, monkeypatch):
+  """Else the process would end minutes after its one line."""
+  config = quickstart(str(tmp_path / "cache"))
+  plan = make_plan(config)
+  begun, failed, names = threading.Event(), threading.Event(), []
+
+  def metrics(*_):
+    begun.set()
+    assert failed.wait(60)
+    names.append("metrics")
+
+  def fit(*_, **__):
+    names.append("fit")
+
+  def open_store(*_, **__):
+    assert begun.wait(60)
+    raise InputError("bad image")
+
+  monkeypatch.setattr(evaluation, "compile_metrics", metrics)
+  monkeypatch.setattr(
+    ahead, "compile_fit", lambda *_, **__: names.append("fit")
+  )
+  monkeypatch.setattr(ahead, "compile_encode", lambda *_: None)
+  monkeypatch.setattr(store, "open_store", open_store)
+  with pytest.raises(InputError, match="bad image"):
+    build.build(config, plan, compiles=True)
+  failed.set()
+  for thread in threading.enumerate():
+    if thread.name.startswith("compile"):
+      thread.join()
+  assert names == ["metrics"]
 
 
 def test_labels_are_bought_not_seen(cache, tmp_path):
