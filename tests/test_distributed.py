@@ -33,7 +33,6 @@ class Group:
   ):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
     }
     port, self.children = free_port(), []
     for i in range(processes if started is None else started):
@@ -128,7 +127,6 @@ def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
   environment = os.environ | {
     "PYTHON": sys.executable,
     "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
   }
   done = subprocess.run(
     [

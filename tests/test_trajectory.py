@@ -278,7 +278,7 @@ def test_descriptors_are_prompts_of_their_class(cache, tmp_path, shared):
   path.write_text(json.dumps(traits))
   first = {}
   for average in ("similarity", "embedding"):
-    changes = {
+    changes = PROMPTS | {
       "model.descriptors": str(path),
       "model.descriptor_average": average,
       "rounds": 1,
@@ -287,7 +287,7 @@ def test_descriptors_are_prompts_of_their_class(cache, tmp_path, shared):
     rows = trajectory.run(config, tmp_path / average)
     first[average] = rows[0]["nll"]
     kept = json.loads((tmp_path / average / "environment.json").read_text())
-    assert kept["prompts"][:2] == [
+    assert kept["zero_shot_prompts"][:2] == [
       "a photo of the digit zero, which is a round shape.",
       "a photo of the digit zero, which has a tail.",
     ]
