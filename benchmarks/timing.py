@@ -112,6 +112,7 @@ def in_turn(
   repeats: int,
   *,
   warm: int = 1,
+  before: int = 0,
   cpu: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
   """Seconds and answers of each, called with the repeat's number.
@@ -123,6 +124,9 @@ def in_turn(
     calls: by name.
     repeats: of each.
     warm: how often each is called before, which is not counted.
+    before: how often each is called right before a call that is counted. A
+      call that takes gigabytes finds them slow to get, where another side has
+      just given them back to a virtual machine.
     cpu: seconds of the process, so that other work does not count; pinned to
       one core it is the time to wait.
   """
@@ -135,6 +139,8 @@ def in_turn(
   names = list(calls)
   for repeat in range(repeats):
     for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+      for _ in range(before):
+        calls[name](repeat)
       start = clock()
       answers[name].append(calls[name](repeat))
       seconds[name].append(clock() - start)

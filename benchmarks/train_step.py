@@ -118,7 +118,8 @@ def measure(own: Any, adapter: str, classes: int) -> list[timing.Row]:
   seconds, _ = timing.in_turn(
     {kind: lambda _, call=call: call() for kind, call in calls.items()},
     own.repeats,
-    warm=2,
+    # As in training, where one step follows another.
+    before=1,
     cpu=own.cpu,
   )
   case = f"{name}, {adapter}, {own.dtype}, {classes} classes, "
