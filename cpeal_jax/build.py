@@ -59,8 +59,7 @@ def build(
     compiles: in the background what rounds will call.
 
   Raises:
-    InputError: too many corrupt images, a cache that cannot be written, or a
-      batch that does not divide over the devices.
+    InputError: too many corrupt images, or a cache that cannot be written.
   """
   passes = {"tile": config.scoring.tile, "backend": config.parallel.backend}
   params = sharding.replicate(plan.pretrained.params, plan.mesh)

@@ -1,6 +1,7 @@
 """From a config to what a run will do; reads, never writes a run.
 
-All that can be wrong but the pixels surfaces here, before the workdir exists.
+All that can be wrong but images and disks surfaces here, before the workdir
+exists; a dry run stops here.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import sharding
+from cpeal_jax import sharding, training
 from cpeal_jax.data import images, pools
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import descriptors, dinov2_weights, text, weights
@@ -186,7 +187,8 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
     prepare: whether a set of TFDS may be downloaded and prepared.
 
   Raises:
-    InputError: whatever is wrong with the data, the weights or the budget.
+    InputError: whatever is wrong with the data, the weights, the budget, or a
+      batch that does not divide over the devices.
   """
   pretrained = load_backbone(config)
   spec = images.image_spec(pretrained.preprocessor)
@@ -217,14 +219,16 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
       f"labels, but the pool has {pool} images: lower budget or rounds."
     )
   classifier, zero_shot = classifiers(config, pretrained, spec, dataset.classes)
+  recipe, mesh = recipe_of(config), sharding.make_mesh(config.parallel.devices)
+  training.refuse_batch(recipe, mesh)
   return Plan(
     dataset=dataset,
     pretrained=pretrained,
     spec=spec,
     classifier=classifier,
     zero_shot=zero_shot,
-    recipe=recipe_of(config),
-    mesh=sharding.make_mesh(config.parallel.devices),
+    recipe=recipe,
+    mesh=mesh,
     budget=budget,
     cache=cache_directory(config),
   )

@@ -122,6 +122,15 @@ class Step:
     ).compile()
 
 
+def refuse_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
+  """InputError for a batch that is not a multiple of the devices."""
+  devices = mesh.devices.size
+  if recipe.batch % devices:
+    raise InputError(
+      f"train.batch={recipe.batch} is not a multiple of {devices} devices."
+    )
+
+
 def make_step(
   classifier: Classifier | LinearClassifier,
   recipe: Recipe,
@@ -135,11 +144,7 @@ def make_step(
   Raises:
     InputError: the batch is not a multiple of the devices.
   """
-  devices = mesh.devices.size
-  if recipe.batch % devices:
-    raise InputError(
-      f"train.batch={recipe.batch} is not a multiple of {devices} devices."
-    )
+  refuse_batch(recipe, mesh)
   optimizer = make_optimizer(recipe)
   loss = make_loss(classifier, recipe)
 
