@@ -1,7 +1,7 @@
 """What the speed benchmarks share: two ways timed in turn, a table, JSON.
 
 In turn, so that whatever else the machine does meets both alike: a ratio is the
-median over pairs of neighbouring calls, its spread their least and largest.
+median over pairs of calls of one repeat, its spread their least and largest.
 Cores are a limit on the process, which every library obeys, and which must be
 there before any is imported: so what is timed runs in a process of its own.
 
@@ -124,9 +124,9 @@ def in_turn(
     calls: by name.
     repeats: of each.
     warm: how often each is called before, which is not counted.
-    before: how often each is called right before a call that is counted. A
-      call that takes gigabytes finds them slow to get, where another side has
-      just given them back to a virtual machine.
+    before: how often each is called right before a call that is counted.
+      Memory that another side has just freed can be slow to get: a virtual
+      machine may have handed it back to its host.
     cpu: seconds of the process, so that other work does not count; pinned to
       one core it is the time to wait.
   """

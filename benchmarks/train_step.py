@@ -12,7 +12,8 @@ with momentum; ViT-B/32, --batch, --dtype, random weights, `training.make_step`
 against transformers' CLIPModel with LoRA modules or CoOp's learned tokens.
 Prompts are as long as the longest in both, 16 tokens for LoRA and 24 for
 learned prompts. Before, three steps of a tiny model without dropout must give
-the same losses to 1e-4; their largest gap is in the notes. Gate: no slower than
+the same losses to 1e-4; their largest gap is in the notes. A step that counts
+follows one of its own side that doesn't, as in training. Gate: no slower than
 PyTorch, eager unless --peers=eager,compiled. `matrix rate` is that of
 `inference.py`; the operations are those of both towers forward and of the
 gradient through those that have an adapter. All cores, unless --threads says
@@ -118,7 +119,6 @@ def measure(own: Any, adapter: str, classes: int) -> list[timing.Row]:
   seconds, _ = timing.in_turn(
     {kind: lambda _, call=call: call() for kind, call in calls.items()},
     own.repeats,
-    # As in training, where one step follows another.
     before=1,
     cpu=own.cpu,
   )
