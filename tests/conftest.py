@@ -1,6 +1,7 @@
 """Strict tests: eight CPU devices, shapes checked, rank promotion refused."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def _programs():
   """
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+  """A copy of what is compiled, for processes that may die while they write.
+
+  Half an entry would be a warning to all later tests.
+  """
+  to = tmp_path_factory.mktemp("compiled") / "jax"
+  return str(shutil.copytree(COMPILED.name, to))
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ class Group:
   ):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
     }
     port, self.children = free_port(), []
     for i in range(processes if started is None else started):
@@ -81,8 +82,10 @@ class Group:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory, compiled):
+  folder = tmp_path_factory.mktemp("cache")
+  (folder / "jax").symlink_to(compiled)
+  return folder
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,7 @@ def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
   environment = os.environ | {
     "PYTHON": sys.executable,
     "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
   }
   done = subprocess.run(
     [

@@ -15,12 +15,13 @@ ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch(tmp_path_factory, compiled):
   """Runs the shortened quickstart; one device, shared caches."""
   cache = tmp_path_factory.mktemp("cache")
   environment = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": compiled,
     "HF_HUB_OFFLINE": "1",
   }
 
@@ -158,7 +159,7 @@ def test_sigterm_saves_and_exits_with_75(launch, straight, tmp_path):
   assert metrics(workdir) == metrics(straight)
 
 
-def test_a_short_campaign(launch, straight, tmp_path):
+def test_a_short_campaign(compiled, straight, tmp_path):
   """A kill and no room; SIGTERM is above, the others are in test_damage.py."""
   out = tmp_path / "out.jsonl"
   done = subprocess.run(
@@ -167,7 +168,7 @@ def test_a_short_campaign(launch, straight, tmp_path):
       *("--kills=1", "--others=1", "--rounds=2"),
       "--only=full disk,write refused",
       "--flags=--config.train.epochs=4",
-      f"--compiled={os.environ['JAX_COMPILATION_CACHE_DIR']}",
+      f"--compiled={compiled}",
       f"--out={out}",
     ],
     cwd=HERE.parent,

@@ -137,7 +137,7 @@ def test_a_run_finds_what_was_compiled_ahead(tmp_path, changes):
 
 
 def test_where_decoding_fails_no_more_is_compiled(tmp_path, monkeypatch):
-  """Else the process would end minutes after its one line."""
+  """Else a script that catches the error would end minutes later."""
   config = quickstart(str(tmp_path / "cache"))
   plan = make_plan(config)
   begun, failed, names = threading.Event(), threading.Event(), []
@@ -155,9 +155,7 @@ def test_where_decoding_fails_no_more_is_compiled(tmp_path, monkeypatch):
     raise InputError("bad image")
 
   monkeypatch.setattr(evaluation, "compile_metrics", metrics)
-  monkeypatch.setattr(
-    ahead, "compile_fit", lambda *_, **__: names.append("fit")
-  )
+  monkeypatch.setattr(ahead, "compile_fit", fit)
   monkeypatch.setattr(ahead, "compile_encode", lambda *_: None)
   monkeypatch.setattr(store, "open_store", open_store)
   with pytest.raises(InputError, match="bad image"):
@@ -291,6 +289,10 @@ def test_descriptors_are_prompts_of_their_class(cache, tmp_path, shared):
       "a photo of the digit zero, which is a round shape.",
       "a photo of the digit zero, which has a tail.",
     ]
+    # Of what is trained: two texts a class too, each after its context.
+    assert len(kept["prompts"]) == 20
+    assert kept["prompts"][0].endswith(" zero, which is a round shape.")
+    assert kept["prompts"][19].endswith(" nine, which has a tail.")
   assert first["similarity"] != first["embedding"]
   path.write_text(json.dumps(traits | {"NINE": ["a hook"]}))
   with pytest.raises(InputError, match="descriptors_sha256"):
@@ -335,6 +337,9 @@ def test_dry_run_writes_nothing(cache, tmp_path, capsys):
   shown = capsys.readouterr().out
   assert "9984 trainable parameters" in shown
   assert "steps: 4 of 32 images" in shown
+  config.parallel.devices = 3
+  with pytest.raises(InputError, match="not a multiple of 3"):
+    describe.dry_run(config, tmp_path / "run")
   assert not list(tmp_path.iterdir())
 
 
