@@ -33,7 +33,7 @@ def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
 def dropped_on_error(compiled: dict[str, Future]) -> Iterator[None]:
   """Where the block fails, what is not begun is not compiled.
 
-  A process ends only when its threads have.
+  A script ends only when its threads have.
   """
   try:
     yield

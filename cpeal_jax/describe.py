@@ -1,4 +1,4 @@
-"""What a run is, in words: for a person before it, for the record after it."""
+"""A run in words: for a person before and during it, and for its record."""
 
 import hashlib
 import importlib.metadata

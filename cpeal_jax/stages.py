@@ -1,4 +1,4 @@
-"""A round's stages but its fit, functions of the run and of what came before.
+"""A round's stages except the fit: functions of the run and what came before.
 
 They read the config, so that what they call takes plain arguments.
 """
