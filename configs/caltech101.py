@@ -9,8 +9,8 @@ Data:     TFDS, prepared at the first run; or files with
           DIR, or --config.dataset.split_file=FILE) is comparable to the papers.
 Command:  python -m cpeal_jax.main --config=configs/caltech101.py
 Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
-          how sure that is.
+          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
+          is and how sure that is.
 Time:     not measured with published weights.
 Reported: by PCB, ViT-B/32, after 8 rounds, accuracy in %: zero-shot 87.9,
           random 89.55, entropy with PCB 92.41, BADGE with PCB(AS) 93.85.
@@ -19,7 +19,7 @@ Reported: by PCB, ViT-B/32, after 8 rounds, accuracy in %: zero-shot 87.9,
 Measured: not here.
 """
 
-from cpeal_jax import presets
+from cpeal_jax.config import presets
 
 
 def get_config(variant: str = "cpeal_lora"):

@@ -8,8 +8,8 @@ Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/cifar10.py
 Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
-          how sure that is.
+          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
+          is and how sure that is.
 Time:     with the small CLIP of docs/results.md a few seconds for ten rounds of
           cpeal_prompt without augmentation, on one core.
 Reported: no number under this protocol is known to us.
@@ -18,7 +18,7 @@ Measured: with that CLIP, on 500 training images a class
           labels (docs/results.md).
 """
 
-from cpeal_jax import presets
+from cpeal_jax.config import presets
 
 
 def get_config(variant: str = "cpeal_lora"):

@@ -8,15 +8,15 @@ Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/colorectal_histology.py
 Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script, pcb, cec, peal
-          (default), linear_probe; cpeal_jax/presets.py says what each is and
-          how sure that is.
+          (default), linear_probe; cpeal_jax/config/presets.py says what each
+          is and how sure that is.
 Time:     not measured with published weights.
 Reported: no number of PEAL is known to us, nor its ViT, recipe, budget or
           splits.
 Measured: not here.
 """
 
-from cpeal_jax import presets
+from cpeal_jax.config import presets
 
 
 def get_config(variant: str = "peal"):

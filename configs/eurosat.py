@@ -10,8 +10,8 @@ Data:     TFDS, prepared at the first run; or files with
           DIR, or --config.dataset.split_file=FILE) is comparable to the papers.
 Command:  python -m cpeal_jax.main --config=configs/eurosat.py
 Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
-          how sure that is.
+          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
+          is and how sure that is.
 Time:     with the small CLIP of docs/results.md (ten rounds, one core) 3 to 4
           minutes for cpeal_lora and 13 at 200 epochs; under 3 for cpeal_prompt.
           Not measured with published weights.
@@ -24,7 +24,7 @@ Measured: docs/results.md, with that CLIP alone; it says why SGD at 0.002, the
           with a small logit scale: use AdamW at 0.005 there.
 """
 
-from cpeal_jax import presets
+from cpeal_jax.config import presets
 
 
 def get_config(variant: str = "cpeal_lora"):

@@ -9,14 +9,14 @@ Data:     TFDS prepared by hand (image-net.org wants an account), or
           dataset.root, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/imagenet.py
 Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/presets.py says what each is and
-          how sure that is.
+          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
+          is and how sure that is.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
 Measured: not here.
 """
 
-from cpeal_jax import presets
+from cpeal_jax.config import presets
 
 
 def get_config(variant: str = "cpeal_lora"):

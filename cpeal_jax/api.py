@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from cpeal_jax import finished, scoring, sharding
+from cpeal_jax import scoring
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import text, weights
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
+from cpeal_jax.parallel import sharding
+from cpeal_jax.run import finished
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
 

@@ -28,7 +28,6 @@ from absl import logging
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from cpeal_jax import finished
 from cpeal_jax.data.images import processor_settings
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import dinov2_weights, hub, naming, weights_out
@@ -37,6 +36,7 @@ from cpeal_jax.models.linear import HEAD, LinearClassifier
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import Row, read_tensors
 from cpeal_jax.progress import say
+from cpeal_jax.run import finished
 
 COPIED = (
   "config.json",

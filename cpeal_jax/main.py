@@ -17,10 +17,12 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import describe, distributed, files, settings, trajectory
 from cpeal_jax.errors import InputError, nearest
+from cpeal_jax.parallel import processes
 from cpeal_jax.progress import say
-from cpeal_jax.training import TrainingError
+from cpeal_jax.run import describe, loop
+from cpeal_jax.storage import files
+from cpeal_jax.training.step import TrainingError
 
 FLAGS = (
   "config",
@@ -93,7 +95,7 @@ def usage() -> str:
   own = [f"  --{name}  {flags.FLAGS[name].help}" for name in FLAGS]
   keys = [
     f"  --config.{name}={default!r}  {meaning}"
-    for name, default, _, meaning in settings.KEYS
+    for name, default, _, meaning in config_lib.KEYS
   ]
   return "\n".join([__doc__ or "", *own, "", *keys])
 
@@ -114,7 +116,7 @@ def run(argv: list[str]) -> int:
     describe.dry_run(config, workdir)
     return FINISHED
   own = flags.FLAGS
-  distributed.start(
+  processes.start(
     coordinator=own.coordinator,
     processes=own.processes,
     process=own.process,
@@ -127,16 +129,14 @@ def run(argv: list[str]) -> int:
   gc.freeze()
   code = FINISHED
   try:
-    trajectory.run(
-      config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop.is_set
-    )
-  except trajectory.Preempted:
+    loop.run(config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop.is_set)
+  except loop.Preempted:
     say("preempted: saved; run the same command again.")
     code = PREEMPTED
   # Python takes its handlers away seconds before the process is gone: another
   # SIGTERM would then have a launcher believe that nothing was saved.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  distributed.stop()
+  processes.stop()
   return code
 
 
@@ -153,14 +153,14 @@ def main(argv: list[str]) -> int:
   sys.unraisablehook = _unless_stray
   try:
     return run(argv)
-  except (InputError, TrainingError, distributed.PeerError) as error:
+  except (InputError, TrainingError, processes.PeerError) as error:
     sys.stderr.write(f"error: {error}\n")
     code = USAGE if isinstance(error, InputError) else FAILED
-    distributed.leave(error, code)
+    processes.leave(error, code)
     return code
   except Exception as error:
     traceback.print_exc()
-    distributed.leave(error, FAILED)
+    processes.leave(error, FAILED)
     return FAILED
 
 

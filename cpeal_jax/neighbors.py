@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from cpeal_jax import sharding, spmd
 from cpeal_jax.errors import InputError
+from cpeal_jax.parallel import rowwise, sharding
 
 MOST = 1024
 # With 1024 keys and k = 10, a CPU core runs at 60 % of a bare product's speed.
@@ -140,12 +140,12 @@ def narrow(
   return near, how, bool(enough)
 
 
-@spmd.per_device(
+@rowwise.per_device(
   rows=("indices", "similarities", "where"),
-  out=(spmd.ROWS, spmd.ROWS, spmd.WHOLE),
+  out=(rowwise.ROWS, rowwise.ROWS, rowwise.WHOLE),
 )
 def _narrow(total, indices, similarities, where, *, k):
-  fits = (indices >= 0) & spmd.gather(where)[indices]
+  fits = (indices >= 0) & rowwise.gather(where)[indices]
   found = jnp.minimum(fits.sum(axis=1), k)
   # Stable: the fitting ones first, each group in its order.
   columns = jnp.argsort(~fits, axis=1, stable=True)[:, :k]
@@ -154,11 +154,13 @@ def _narrow(total, indices, similarities, where, *, k):
   how = jnp.take_along_axis(similarities, columns, axis=1)
   how = jnp.where(missing, -jnp.inf, how)
   gap = ((0, 0), (0, k - columns.shape[1]))
-  there = spmd.count(where) - where  # not itself
+  there = rowwise.count(where) - where  # not itself
   return (
     jnp.pad(near, gap, constant_values=-1).astype(jnp.int32),
     jnp.pad(how, gap, constant_values=-jnp.inf),
-    ~spmd.any_((found < jnp.minimum(k, there)) & (spmd.ids(found) < total)),
+    ~rowwise.any_(
+      (found < jnp.minimum(k, there)) & (rowwise.ids(found) < total)
+    ),
   )
 
 
@@ -172,7 +174,7 @@ def _search(
   def body(total: Array, features: Array, allowed: Array):
     share = features.shape[0]
     # Of one size on 1 to 8 devices, since it divides a block of rows.
-    # Half a block at most, for the reason that `spmd._tile` has.
+    # Half a block at most, for the reason that `rowwise._tile` has.
     block = share * devices // sharding.blocks(devices)
     queries = math.gcd(QUERIES, max(1, block // 2))
     me = jax.lax.axis_index(sharding.AXIS)
@@ -184,8 +186,8 @@ def _search(
       first = number * tile
       ids = first + jnp.arange(tile)
       # What lies beyond the last row comes from nobody, as zeros.
-      keys = spmd.at(features, ids)
-      usable = spmd.at(allowed.astype(jnp.int32), ids) > 0
+      keys = rowwise.at(features, ids)
+      usable = rowwise.at(allowed.astype(jnp.int32), ids) > 0
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries
@@ -205,7 +207,7 @@ def _search(
     values, ids = jax.lax.fori_loop(0, -(-total // tile), key_tile, lists)
     return values, jnp.where(values > -jnp.inf, ids, -1)
 
-  return sharding.spmd(body, mesh, shared=1, backend=backend)
+  return sharding.run_spmd(body, mesh, shared=1, backend=backend)
 
 
 def _rows(rows: Array, start: Array, count: int) -> Array:

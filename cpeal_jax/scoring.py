@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from cpeal_jax import sharding
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, search
+from cpeal_jax.parallel import sharding
 
 TILES_PER_CHUNK = 16
 # Rows of one product that fill an accelerator. On a CPU a tile's widest
@@ -113,8 +113,8 @@ def make_scorer(
 
   return Scorer(
     embed=jax.jit(classifier.class_embeddings),
-    encode=sharding.spmd(encode, mesh, shared=3, backend=backend),
-    compare=sharding.spmd(compare, mesh, shared=3, backend=backend),
+    encode=sharding.run_spmd(encode, mesh, shared=3, backend=backend),
+    compare=sharding.run_spmd(compare, mesh, shared=3, backend=backend),
     neighbors=partial(search, mesh=mesh, backend=backend),
     mesh=mesh,
     tile=tile,

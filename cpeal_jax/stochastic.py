@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from cpeal_jax import sharding, spmd
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.linear import LinearClassifier
+from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
 TILE = 32
@@ -52,7 +52,7 @@ def make_passes(
       params, adapter, dropout=key
     )
   )
-  run = sharding.spmd(one_pass, mesh, shared=5, backend=backend)
+  run = sharding.run_spmd(one_pass, mesh, shared=5, backend=backend)
 
   def stochastic_passes(
     params: dict,
@@ -88,7 +88,7 @@ def make_passes(
   return stochastic_passes
 
 
-@spmd.per_device(rows=("means", "logits"), out=spmd.ROWS)
+@rowwise.per_device(rows=("means", "logits"), out=rowwise.ROWS)
 def _add(means, logits, *, passes):
   """The sums so far and one pass's share of the means."""
 
@@ -97,5 +97,5 @@ def _add(means, logits, *, passes):
     p = jnp.exp(log_p)
     return p / passes, -jnp.sum(p * log_p, axis=-1) / passes
 
-  new = spmd.each(of_logits, logits)
+  new = rowwise.each(of_logits, logits)
   return new if means is None else jax.tree.map(jnp.add, means, new)

@@ -39,9 +39,9 @@ from ml_collections import config_flags
 from sweep_runs import ENDS, OVER, Run, View, look, write_table
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import files, workdir
 from cpeal_jax.acquisition import ACQUISITIONS
 from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.storage import files, workdir
 
 
 def load(words: list[str]) -> config_lib.Config:

@@ -10,8 +10,8 @@ from pathlib import Path
 from etils import epath
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import files, record, workdir
 from cpeal_jax.errors import InputError
+from cpeal_jax.storage import files, record, workdir
 
 # What main's exit code makes of a run; others are a crash, tried again.
 ENDS = {0: "finished", 2: "refused", 3: "waits for labels"}

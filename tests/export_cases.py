@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import finished, quickstart, sharding
+from cpeal_jax import quickstart
 from cpeal_jax.data.digits import CLASSES
 from cpeal_jax.data.images import image_spec
 from cpeal_jax.models import dinov2_weights, hub, text, weights
@@ -17,7 +17,9 @@ from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.dinov2 import Dinov2
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import read_tensors
-from cpeal_jax.plan import AnyClassifier, AnyPretrained
+from cpeal_jax.parallel import sharding
+from cpeal_jax.run import finished
+from cpeal_jax.run.plan import AnyClassifier, AnyPretrained
 
 GOLDEN = Path(__file__).parent / "golden"
 

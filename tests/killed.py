@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 
-from cpeal_jax import checkpoint, main, record, scoring, trajectory
+from cpeal_jax import main, scoring
+from cpeal_jax.run import loop
+from cpeal_jax.storage import checkpoint, record
 
 
 def die(*_, **__):
@@ -75,13 +77,13 @@ MOMENTS = {
 
 def run(moment):
   rounds = [-1]
-  play = trajectory.play
+  play = loop.play
 
   def noted(run, round_, adapter, labels):
     rounds.append(round_)
     return play(run, round_, adapter, labels)
 
-  trajectory.play = noted
+  loop.play = noted
   MOMENTS[moment](lambda: rounds[-1])
   return main.main(sys.argv)
 

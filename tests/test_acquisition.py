@@ -8,10 +8,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
-from cpeal_jax import acquisition, sharding
+from cpeal_jax import acquisition
 from cpeal_jax.acquisition import PoolView
 from cpeal_jax.acquisition.balance import balance, class_counts, why
 from cpeal_jax.errors import InputError
+from cpeal_jax.parallel import sharding
 
 N, C, D = 64, 5, 8
 KEY = jax.random.key(7)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition import alfa_mix as module
-from cpeal_jax.acquisition.alfa_mix import alfa_mix
+from cpeal_jax.acquisition.methods import alfa_mix as module
+from cpeal_jax.acquisition.methods.alfa_mix import alfa_mix
 from cpeal_jax.acquisition.pool import PoolView
 from cpeal_jax.errors import InputError
 

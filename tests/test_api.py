@@ -10,9 +10,9 @@ from test_trajectory import quickstart
 
 import cpeal_jax as cpeal
 from cpeal_jax import quickstart as embedded
-from cpeal_jax import trajectory
 from cpeal_jax.data.digits import load_digits
 from cpeal_jax.errors import InputError
+from cpeal_jax.run import loop
 
 
 def test_load_clip_encodes_anything_that_is_a_picture(tmp_path):
@@ -56,7 +56,7 @@ def test_bfloat16_agrees_with_float32():
 
 def test_load_run_answers_as_the_run_did(tmp_path):
   config = quickstart(str(tmp_path / "cache"), rounds=2)
-  rows = trajectory.run(config, tmp_path / "run")
+  rows = loop.run(config, tmp_path / "run")
   test = load_digits().test
   images = [test.open(i) for i in range(len(test))]
   for round_ in (0, -1):

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from cpeal_jax.acquisition.badge import badge, gradient_distances, residuals
+from cpeal_jax.acquisition.methods.badge import (
+  badge,
+  gradient_distances,
+  residuals,
+)
 from cpeal_jax.acquisition.pool import PoolView
 
 N, C, D = 70, 6, 9

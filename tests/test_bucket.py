@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cpeal_jax import files, lease, workdir
-from cpeal_jax.checkpoint import CheckpointObjects, open_checkpoints
 from cpeal_jax.errors import InputError
+from cpeal_jax.storage import files, lease, workdir
+from cpeal_jax.storage.checkpoint import CheckpointObjects, open_checkpoints
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_second_process_is_refused_and_the_first_leaves_nothing(root, store):
 
 def test_a_killed_process_of_this_machine_holds_nothing(root):
   code = (
-    "import sys, time; from cpeal_jax import files, workdir\n"
+    "import sys, time; from cpeal_jax.storage import files, workdir\n"
     "files.reach(sys.argv[1])\n"
     "with workdir.lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
   )

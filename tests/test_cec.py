@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition.cec import (
+from cpeal_jax.acquisition.kmeans import kmeans
+from cpeal_jax.acquisition.methods.cec import (
   calibrated_entropy,
   cec,
   neighbor_uncertainty,
 )
-from cpeal_jax.acquisition.clustering import clue
-from cpeal_jax.acquisition.kmeans import kmeans
+from cpeal_jax.acquisition.methods.clue import clue
 from cpeal_jax.acquisition.pool import PoolView
 from cpeal_jax.errors import InputError
 

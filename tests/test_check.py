@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "check.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "speed" / "check.py"
 
 
 def row(case, ratio, gate=None, threads=1):
@@ -31,8 +31,8 @@ def check(tmp_path):
   """Writes rows as a benchmark does, and runs the script on them."""
 
   def run(rows, *flags, small=False, device="cpu"):
-    file = tmp_path / "searching.json"
-    about = {"benchmark": "searching", "environment": {"device": device}}
+    file = tmp_path / "neighbor_search.json"
+    about = {"benchmark": "neighbor_search", "environment": {"device": device}}
     file.write_text(json.dumps({**about, "small": small, "rows": rows}))
     stored = f"--stored={tmp_path / 'ratios.json'}"
     command = [sys.executable, str(SCRIPT), str(file), stored, *flags]

@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cpeal_jax.checkpoint import STRIDE, Checkpoints
 from cpeal_jax.errors import InputError
+from cpeal_jax.storage.checkpoint import STRIDE, Checkpoints
 
 LOOP = {"phase": "train", "labeled": ["ü.jpg"], "weights_sha256": "00"}
 
@@ -222,7 +222,7 @@ def test_a_full_disk_is_an_input_error(tmp_path):
   """A limit on file sizes refuses writes the way a full disk does."""
   code = (
     "import jax, resource, sys\n"
-    "from cpeal_jax.checkpoint import Checkpoints\n"
+    "from cpeal_jax.storage.checkpoint import Checkpoints\n"
     "train = {'a': jax.random.normal(jax.random.key(0), (100_000,))}\n"
     "checkpoints = Checkpoints(sys.argv[1])\n"
     "checkpoints.save(0, 1, {'a': train['a'][:100]}, {}); checkpoints.wait()\n"
@@ -244,7 +244,7 @@ def test_a_disk_without_room_for_a_directory_is_told_once(tmp_path):
   """Orbax fails in two places, and leaves threads behind that wait."""
   code = (
     "import builtins, io, os, sys, jax.numpy as jnp\n"
-    "from cpeal_jax.checkpoint import Checkpoints\n"
+    "from cpeal_jax.storage.checkpoint import Checkpoints\n"
     "def refused(path, *args, **kwargs): raise OSError(28, 'Full', str(path))\n"
     "try:\n"
     "  with Checkpoints(sys.argv[1]) as checkpoints:\n"
@@ -274,7 +274,7 @@ def test_damage_prints_no_stray_traceback(tmp_path):
   """Through a process, whose screen shows what other threads print."""
   code = (
     "import sys, time, jax.numpy as jnp; from pathlib import Path\n"
-    "from cpeal_jax.checkpoint import Checkpoints\n"
+    "from cpeal_jax.storage.checkpoint import Checkpoints\n"
     "train = {str(i): jnp.zeros((300, 300)) for i in range(20)}\n"
     "checkpoints = Checkpoints(sys.argv[1])\n"
     "checkpoints.save(0, 1, train, {}); checkpoints.wait()\n"
@@ -293,7 +293,7 @@ def test_damage_prints_no_stray_traceback(tmp_path):
 CHILD = """
 import sys
 import jax.numpy as jnp
-from cpeal_jax.checkpoint import Checkpoints
+from cpeal_jax.storage.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(10_000):
   train = {"a": jnp.full((1 << 20,), float(step)), "step": jnp.int32(step)}

@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cpeal_jax.acquisition import typiclust as module
-from cpeal_jax.acquisition.clustering import allocate, cb, clue, multimodal
 from cpeal_jax.acquisition.kmeans import kmeans
+from cpeal_jax.acquisition.methods import typiclust as module
+from cpeal_jax.acquisition.methods.cb import allocate, cb, multimodal
+from cpeal_jax.acquisition.methods.clue import clue
+from cpeal_jax.acquisition.methods.typiclust import (
+  most_typical,
+  schedule,
+  typiclust,
+)
 from cpeal_jax.acquisition.pool import PoolView
-from cpeal_jax.acquisition.typiclust import most_typical, schedule, typiclust
 from cpeal_jax.errors import InputError
 
 KEY = jax.random.key(5)

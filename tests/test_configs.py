@@ -8,9 +8,10 @@ import test_layouts
 import tiny_tfds
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import presets, trajectory
+from cpeal_jax.config import presets
 from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError
+from cpeal_jax.run import loop
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -104,5 +105,5 @@ def test_two_rounds(name, tmp_path, request):
   config.train.epochs = 1
   config.train.batch = 4
   config_lib.validate(config)
-  rows = trajectory.run(config, tmp_path / "run")
+  rows = loop.run(config, tmp_path / "run")
   assert [row["labeled"] for row in rows] == [2, 4]

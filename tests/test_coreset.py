@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition.coreset import coreset, k_center, to_nearest
+from cpeal_jax.acquisition.methods.coreset import coreset, k_center, to_nearest
 from cpeal_jax.acquisition.pool import PoolView
 
 KEY = jax.random.key(0)

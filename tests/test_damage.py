@@ -7,9 +7,9 @@ import pytest
 from test_resume import metrics, selections
 from test_trajectory import quickstart
 
-from cpeal_jax import build, trajectory
 from cpeal_jax.errors import InputError
-from cpeal_jax.plan import make_plan
+from cpeal_jax.run import build, loop
+from cpeal_jax.run.plan import make_plan
 
 # A checkpoint after each of the 4 steps of a round.
 OFTEN = {"rounds": 3, "train.epochs": 4, "checkpoint.every_seconds": 0}
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 
   def play(workdir, steps=100):
     asked = iter(range(1, 100))
-    return trajectory.run(
+    return loop.run(
       config,
       workdir,
       stop=lambda: next(asked) == steps,
@@ -45,7 +45,7 @@ def straight(run, tmp_path_factory):
 def stopped(run, tmp_path_factory):
   """In round 2, after its third step."""
   workdir = tmp_path_factory.mktemp("stopped") / "run"
-  with pytest.raises(trajectory.Preempted):
+  with pytest.raises(loop.Preempted):
     run(workdir, steps=11)
   names = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
   assert names == [4, 1000004, 2000001, 2000002, 2000003]

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from cpeal_jax import presets, sources
+from cpeal_jax.config import presets
 from cpeal_jax.data import catalogue
 from cpeal_jax.data.coop import load_coop
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.data.store import open_store
+from cpeal_jax.run import datasets
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 pytestmark = pytest.mark.skipif(
@@ -59,7 +60,7 @@ def test_eurosat(eurosat, tmp_path):
     )
   config = presets.preset("eurosat", "pcb")
   config.dataset.root = str(eurosat)
-  named = sources.load_dataset(config)
+  named = datasets.load_dataset(config)
   assert named.origin == "coop, comparable to the papers"
   assert named.fingerprint == data.fingerprint
   assert named.classes == catalogue.classes("eurosat")

@@ -13,14 +13,14 @@ from test_trajectory import load
 
 import cpeal_jax as cpeal
 from cpeal_jax import config as config_lib
-from cpeal_jax import trajectory
 from cpeal_jax.data import batches
 from cpeal_jax.data.digits import load_digits
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import dinov2_weights
 from cpeal_jax.models.dinov2 import Dinov2, config_from_hf, resize_matrix
 from cpeal_jax.models.linear import LinearClassifier
-from cpeal_jax.plan import make_plan
+from cpeal_jax.run import loop
+from cpeal_jax.run.plan import make_plan
 
 GOLDEN = Path(__file__).parent / "golden"
 RANDOM = ("dinov2", "dinov2_registers")
@@ -142,7 +142,7 @@ def test_peal_and_the_linear_probe_learn(tmp_path):
   for variant, more in (("linear_probe", 0), ("peal", 2 * 3 * 4 * (24 + 24))):
     workdir = tmp_path / variant
     config = small(tmp_path, variant, **faster)
-    rows = trajectory.run(config, workdir)
+    rows = loop.run(config, workdir)
     # No row of round -1: without texts there is no zero-shot answer.
     assert [(row["round"], row["labeled"]) for row in rows] == [
       (0, 30),
@@ -163,7 +163,7 @@ def test_peal_and_the_linear_probe_learn(tmp_path):
     hits = np.mean(probs.argmax(axis=1) == test.labels)
     assert hits == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
     # Run again, it is finished, and says so without a row of its own.
-    assert len(trajectory.run(config, workdir)) == 2
+    assert len(loop.run(config, workdir)) == 2
 
 
 def test_the_probe_trains_from_cached_features(tmp_path, monkeypatch):
@@ -171,9 +171,9 @@ def test_the_probe_trains_from_cached_features(tmp_path, monkeypatch):
     raise AssertionError("pixels are not needed")
 
   monkeypatch.setattr(batches, "pixel_batches", decode)
-  trajectory.run(small(tmp_path, "linear_probe", rounds=1), tmp_path / "run")
+  loop.run(small(tmp_path, "linear_probe", rounds=1), tmp_path / "run")
   with pytest.raises(AssertionError, match="not needed"):
-    trajectory.run(small(tmp_path, "peal", rounds=1), tmp_path / "other")
+    loop.run(small(tmp_path, "peal", rounds=1), tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_methods_run_on_a_head(tmp_path, changes):
     **{"train.epochs": 2, "model.weights": str(GOLDEN / "dinov2_registers")},
     **changes,
   )
-  assert len(trajectory.run(config, tmp_path / "run")) == 2
+  assert len(loop.run(config, tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize(

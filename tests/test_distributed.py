@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cpeal_jax import distributed
 from cpeal_jax.errors import InputError
+from cpeal_jax.parallel import processes
 
 HERE = Path(__file__).parent
 
@@ -290,12 +290,12 @@ def test_a_missing_peer_ends_the_run_in_time(cache, tmp_path):
 )
 def test_flags_that_make_no_sense(given, words):
   with pytest.raises(InputError, match=words):
-    distributed.start(**given)
+    processes.start(**given)
 
 
 def test_alone_nothing_is_asked_of_others():
-  assert distributed.first(lambda x: (x,), 3) == (3,)
-  assert distributed.anywhere(True, False) == [True, False]
-  assert distributed.everywhere(True)
-  distributed.start()
-  distributed.stop()
+  assert processes.first(lambda x: (x,), 3) == (3,)
+  assert processes.anywhere(True, False) == [True, False]
+  assert processes.everywhere(True)
+  processes.start()
+  processes.stop()

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import test_acquisition as contract
 
-from cpeal_jax import acquisition, config, spmd
+from cpeal_jax import acquisition, config
 from cpeal_jax.data import catalogue
+from cpeal_jax.parallel import rowwise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,7 +48,7 @@ def test_the_example_method_keeps_the_contract(monkeypatch):
   assert len(body.splitlines()) + 2 <= 6
   names = ("Picks", "best", "selector")
   scope = {name: getattr(acquisition, name) for name in names}
-  scope["spmd"] = spmd
+  scope["rowwise"] = rowwise
   exec(code, scope)
   table = eval("{" + line + "}", scope)
   ((name, method),) = table.items()

@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 from test_trajectory import quickstart
 
 import cpeal_jax as cpeal
-from cpeal_jax import export, trajectory
+from cpeal_jax import export
 from cpeal_jax import quickstart as embedded
 from cpeal_jax.data.images import image_spec
 from cpeal_jax.errors import InputError
@@ -37,6 +37,7 @@ from cpeal_jax.models import dinov2_weights, weights, weights_out
 from cpeal_jax.models.adapters import Lora, Prompts, merge_lora
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.naming import key_table
+from cpeal_jax.run import loop
 
 GOLDEN = Path(__file__).parent / "golden" / "export.npz"
 BASE = embedded.CLIP / "model.safetensors"
@@ -253,7 +254,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_the_command_on_a_real_run(tmp_path, capsys):
   config = quickstart(str(tmp_path / "cache"), rounds=1)
-  trajectory.run(config, tmp_path / "run")
+  loop.run(config, tmp_path / "run")
 
   def command(*words):
     capsys.readouterr()

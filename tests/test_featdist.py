@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition.featdist import featdist
+from cpeal_jax.acquisition.methods.featdist import featdist
 from cpeal_jax.acquisition.pool import PoolView
 from cpeal_jax.errors import InputError
 

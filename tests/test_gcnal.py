@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition import gcnal as module
-from cpeal_jax.acquisition.coreset import k_center
-from cpeal_jax.acquisition.gcnal import gcnal
+from cpeal_jax.acquisition.methods import gcnal as module
+from cpeal_jax.acquisition.methods.coreset import k_center
+from cpeal_jax.acquisition.methods.gcnal import gcnal
 from cpeal_jax.acquisition.pool import PoolView
 
 N, D, HIDDEN = 60, 10, 12

@@ -6,11 +6,12 @@ import shutil
 import pytest
 from tiny_tfds import png
 
-from cpeal_jax import presets, sources
+from cpeal_jax.config import presets
 from cpeal_jax.data.aircraft import load_aircraft
 from cpeal_jax.data.aptos import load_aptos
 from cpeal_jax.data.imagenet import load_imagenet
 from cpeal_jax.errors import InputError
+from cpeal_jax.run import datasets
 
 SYNSETS = ("n01440764", "n02012849", "n03773504", "n04008634")
 
@@ -144,17 +145,17 @@ def test_aptos(tmp_path):
 
 def test_a_name_brings_counts_and_says_what_is_comparable(tmp_path):
   root = coop(tmp_path, "OxfordPets")
-  data = sources.load_dataset(config("oxford_pets", root))
+  data = datasets.load_dataset(config("oxford_pets", root))
   # The json's class names, not ours.
   assert data.classes == ("cat", "dog", "owl", "ape")
   assert (data.name, data.origin) == ("oxford_pets", "coop")
   with pytest.raises(InputError, match=r"train 16 \(expected 2944\), val 16"):
-    sources.load_dataset(
+    datasets.load_dataset(
       config("oxford_pets", root, **{"dataset.check_counts": True})
     )
   own = config("oxford_pets", root, **{"dataset.name": ""})
   own.dataset.check_counts = True
-  assert sources.load_dataset(own).origin == ""
+  assert datasets.load_dataset(own).origin == ""
 
 
 def test_a_name_gives_folders_its_classes(tmp_path):
@@ -163,33 +164,33 @@ def test_a_name_gives_folders_its_classes(tmp_path):
       for i in range(5):
         write(tmp_path / split / label / f"{i}.tif", i)
   made = config("colorectal_histology", tmp_path)
-  data = sources.load_dataset(made)
+  data = datasets.load_dataset(made)
   assert data.classes == ("tumour epithelium", "simple stroma", "background")
   made.dataset.check_counts = True
   with pytest.raises(InputError, match=r"images 30 \(expected 5000\)"):
-    sources.load_dataset(made)
+    datasets.load_dataset(made)
   (tmp_path / "train/03_OTHER").mkdir()
   write(tmp_path / "train/03_OTHER/1.tif", 1)
   with pytest.raises(InputError, match=r"no class of color.*03_OTHER"):
-    sources.load_dataset(made)
+    datasets.load_dataset(made)
   made.dataset.name = ""
   made.dataset.layout = "folders"
-  assert "03_OTHER" in sources.load_dataset(made).classes
+  assert "03_OTHER" in datasets.load_dataset(made).classes
 
 
 def test_without_a_root_or_a_name(tmp_path):
   made = config("aptos", "")
   with pytest.raises(InputError, match=r"aptos is not in TFDS; .*train\.csv"):
-    sources.load_dataset(made)
+    datasets.load_dataset(made)
   made.dataset.layout = "aptos"
   with pytest.raises(InputError, match=r"root is not set; .*Kaggle.*train.csv"):
-    sources.load_dataset(made)
+    datasets.load_dataset(made)
   made.dataset.name, made.dataset.layout = "", "auto"
   with pytest.raises(InputError, match=r"root is not set; .* dataset\.name"):
-    sources.load_dataset(made)
+    datasets.load_dataset(made)
   made.dataset.layout = "tfds"
   with pytest.raises(InputError, match=r"tfds needs dataset\.name"):
-    sources.load_dataset(made)
+    datasets.load_dataset(made)
 
 
 def test_a_key_that_a_layout_has_no_use_for_is_refused(tmp_path):
@@ -203,4 +204,4 @@ def test_a_key_that_a_layout_has_no_use_for_is_refused(tmp_path):
     with pytest.raises(
       InputError, match=f"dataset.{key}=x .*goes with {where}"
     ):
-      sources.load_dataset(own)
+      datasets.load_dataset(own)

@@ -5,9 +5,10 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from cpeal_jax import neighbors, sharding
+from cpeal_jax import neighbors
 from cpeal_jax.errors import InputError
 from cpeal_jax.neighbors import narrow, nearest_neighbors
+from cpeal_jax.parallel import sharding
 
 ROWS = 333  # no multiple of a tile or a device count
 PLACES = [

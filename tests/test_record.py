@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cpeal_jax import describe, files, record, workdir
 from cpeal_jax.errors import InputError
+from cpeal_jax.run import describe
+from cpeal_jax.storage import files, record, workdir
 
 SELECTION = {
   "reason": ["rarest class 'a, b'", ""],

@@ -164,7 +164,7 @@ def test_a_short_campaign(compiled, straight, tmp_path):
   out = tmp_path / "out.jsonl"
   done = subprocess.run(
     [
-      *(sys.executable, "benchmarks/crash_campaign.py"),
+      *(sys.executable, "benchmarks/reliability/crash_campaign.py"),
       *("--kills=1", "--others=1", "--rounds=2"),
       "--only=full disk,write refused",
       "--flags=--config.train.epochs=4",

@@ -11,18 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition.badge import badge, gradient_distances, residuals
 from cpeal_jax.acquisition.choice import choose
-from cpeal_jax.acquisition.coreset import coreset, k_center, to_nearest
 from cpeal_jax.acquisition.kmeans import nearest_distinct
-from cpeal_jax.acquisition.passes import bald, entropy_of
-from cpeal_jax.acquisition.pool import PoolView
-from cpeal_jax.acquisition.probcover import (
+from cpeal_jax.acquisition.methods.badge import (
+  badge,
+  gradient_distances,
+  residuals,
+)
+from cpeal_jax.acquisition.methods.bald import bald, entropy_of
+from cpeal_jax.acquisition.methods.coreset import coreset, k_center, to_nearest
+from cpeal_jax.acquisition.methods.probcover import (
   edges_into,
   estimate_radius,
   probcover,
 )
-from cpeal_jax.acquisition.typiclust import most_typical, schedule, typiclust
+from cpeal_jax.acquisition.methods.typiclust import (
+  most_typical,
+  schedule,
+  typiclust,
+)
+from cpeal_jax.acquisition.pool import PoolView
 
 KEY = jax.random.key(0)
 with np.load(Path(__file__).parent / "golden" / "scikit_activeml.npz") as file:

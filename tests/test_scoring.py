@@ -10,16 +10,11 @@ import tiny
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from cpeal_jax import (
-  acquisition,
-  evaluation,
-  frozen,
-  scoring,
-  sharding,
-  stochastic,
-)
+from cpeal_jax import acquisition, evaluation, scoring, stochastic
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
+from cpeal_jax.parallel import sharding
+from cpeal_jax.run import feature_cache
 
 ROWS = 150  # no multiple of a chunk, a tile or a device count
 
@@ -210,7 +205,7 @@ def test_bits_do_not_depend_on_devices(setup, one_device, devices, backend):
 def test_unknown_backend_and_too_many_devices():
   mesh = sharding.make_mesh(1)
   with pytest.raises(sharding.InputError, match="choose from: pmap"):
-    sharding.spmd(lambda x: x, mesh, shared=0, backend="xmap")
+    sharding.run_spmd(lambda x: x, mesh, shared=0, backend="xmap")
   with pytest.raises(sharding.InputError, match="8 cpu devices are here"):
     sharding.make_mesh(9)
 
@@ -269,18 +264,18 @@ def test_features_are_computed_once_per_key(tmp_path, devices):
     return sharding.place(want, mesh)
 
   for key in ("a", "a", "b"):
-    got = frozen.cached(tmp_path / "cache", key, compute, **shape)
+    got = feature_cache.cached(tmp_path / "cache", key, compute, **shape)
     np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 2
   # A damaged file is as good as none.
   for path in (tmp_path / "cache").iterdir():
     path.write_bytes(path.read_bytes()[:-3])
-  got = frozen.cached(tmp_path / "cache", "a", compute, **shape)
+  got = feature_cache.cached(tmp_path / "cache", "a", compute, **shape)
   np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 3
   # Other devices read the same file.
   more = shape | {"mesh": sharding.make_mesh(8)}
-  got = frozen.cached(tmp_path / "cache", "a", compute, **more)
+  got = feature_cache.cached(tmp_path / "cache", "a", compute, **more)
   np.testing.assert_array_equal(sharding.fetch(got, 3), want)
   assert len(calls) == 3
 
@@ -290,7 +285,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
   mesh = sharding.make_mesh(1)
   for folder, why in (("file", "exists"), ("file/below", "directory")):
     with pytest.raises(InputError, match=f"cannot write the cache.*{why}"):
-      frozen.cached(
+      feature_cache.cached(
         tmp_path / folder,
         "a",
         lambda: sharding.place(np.zeros(3), mesh),

@@ -1,165 +1,47 @@
-"""The arrows between modules point one way, and each library has one owner."""
+"""The arrows between rooms point one way, and each library has one owner.
+
+A room is a folder of the package or a module at its top level.
+"""
 
 import ast
+import graphlib
+import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "cpeal_jax"
-LEAVES = {"errors", "keys"}
-DATA = {f"data.{name}" for name in ("files", "images", "pools")}
-# Methods stand on these; only the table knows the methods.
-ACQUISITION = {
-  f"acquisition.{name}"
-  for name in ("pool", "scores", "selectors", "kmeans", "coreset")
-}
-METHODS = {
-  f"acquisition.{name}"
-  for name in (
-    "alfa_mix",
-    "badge",
-    "cec",
-    "clustering",
-    "featdist",
-    "gcnal",
-    "passes",
-    "probcover",
-    "typiclust",
-  )
-}
-CHOICE = {
-  f"acquisition.{name}" for name in ("balance", "choice", "table", "wrappers")
-}
-TOWERS = {"models.resnet", "models.transformer"}
-SIZES = {"models.clip"} | TOWERS
-MODELS = {f"models.{name}" for name in ("adapters", "clip", "classifier")}
-CLASSIFIERS = {"models.classifier", "models.linear"}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cpeal_jax"
+# What each room may import besides itself, from the ground up.
+GROUND = {"errors", "keys", "progress"}
 MAY_IMPORT = {
   "errors": set(),
   "keys": set(),
-  "settings": set(),
   "progress": set(),
-  "files": {"errors"},
-  "lease": {"errors", "files", "progress"},
-  "workdir": {"errors", "files", "lease"},
-  "record": {"errors", "files"},
-  "checkpoint_objects": {"errors", "files"},
-  "checkpoint": {"errors", "files", "checkpoint_objects"},
-  "oracle": {"errors"},
-  "sharding": {"errors"},
-  "spmd": {"sharding"},
   "losses": set(),
   "metrics": {"losses"},
-  "acquisition": ACQUISITION | METHODS | CHOICE,
-  "acquisition.pool": {"sharding"},
-  "acquisition.balance": set(),
-  "acquisition.kmeans": {"spmd"},
-  "acquisition.wrappers": {"spmd", "acquisition.pool"},
-  **dict.fromkeys(
-    ACQUISITION - {"acquisition.pool", "acquisition.kmeans"},
-    {"errors", "spmd"} | ACQUISITION,
-  ),
-  **dict.fromkeys(METHODS, {"errors", "spmd"} | ACQUISITION),
-  "acquisition.cec": {"errors", "spmd", "acquisition.clustering"} | ACQUISITION,
-  "acquisition.alfa_mix": {"errors", "spmd", "acquisition.featdist"}
-  | ACQUISITION,
-  **dict.fromkeys(
-    ("acquisition.typiclust", "acquisition.gcnal"),
-    {"errors", "sharding", "spmd"} | ACQUISITION,
-  ),
-  "acquisition.table": ACQUISITION | METHODS,
-  "acquisition.choice": {"errors", "spmd", "acquisition.cec"}
-  | ACQUISITION
-  | CHOICE,
-  "neighbors": {"errors", "sharding", "spmd"},
-  "data.images": {"errors"},
-  "data.pools": {"errors", "data.images"},
-  "data.files": {"errors"} | DATA,
-  "data.coop": {"errors"} | DATA,
-  "data.folders": {"errors"} | DATA,
-  "data.digits": {"errors"} | DATA,
-  "data.catalogue": {"errors"},
-  "data.prepare": {"errors", "progress", "data.catalogue"},
-  "data.records": {"errors", "data.catalogue"} | DATA,
-  "data.tfds_sets": {"errors", "data.catalogue", "data.coop"}
-  | {"data.prepare", "data.records"}
-  | DATA,
-  "data.aircraft": {"errors"} | DATA,
-  "data.imagenet": {"errors", "data.catalogue", "data.folders"} | DATA,
-  "data.aptos": {"errors", "data.catalogue"} | DATA,
-  "data.cache": set(),
-  "data.workers": {"data.images"},
-  "data.store": {"errors", "data.cache", "data.workers"} | DATA,
-  "data.augment": {"errors"} | DATA,
-  "data.batches": LEAVES | DATA | {"data.augment", "data.workers"},
-  "models.adapters": {"errors"},
-  "models.resnet": {"models.adapters"},
-  "models.transformer": {"models.adapters"},
-  "models.clip": {"errors", "models.adapters"} | TOWERS,
-  "models.text": {"errors", "models.adapters"},
-  "models.hub": {"errors"},
-  "models.tensors": {"errors"},
-  "models.naming": SIZES | {"models.tensors"},
-  "models.open_clip": {"errors"} | SIZES,
-  "models.weights": {"errors", "models.hub", "models.tensors"}
-  | {"models.naming", "models.open_clip"}
-  | SIZES,
-  "models.dinov2": {"errors", "models.adapters", "models.transformer"},
-  "models.dinov2_weights": {"models.dinov2", "models.hub", "models.tensors"},
-  "models.linear": MODELS | {"models.dinov2"},
-  "models.weights_out": SIZES
-  | {"models.adapters", "models.naming", "models.tensors"},
-  "models.classifier": MODELS | {"models.text"},
-  "models.descriptors": {"errors", "models.text"},
-  "models.loss_head": set(),
-  "quickstart": set(),
-  "quickstart.glyphs": LEAVES | {"data.digits"},
-  "quickstart.tokenizer": LEAVES | {"quickstart", "quickstart.glyphs"},
-  "quickstart.pretrain": LEAVES
-  | DATA
-  | MODELS
-  | {"models.text", "models.weights", "models.weights_out", "data.digits"}
-  | {"models.transformer"}
-  | {"quickstart", "quickstart.glyphs", "quickstart.tokenizer"},
-  "distributed": {"errors", "progress"},
-  "scoring": {"sharding", "neighbors"} | CLASSIFIERS,
   "evaluation": {"metrics"},
-  "stochastic": {"scoring", "sharding", "spmd"} | CLASSIFIERS,
-  "ahead": LEAVES
-  | {"recipe", "scoring", "sharding", "training", "data.batches"},
-  "recipe": {"models.loss_head"},
-  "objective": {"losses", "recipe", "spmd", "models.loss_head"} | CLASSIFIERS,
-  "training": LEAVES
-  | {"losses", "objective", "recipe", "sharding", "data.batches"}
-  | {"models.loss_head"}
-  | CLASSIFIERS,
+  "oracle": {"errors"},
+  "storage": GROUND,
+  "parallel": GROUND,
+  "data": GROUND,
+  "models": GROUND,
+  "quickstart": GROUND | {"data", "models"},
+  "neighbors": GROUND | {"parallel"},
+  "acquisition": GROUND | {"parallel"},
+  "scoring": {"models", "neighbors", "parallel"},
+  "stochastic": {"models", "parallel", "scoring"},
+  "training": GROUND | {"data", "losses", "models", "parallel"},
+  "config": {"acquisition", "data", "errors", "models", "training"},
 }
-# From here on a config may be read.
-DRIVERS = (
-  "config",
-  "presets",
-  "sources",
-  "plan",
-  "build",
-  "frozen",
-  "describe",
-  "stages",
-  "fitting",
-  "trajectory",
-  "finished",
-  "api",
-  "export",
-  "main",
-)
+# The last floors may import everything below them.
+UPPER = ("run", "api", "export", "main")
+# Whoever may name a library; a folder stands for all of its modules.
 ONLY_IN = {
-  "ml_collections": set(DRIVERS) - {"api"},
-  "orbax": {"checkpoint"},
+  "ml_collections": {"config", "run", "export", "main"},
+  "orbax": {"storage.checkpoint"},
 }
-FILES = sorted(
-  path
-  for path in PACKAGE.rglob("*.py")
-  if path.name != "__init__.py" or path.stat().st_size > 200
-)
+TOP_LEVEL = 25
 
 
 def name_of(path):
@@ -167,30 +49,86 @@ def name_of(path):
   return ".".join(part for part in parts if part != "__init__")
 
 
-def imported(tree):
-  for node in ast.walk(tree):
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {name_of(path) for path in FILES} - {""}
+
+
+def imported(path):
+  """The full names that a file imports, of modules and of what is in them."""
+  for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, "absolute imports only"
-      yield node.module
+      assert node.level == 0, f"{path}: absolute imports only"
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_modules(path):
+  """The package's modules that a file imports, the finest that are named."""
+  for full in imported(path):
+    inner = full.removeprefix(f"{PACKAGE.name}.")
+    if inner == full:
+      continue
+    while inner not in MODULES and "." in inner:
+      inner = inner.rpartition(".")[0]
+    if inner in MODULES:
+      yield inner
+
+
+def room(module):
+  return module.partition(".")[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_down(path):
-  me, modules = name_of(path), {name_of(p) for p in FILES} - {""}
-  tree = ast.parse(path.read_text())
-  for full in imported(tree):
-    inner = full.removeprefix(f"{PACKAGE.name}.")
-    if inner != full and inner in modules:
-      if me in DRIVERS:
-        later = DRIVERS[DRIVERS.index(me) :]
-        assert inner not in later, f"{me} must not import {inner}"
-      elif me:
-        assert inner in MAY_IMPORT[me], f"{me} must not import {inner}"
-    owners = ONLY_IN.get(full.split(".")[0])
-    assert owners is None or me in owners, f"{full} belongs in {owners}"
+  me = room(name_of(path))
+  if not me:
+    return
+  if me in UPPER:
+    allowed = {*MAY_IMPORT, *UPPER[: UPPER.index(me)]}
+  else:
+    allowed = MAY_IMPORT[me]
+  for module in own_modules(path):
+    assert room(module) in {me, *allowed}, f"{me} must not import {module}"
+
+
+def test_rooms_are_in_order():
+  """So the table itself has no circle."""
+  order = tuple(graphlib.TopologicalSorter(MAY_IMPORT).static_order())
+  assert {*order} == {*MAY_IMPORT}
+  assert {room(module) for module in MODULES} == {*MAY_IMPORT, *UPPER}
+
+
+def test_no_two_files_import_each_other():
+  graph = {name_of(path): {*own_modules(path)} for path in FILES}
+  tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_each_library_has_one_owner(path):
+  me = name_of(path)
+  for full in imported(path):
+    owners = ONLY_IN.get(full.partition(".")[0])
+    assert owners is None or {me, room(me)} & owners, f"{full}: {owners}"
+
+
+def test_only_the_table_knows_every_method():
+  methods = {m for m in MODULES if m.startswith("acquisition.methods.")}
+  # CEC's neighbor uncertainty is a column of every method's scores.
+  cec = {"acquisition.methods.cec"}
+  allowed = {"acquisition.table": methods}
+  allowed |= {"acquisition": cec, "acquisition.choice": cec}
+  for path in FILES:
+    me = name_of(path)
+    if me in methods:
+      continue
+    assert {*own_modules(path)} & methods <= allowed.get(me, set()), me
+
+
+def test_record_and_workdir_need_no_jax():
+  for name in ("files", "lease", "record", "workdir"):
+    path = PACKAGE / "storage" / f"{name}.py"
+    assert not {"jax", "flax"} & {x.partition(".")[0] for x in imported(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -205,5 +143,33 @@ def test_nothing_prints_or_draws_globally(path):
 
 def test_only_sharding_names_a_mesh_axis():
   for path in FILES:
-    if name_of(path) != "sharding":
+    if name_of(path) != "parallel.sharding":
       assert "PartitionSpec" not in path.read_text(), path
+
+
+def test_the_top_level_is_one_screen():
+  entries = {
+    path.name
+    for path in PACKAGE.iterdir()
+    if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__")
+  }
+  assert len(entries) <= TOP_LEVEL, sorted(entries)
+
+
+def test_the_map_names_every_module():
+  """`docs/design.md`'s map and the tree hold the same."""
+  text = (ROOT / "docs" / "design.md").read_text()
+  drawn = re.search(r"## The map\n.*?```\n(.*?)```", text, re.S).group(1)
+  named, folder = set(), ""
+  for line in drawn.splitlines():
+    words = line.partition("#")[0].split()
+    if words and not line.startswith(" "):
+      folder = "" if words[0] == "." else words[0].replace("/", ".")
+      del words[0]
+    named |= {folder + word for word in words}
+  folders = {
+    module
+    for module in MODULES
+    if (PACKAGE / module.replace(".", "/")).is_dir()
+  }
+  assert named == MODULES - folders

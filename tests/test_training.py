@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import tiny
 
-from cpeal_jax import objective, sharding, training
+from cpeal_jax import training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.clip import Clip
-from cpeal_jax.recipe import OPTIMIZERS, Recipe, learning_rate, make_optimizer
+from cpeal_jax.parallel import sharding
+from cpeal_jax.training import objective
+from cpeal_jax.training.recipe import (
+  OPTIMIZERS,
+  Recipe,
+  learning_rate,
+  make_optimizer,
+)
 
 
 def batch(valid, rows=32, seed=0):

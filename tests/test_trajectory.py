@@ -12,19 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cpeal_jax import (
-  acquisition,
-  ahead,
-  build,
-  describe,
-  evaluation,
-  record,
-  trajectory,
-)
+from cpeal_jax import acquisition, evaluation
 from cpeal_jax import config as config_lib
 from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
-from cpeal_jax.plan import make_plan
+from cpeal_jax.run import build, describe, loop, precompile
+from cpeal_jax.run.plan import make_plan
+from cpeal_jax.storage import record
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = "score", "select", "fit", "evaluate"
@@ -82,7 +76,7 @@ def test_ten_rounds_compile_nothing_after_round_1(
   monkeypatch.setattr(record, "mark_done", mark)
   jax.monitoring.register_event_duration_secs_listener(note)
   config = quickstart(cache, rounds=10)
-  rows = trajectory.run(config, tmp_path / "run")
+  rows = loop.run(config, tmp_path / "run")
   assert after[0] > 0
   assert [after[r] - after[1] for r in range(2, 10)] == [0] * 8
 
@@ -125,10 +119,10 @@ def test_a_run_finds_what_was_compiled_ahead(tmp_path, changes):
       names.append(fun_name)
 
   jax.monitoring.register_event_duration_secs_listener(note)
-  trajectory.run(config, tmp_path / "run", experiment=experiment)
-  ahead = {"init", "step", "summary", "fit_temperature", "_held_out"}
-  ahead |= {"class_embeddings"}
-  assert not {f"jit({name})" for name in ahead} & {*names}
+  loop.run(config, tmp_path / "run", experiment=experiment)
+  early = {"init", "step", "summary", "fit_temperature", "_held_out"}
+  early |= {"class_embeddings"}
+  assert not {f"jit({name})" for name in early} & {*names}
   # That of a trained image tower is another program.
   assert names.count("jit(encode)") == plan.classifier.trains_images
   # With nothing to decode there is no time to compile in.
@@ -155,8 +149,8 @@ def test_where_decoding_fails_no_more_is_compiled(tmp_path, monkeypatch):
     raise InputError("bad image")
 
   monkeypatch.setattr(evaluation, "compile_metrics", metrics)
-  monkeypatch.setattr(ahead, "compile_fit", fit)
-  monkeypatch.setattr(ahead, "compile_encode", lambda *_: None)
+  monkeypatch.setattr(precompile, "compile_fit", fit)
+  monkeypatch.setattr(precompile, "compile_encode", lambda *_: None)
   monkeypatch.setattr(store, "open_store", open_store)
   with pytest.raises(InputError, match="bad image"):
     build.build(config, plan, compiles=True)
@@ -169,7 +163,7 @@ def test_where_decoding_fails_no_more_is_compiled(tmp_path, monkeypatch):
 
 def test_labels_are_bought_not_seen(cache, tmp_path):
   """What a run records of its labels is what the data set says, no more."""
-  trajectory.run(quickstart(cache), tmp_path)
+  loop.run(quickstart(cache), tmp_path)
   bought = record.read_labels(tmp_path, range(2))
   assert len(bought) == 20
   header = (tmp_path / "rounds/001/selection.csv").read_text().splitlines()[0]
@@ -195,7 +189,7 @@ def test_labels_are_bought_not_seen(cache, tmp_path):
   ids=str,
 )
 def test_options_run(cache, tmp_path, changes):
-  rows = trajectory.run(quickstart(cache, **changes), tmp_path)
+  rows = loop.run(quickstart(cache, **changes), tmp_path)
   assert len(rows) == 3
   labeled = {"0.05": 88, "1%": 16}.get(changes.get("budget"), 20)
   assert rows[-1]["labeled"] == labeled
@@ -220,7 +214,7 @@ def test_every_method_plays_five_rounds(cache, tmp_path, shared, name):
   )
   # The head is part of what is trained, so it needs an experiment of its own.
   own = None if name == "learning_loss" else shared
-  rows = trajectory.run(config, tmp_path, experiment=own)
+  rows = loop.run(config, tmp_path, experiment=own)
   assert [row["labeled"] for row in rows] == [0, 10, 20, 30, 40, 50]
   chosen = picks(tmp_path)
   assert len({row["id"] for row in chosen}) == 50
@@ -235,7 +229,7 @@ def test_every_method_plays_five_rounds(cache, tmp_path, shared, name):
 @pytest.mark.parametrize("start", ["zero_shot", "typiclust", "cb"])
 def test_cold_starts(cache, tmp_path, shared, start):
   changes = {**PROMPTS, "round0": start, "rounds": 1}
-  trajectory.run(quickstart(cache, **changes), tmp_path, experiment=shared)
+  loop.run(quickstart(cache, **changes), tmp_path, experiment=shared)
   name = "entropy" if start == "zero_shot" else start
   assert all(row["reason"].startswith(name) for row in picks(tmp_path))
 
@@ -250,7 +244,7 @@ def test_selective_querying_asks_less(cache, tmp_path, shared):
     "acquisition.balance": "off",
   }
   config = quickstart(cache, **changes)
-  rows = trajectory.run(config, tmp_path, experiment=shared)
+  rows = loop.run(config, tmp_path, experiment=shared)
   told = {row["id"]: row["pseudo_label"] for row in picks(tmp_path)}
   sure = {id_: label for id_, label in told.items() if label}
   assert 0 < len(sure) < 40
@@ -265,7 +259,7 @@ def test_selective_querying_asks_less(cache, tmp_path, shared):
   }
   for id_, label in labels.items():
     assert label == sure.get(id_, truth[id_])
-  again = trajectory.run(config, tmp_path, experiment=shared)
+  again = loop.run(config, tmp_path, experiment=shared)
   assert again == rows
 
 
@@ -282,7 +276,7 @@ def test_descriptors_are_prompts_of_their_class(cache, tmp_path, shared):
       "rounds": 1,
     }
     config = quickstart(cache, **changes)
-    rows = trajectory.run(config, tmp_path / average)
+    rows = loop.run(config, tmp_path / average)
     first[average] = rows[0]["nll"]
     kept = json.loads((tmp_path / average / "environment.json").read_text())
     assert kept["zero_shot_prompts"][:2] == [
@@ -296,14 +290,14 @@ def test_descriptors_are_prompts_of_their_class(cache, tmp_path, shared):
   assert first["similarity"] != first["embedding"]
   path.write_text(json.dumps(traits | {"NINE": ["a hook"]}))
   with pytest.raises(InputError, match="descriptors_sha256"):
-    trajectory.run(config, tmp_path / "embedding")
+    loop.run(config, tmp_path / "embedding")
 
 
 def test_same_seed_same_start_for_every_method(cache, tmp_path):
   first = []
   for name in ("entropy", "random"):
     config = quickstart(cache, **{"acquisition.name": name, "rounds": 1})
-    trajectory.run(config, tmp_path / name)
+    loop.run(config, tmp_path / name)
     first.append((tmp_path / name / "rounds/000/selection.csv").read_bytes())
   assert first[0] == first[1]
 
@@ -318,7 +312,7 @@ def test_end_to_end_over_devices(cache, tmp_path, devices):
   for count in (1, devices):
     config = quickstart(cache, **{"acquisition.balance": "off"})
     config.parallel.devices = count
-    trajectory.run(config, tmp_path / str(count))
+    loop.run(config, tmp_path / str(count))
     runs.append(picks(tmp_path / str(count)))
   for one, other in zip(*runs, strict=True):
     if one["id"] != other["id"]:
@@ -380,7 +374,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
   cache, tmp_path, changes, words
 ):
   with pytest.raises(InputError) as error:
-    trajectory.run(quickstart(cache, **changes), tmp_path / "run")
+    loop.run(quickstart(cache, **changes), tmp_path / "run")
   assert words in str(error.value)
   assert "\n" not in str(error.value)
   assert not (tmp_path / "run").exists()
@@ -412,11 +406,11 @@ def test_class_folders_and_a_corrupt_image(cache, tmp_path):
   whole = broken.read_bytes()
   broken.write_bytes(whole[:60])
   with pytest.raises(InputError, match=r"train/dark/3\.png"):
-    trajectory.run(quickstart(cache, **changes), tmp_path / "run")
+    loop.run(quickstart(cache, **changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
   changes |= {"dataset.max_corrupt": 1, "rounds": 3}
-  trajectory.run(quickstart(cache, **changes), tmp_path / "run")
+  loop.run(quickstart(cache, **changes), tmp_path / "run")
   manifest = pq.read_table(tmp_path / "run" / "manifest.parquet").to_pylist()
   corrupt = [row["id"] for row in manifest if row["status"] == "corrupt"]
   assert corrupt == ["train/dark/3.png"]
@@ -428,13 +422,13 @@ def test_a_round_whose_checkpoint_is_gone_is_trained_again(
 ):
   """The pretrained model in its place would choose other images."""
   want = tmp_path / "want"
-  trajectory.run(quickstart(cache, rounds=3), want)
+  loop.run(quickstart(cache, rounds=3), want)
   run = tmp_path / "run"
-  trajectory.run(quickstart(cache, rounds=2), run)
+  loop.run(quickstart(cache, rounds=2), run)
   (last,) = (run / "checkpoints").glob("1??????")
   shutil.rmtree(last)
   capsys.readouterr()
-  trajectory.run(quickstart(cache, rounds=3), run)
+  loop.run(quickstart(cache, rounds=3), run)
   assert "round 1 has no checkpoint of its end" in capsys.readouterr().out
   assert picks(run) == picks(want)
 
@@ -442,7 +436,7 @@ def test_a_round_whose_checkpoint_is_gone_is_trained_again(
 def test_a_profile_has_the_third_rounds_stages(cache, shared, tmp_path):
   own = quickstart(cache, **PROMPTS)
   own.profile = str(tmp_path / "profile")
-  trajectory.run(own, tmp_path / "run", experiment=shared)
+  loop.run(own, tmp_path / "run", experiment=shared)
   (path,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
   data = jax.profiler.ProfileData.from_file(str(path))
   # What it gives lives no longer than what gave it.

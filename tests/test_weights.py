@@ -24,7 +24,7 @@ from cpeal_jax.models.classifier import cosine_logits
 from cpeal_jax.models.clip import Clip, normalize
 from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.resnet import ResNetConfig
-from cpeal_jax.plan import classifiers
+from cpeal_jax.run.plan import classifiers
 
 GOLDEN = Path(__file__).parent / "golden"
 RESNETS = ("openai_rn_deep", "openai_rn_rim")

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cpeal_jax import files, workdir
 from cpeal_jax.errors import InputError
+from cpeal_jax.storage import files, workdir
 
 CONFIG = {
   "seed": 1,
@@ -265,7 +265,7 @@ def test_a_second_process_is_refused_with_the_pid(tmp_path):
 
 def test_a_killed_process_holds_no_lock(tmp_path):
   code = (
-    "import sys, time; from cpeal_jax import workdir\n"
+    "import sys, time; from cpeal_jax.storage import workdir\n"
     "with workdir.lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
   )
   child = subprocess.Popen(

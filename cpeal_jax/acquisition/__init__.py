@@ -1,16 +1,14 @@
 """Acquisition: which pool images to label next. Higher = label sooner."""
 
 from cpeal_jax.acquisition.balance import RULES, WITHIN
-from cpeal_jax.acquisition.cec import calibrated_entropy, neighbor_uncertainty
 from cpeal_jax.acquisition.choice import choose, columns, explain, select
+from cpeal_jax.acquisition.methods.cec import (
+  calibrated_entropy,
+  neighbor_uncertainty,
+)
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.scores import entropy, least_confidence, margin
-from cpeal_jax.acquisition.selectors import (
-  Selector,
-  best,
-  by_score,
-  selector,
-)
+from cpeal_jax.acquisition.selectors import Selector, best, by_score, selector
 from cpeal_jax.acquisition.table import ACQUISITIONS
 
 __all__ = (

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, Shaped
 
-from cpeal_jax import spmd
 from cpeal_jax.acquisition.balance import (
   RULES,
   WITHIN,
@@ -16,12 +15,13 @@ from cpeal_jax.acquisition.balance import (
   generator,
   why,
 )
-from cpeal_jax.acquisition.cec import neighbor_uncertainty
+from cpeal_jax.acquisition.methods.cec import neighbor_uncertainty
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.acquisition.scores import entropy_of, margin_of
 from cpeal_jax.acquisition.table import ACQUISITIONS
 from cpeal_jax.acquisition.wrappers import shortlist, spaced, take
 from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.parallel import rowwise
 
 # Share of the pool that the reference shows to PCB.
 CANDIDATES = 0.1
@@ -130,7 +130,7 @@ def choose(
   return take(picks, positions)
 
 
-@spmd.per_device(rows=("x",), out=spmd.ROWS)
+@rowwise.per_device(rows=("x",), out=rowwise.ROWS)
 def _finite(x: Float[Array, "N V"]) -> Bool[Array, " N"]:
   return jnp.isfinite(x).all(axis=1)
 
@@ -144,7 +144,7 @@ def _refuse_non_finite(what: str, finite: Bool[np.ndarray, " N"]) -> None:
     )
 
 
-@spmd.per_device(rows=("logits",), out=spmd.ROWS)
+@rowwise.per_device(rows=("logits",), out=rowwise.ROWS)
 def _predicted(logits: Float[Array, "N C"]) -> Int[Array, " N"]:
   return jnp.argmax(logits, axis=1)
 
@@ -154,7 +154,7 @@ def predicted(pool: PoolView) -> Int[np.ndarray, " N"]:
   return on_host(_predicted(pool.logits), pool)
 
 
-@spmd.per_device(rows=("rows",), out=spmd.ROWS)
+@rowwise.per_device(rows=("rows",), out=rowwise.ROWS)
 def _always(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
   """What is recorded of every image whatever the method."""
 
@@ -166,7 +166,7 @@ def _always(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
       "margin": margin_of(logits),
     }
 
-  columns = spmd.each(of_logits, rows["logits"])
+  columns = rowwise.each(of_logits, rows["logits"])
   if "neighbor_indices" in rows:
     columns["neighbor_uncertainty"] = neighbor_uncertainty(
       columns["entropy"],

@@ -12,8 +12,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cpeal_jax import spmd
-from cpeal_jax.spmd import ROWS, WHOLE
+from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
 BLOCK = 64
@@ -39,7 +39,7 @@ class Clusters(NamedTuple):
 _WHERE: Any = (WHOLE, ROWS, ROWS, WHOLE)
 
 
-@spmd.per_device(rows=("points", "weights"), out=Clusters(*_WHERE))
+@rowwise.per_device(rows=("points", "weights"), out=Clusters(*_WHERE))
 def kmeans(
   key: PRNGKeyArray,
   points: Float[Array, "N D"],
@@ -73,15 +73,15 @@ def kmeans(
     tolerance: see above.
   """
   count = jnp.asarray(count)
-  total = spmd.total(jnp.sum, weights)
+  total = rowwise.total(jnp.sum, weights)
   total = jnp.maximum(total, jnp.finfo(points.dtype).tiny)
-  mean = spmd.total(
+  mean = rowwise.total(
     lambda x, w: jnp.matmul(w[None], x, precision=HIGHEST)[0], points, weights
   )
   mean /= total
   # Of the points from their mean, which loses no digits to an offset.
-  norms = spmd.each(lambda x: _to_row(x, mean), points)
-  spread = spmd.total(lambda w, d: jnp.sum(w * d), weights, norms) / total
+  norms = rowwise.each(lambda x: _to_row(x, mean), points)
+  spread = rowwise.total(lambda w, d: jnp.sum(w * d), weights, norms) / total
   stop = tolerance * spread / points.shape[1]
 
   def lloyd(own):
@@ -91,7 +91,7 @@ def kmeans(
 
     def iterate(state):
       centers, _, done = state
-      sums, masses = spmd.total(
+      sums, masses = rowwise.total(
         lambda x, w: _sums(x, w, centers, count), points, weights
       )
       new = jnp.where(masses[:, None] > 0, sums / masses[:, None], centers)
@@ -100,8 +100,8 @@ def kmeans(
     seeds = _seeds(own, points, weights, mean, norms, count, size)
     start = seeds, jnp.full((), jnp.inf, points.dtype), 0
     centers, _, _ = jax.lax.while_loop(unfinished, iterate, start)
-    which, far = spmd.each(lambda x: _nearest(x, centers, count), points)
-    inertia = spmd.total(lambda w, d: jnp.sum(w * d), weights, far)
+    which, far = rowwise.each(lambda x: _nearest(x, centers, count), points)
+    inertia = rowwise.total(lambda w, d: jnp.sum(w * d), weights, far)
     return centers, which, far, inertia
 
   found = jax.lax.map(lloyd, jax.random.split(key, restarts))
@@ -133,23 +133,23 @@ def _seeds(key, points, weights, mean, norms, count, size):
   def add(i, state):
     centers, nearest = state
     own = jax.random.fold_in(key, i)
-    chances = spmd.each(jnp.multiply, weights, nearest)
-    rows = spmd.at(points, spmd.draw(own, chances, weights > 0, trials))
-    tried = spmd.each(
+    chances = rowwise.each(jnp.multiply, weights, nearest)
+    rows = rowwise.at(points, rowwise.draw(own, chances, weights > 0, trials))
+    tried = rowwise.each(
       lambda x, d, near: closer(x, d, near, rows - mean[None]),
       points,
       norms,
       nearest,
     )
-    potentials = spmd.total(
+    potentials = rowwise.total(
       lambda w, d: jnp.matmul(w[None], d, precision=HIGHEST)[0], weights, tried
     )
     won = jnp.argmin(potentials)
     return centers.at[i].set(rows[won]), tried[:, won]
 
-  first = spmd.at(points, spmd.draw(key, weights, weights > 0, 1))
+  first = rowwise.at(points, rowwise.draw(key, weights, weights > 0, 1))
   far = jnp.full_like(norms, jnp.inf)
-  nearest = spmd.each(
+  nearest = rowwise.each(
     lambda x, d, near: closer(x, d, near, first - mean[None])[:, 0],
     points,
     norms,
@@ -215,7 +215,7 @@ def _sums(x, weights, centers, count):
   return sums[:size], masses[:size]
 
 
-@spmd.per_device(rows=("points", "free"), out=(WHOLE, WHOLE))
+@rowwise.per_device(rows=("points", "free"), out=(WHOLE, WHOLE))
 def nearest_distinct(
   points: Float[Array, "N D"],
   free: Bool[Array, " N"],
@@ -231,9 +231,9 @@ def nearest_distinct(
   """
 
   def take(left, center):
-    far = spmd.each(lambda x: _to_row(x, center), points)
-    pick = spmd.argmax(jnp.where(left, -far, -jnp.inf))
-    picked = pick.astype(jnp.int32), spmd.at(far, pick)
-    return spmd.without(left, pick), picked
+    far = rowwise.each(lambda x: _to_row(x, center), points)
+    pick = rowwise.argmax(jnp.where(left, -far, -jnp.inf))
+    picked = pick.astype(jnp.int32), rowwise.at(far, pick)
+    return rowwise.without(left, pick), picked
 
   return jax.lax.scan(take, free, centers)[1]

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from cpeal_jax import sharding
+from cpeal_jax.parallel import sharding
 
 # Not a row per image.
 WHOLE_FIELDS = ("class_embeddings", "logit_scale")

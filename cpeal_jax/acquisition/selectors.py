@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from cpeal_jax import spmd
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
-from cpeal_jax.spmd import ROWS, WHOLE
+from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 Score = Callable[[PoolView], Float[Array, " N"]]
 # (key, pool, n, *, hyperparameters) -> Picks.
@@ -26,12 +26,13 @@ def selector(body: Selector) -> Selector:
   """Compiles a selector whose body is written for one device's rows.
 
   Indices are numbers among all rows; `parts` are the same on every device,
-  `columns` are rows. n and the hyperparameters are static. See `spmd`.
+  `columns` are rows. n and the hyperparameters are static. See
+  `parallel.rowwise`.
   """
 
   @functools.cache
   def compiled(n: int, total: int, options: tuple) -> Callable:
-    @spmd.per_device(rows=("rows",), out=(WHOLE, ROWS))
+    @rowwise.per_device(rows=("rows",), out=(WHOLE, ROWS))
     def run(key: PRNGKeyArray, whole: dict, rows: dict) -> Any:
       pool = PoolView(**whole, **rows, total=total)
       picks = body(key, pool, n, **dict(options))
@@ -67,7 +68,7 @@ def best(
   values: Float[Array, " N"], pool: PoolView, n: int
 ) -> Int[Array, " n"]:
   """The n highest unlabeled values; ties go to the lower index."""
-  return spmd.top(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
+  return rowwise.top(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
 
 
 def by_score(score: Score) -> Selector:
@@ -84,7 +85,7 @@ def by_score(score: Score) -> Selector:
 
 def score_rows(score: Callable, pool: PoolView) -> Any:
   """A row-wise function of the pool, on one block of rows at a time."""
-  return spmd.each(
+  return rowwise.each(
     lambda rows: score(dataclasses.replace(pool, **rows)), pool.rows()
   )
 
@@ -102,4 +103,4 @@ def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
 def noise(key: PRNGKeyArray, pool: PoolView) -> Float[Array, " N"]:
   """A uniform number per image, from the key and the image's index."""
   own = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
-  return own(spmd.ids(pool.labeled))
+  return own(rowwise.ids(pool.labeled))

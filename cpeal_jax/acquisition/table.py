@@ -3,15 +3,17 @@
 `docs/acquisition.md` shows how; the contract tests run on every line.
 """
 
-from cpeal_jax.acquisition.alfa_mix import alfa_mix
-from cpeal_jax.acquisition.badge import badge
-from cpeal_jax.acquisition.cec import cec
-from cpeal_jax.acquisition.clustering import cb, clue
-from cpeal_jax.acquisition.coreset import coreset
-from cpeal_jax.acquisition.featdist import featdist
-from cpeal_jax.acquisition.gcnal import gcnal
-from cpeal_jax.acquisition.passes import bald
-from cpeal_jax.acquisition.probcover import probcover
+from cpeal_jax.acquisition.methods.alfa_mix import alfa_mix
+from cpeal_jax.acquisition.methods.badge import badge
+from cpeal_jax.acquisition.methods.bald import bald
+from cpeal_jax.acquisition.methods.cb import cb
+from cpeal_jax.acquisition.methods.cec import cec
+from cpeal_jax.acquisition.methods.clue import clue
+from cpeal_jax.acquisition.methods.coreset import coreset
+from cpeal_jax.acquisition.methods.featdist import featdist
+from cpeal_jax.acquisition.methods.gcnal import gcnal
+from cpeal_jax.acquisition.methods.probcover import probcover
+from cpeal_jax.acquisition.methods.typiclust import typiclust
 from cpeal_jax.acquisition.scores import (
   entropy,
   learning_loss,
@@ -19,7 +21,6 @@ from cpeal_jax.acquisition.scores import (
   margin,
 )
 from cpeal_jax.acquisition.selectors import Selector, by_score, random
-from cpeal_jax.acquisition.typiclust import typiclust
 
 ACQUISITIONS: dict[str, Selector] = {
   "random": random,

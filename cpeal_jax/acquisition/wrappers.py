@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cpeal_jax import spmd
 from cpeal_jax.acquisition.pool import Picks, PoolView, masked, on_host
+from cpeal_jax.parallel import rowwise
 
 # Rows compared with the whole pool at once.
 BLOCK = 64
@@ -44,7 +44,7 @@ def near(
   )
 
 
-@spmd.per_device(rows=("features",), out=spmd.ROWS)
+@rowwise.per_device(rows=("features",), out=rowwise.ROWS)
 def _near(features, blocks, count, least):
   def of_rows(x):
     def visit(i, close):
@@ -55,7 +55,7 @@ def _near(features, blocks, count, least):
     start = jnp.zeros(len(x), bool)
     return jax.lax.fori_loop(0, len(blocks), visit, start)
 
-  return spmd.each(of_rows, features)
+  return rowwise.each(of_rows, features)
 
 
 def spaced(
@@ -87,14 +87,14 @@ def spaced(
   anchors = np.flatnonzero(on_host(pool.labels, pool) >= 0)
   aside = labeled.copy()
   if len(anchors):
-    aside |= like(spmd.rows_at(pool.features, anchors))
+    aside |= like(rowwise.rows_at(pool.features, anchors))
   kept: list[Picks] = []
   missing = n
   while missing and not aside.all():
     # Always for n, which is compiled, whatever is missing.
     found = ask(masked(pool, aside), min(n, int(np.sum(~aside))))
     picked = np.asarray(found.indices)
-    rows = spmd.rows_at(pool.features, picked)
+    rows = rowwise.rows_at(pool.features, picked)
     apart = first_of_each(rows, min_distance)[:missing]
     kept.append(take(found, apart))
     missing -= len(apart)

@@ -1,0 +1,1 @@
+"""Devices and processes: where rows are and who computes on them."""

@@ -1,0 +1,1 @@
+"""A trajectory: from a config to rounds, each one scored, bought and fitted."""

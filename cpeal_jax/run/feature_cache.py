@@ -1,0 +1,165 @@
+"""What a frozen image tower says of a split: computed once, kept on disk.
+
+While only texts or a head are trained, neither the features of an image nor
+its nearest neighbors change from round to round, or from run to run.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import scoring
+from cpeal_jax.data import cache
+from cpeal_jax.errors import InputError
+from cpeal_jax.parallel import processes, rowwise, sharding
+from cpeal_jax.progress import stage
+from cpeal_jax.run import precompile
+from cpeal_jax.run.build import Experiment
+
+# Kept beyond scoring.neighbors, since labeled ones are skipped later.
+SPARE_NEIGHBORS = 30
+CACHE_VERSION = 3
+
+
+def cached(
+  directory: Path,
+  key: str,
+  compute: Callable[[], Array],
+  *,
+  total: int,
+  mesh: jax.sharding.Mesh,
+  tile: int,
+) -> Shaped[Array, "N ..."]:
+  """What `compute` returns, kept in `directory` under a hash of `key`.
+
+  For a frozen tower, whose output depends on nothing but `key`: weights,
+  transform, pool, types. Of several processes each keeps the rows of its
+  devices. Written aside and renamed.
+
+  Args:
+    directory: of the cache.
+    key: all that the rows depend on.
+    compute: gives `total` rows, split over the mesh and padded.
+    total, mesh, tile: as in `scoring.by_chunks`.
+  """
+  padded = sharding.padded(total, mesh.devices.size, 2 * tile)
+  own = sharding.own_rows(mesh, padded)
+  count = max(0, min(own.stop, total) - own.start)
+  if jax.process_count() > 1:
+    key += f"|{count} rows from {own.start}"
+  digest = hashlib.sha256(f"{CACHE_VERSION}|{key}".encode())
+  path = directory / f"features-{digest.hexdigest()[:32]}.npy"
+  found = cache.read(path)
+  # All or none: to compute is a pass that every process enters.
+  if processes.everywhere(found is not None):
+    rows = cast("np.ndarray", found)
+    return sharding.join(scoring.fill_up(rows, own.stop - own.start), mesh)
+  answer = compute()
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    cache.sweep(directory)
+    with cache.aside(path) as file:
+      np.save(file, sharding.own_part(answer)[:count])
+  except OSError as error:
+    raise InputError(
+      f"cannot write the cache in {directory}: {error.strerror}; make room, or "
+      "choose another cache_dir."
+    ) from error
+  return answer
+
+
+def key_of(
+  experiment: Experiment, config: config_lib.Config, split: str
+) -> str:
+  """What the pretrained image tower's features of a split depend on."""
+  plan = experiment.plan
+  return "|".join(
+    (
+      plan.pretrained.sha256,
+      getattr(plan.dataset, split).fingerprint,
+      repr(plan.spec),
+      str(config.model.dtype),
+      str(experiment.scorer.tile),
+      jax.default_backend(),
+      jax.__version__,
+    )
+  )
+
+
+def _kept(
+  experiment: Experiment, key: str, split: str, compute: Callable
+) -> jax.Array:
+  """What a frozen tower says of a split: kept on disk and on the devices."""
+  if key not in experiment.frozen:
+    scorer = experiment.zero_scorer
+    experiment.frozen[key] = cached(
+      experiment.plan.cache,
+      key,
+      compute,
+      total=len(experiment.stores[split]),
+      mesh=scorer.mesh,
+      tile=scorer.tile,
+    )
+  return experiment.frozen[key]
+
+
+def features(
+  experiment: Experiment, config: config_lib.Config, split: str
+) -> jax.Array:
+  """The pretrained image tower's features of a split, cached on disk."""
+  pixels = experiment.stores[split]
+
+  def compute() -> jax.Array:
+    with stage(f"encode {split}", len(pixels), "images") as advance:
+      precompile.wait_for(experiment.compiled, "encode")
+      return scoring.encode_pool(
+        experiment.zero_scorer, experiment.params, {}, pixels, progress=advance
+      )
+
+  return _kept(experiment, key_of(experiment, config, split), split, compute)
+
+
+def neighbors(
+  experiment: Experiment, config: config_lib.Config
+) -> tuple[jax.Array, jax.Array]:
+  """A wide list of neighbors over the whole pool, cached on disk.
+
+  While the image tower is frozen only the labels change from round to round,
+  and `neighbors.narrow` skips the labeled ones in this list.
+  """
+  total = len(experiment.plan.dataset.train)
+  wide = config.scoring.neighbors + SPARE_NEIGHBORS
+  scorer = experiment.zero_scorer
+
+  def compute() -> jax.Array:
+    rows = features(experiment, config, "train")
+    with stage("neighbors", total, "images") as advance:
+      everyone = np.ones(total, bool)
+      where = sharding.place(everyone, scorer.mesh, to=len(rows))
+      found = scorer.neighbors(rows, where, wide, total=total)
+      jax.block_until_ready(found)
+      advance(total)
+    return _as_one(found)
+
+  key = key_of(experiment, config, "train") + f"|neighbors {wide}"
+  return _as_two(_kept(experiment, key, "train", compute))
+
+
+# One file for both: the similarities' bits beside the indices.
+@rowwise.per_device(rows=("found",), out=rowwise.ROWS)
+def _as_one(found):
+  bits = jax.lax.bitcast_convert_type(found[1], jnp.int32)
+  return jnp.stack([found[0], bits], axis=1)
+
+
+@rowwise.per_device(rows=("both",), out=rowwise.ROWS)
+def _as_two(both):
+  values = jax.lax.bitcast_convert_type(both[:, 1], jnp.float32)
+  return both[:, 0], values

@@ -1,0 +1,150 @@
+"""A finished round, read back from its workdir: settings, weights, adapter."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from cpeal_jax import config as config_lib
+from cpeal_jax import keys, training
+from cpeal_jax.data.images import ImageSpec, image_spec
+from cpeal_jax.errors import InputError
+from cpeal_jax.parallel import sharding
+from cpeal_jax.run.plan import (
+  AnyClassifier,
+  AnyPretrained,
+  classifiers,
+  load_backbone,
+  recipe_of,
+)
+from cpeal_jax.storage import checkpoint, files, record, workdir
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+  """What a round ended with, enough to answer as it did.
+
+  Attributes:
+    number: of the round, counted from 0.
+    classes: class names, in the order of the logits.
+    config: the run's settings.
+    config_sha256: digest of those that decide the results.
+    pretrained: the CLIP or DINOv2 as read; `params` are its weights on the
+      devices.
+    spec: its preprocessing.
+    classifier: with the adapter that was trained.
+    adapter: what was trained, on the devices.
+    mesh: the devices.
+  """
+
+  number: int
+  classes: tuple[str, ...]
+  config: config_lib.Config
+  config_sha256: str
+  pretrained: AnyPretrained
+  spec: ImageSpec
+  classifier: AnyClassifier
+  params: dict
+  adapter: dict
+  mesh: jax.sharding.Mesh
+
+
+def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
+  """Rebuilds a round's model and restores what it trained.
+
+  Args:
+    directory: the run's workdir.
+    round: counted from 0, or from the end where negative.
+
+  Raises:
+    InputError: no workdir, no such round, or files the run names that are not
+      those it was trained with.
+  """
+  files.reach(directory)
+  directory = epath.Path(directory)
+  if not (directory / "config.json").exists():
+    raise InputError(f"{directory} is no workdir: it has no config.json.")
+  done = record.finished_rounds(directory)
+  number = done + round if round < 0 else round
+  if not 0 <= number < done:
+    raise InputError(
+      f"{directory} has {done} finished rounds, there is no round {round}."
+    )
+  settings = workdir.read_config(directory)
+  digest = workdir.config_hash(settings, config_lib.RUN_KEYS)
+  sha256 = settings["model"].pop("sha256")
+  traits = settings["model"].pop("descriptors_sha256", None)
+  config = config_lib.base()
+  config.update(ml_collections.ConfigDict(settings))
+  pretrained = load_backbone(config)
+  if pretrained.sha256 != sha256:
+    raise InputError(
+      f"{config.model.weights} has other weights than {directory} was trained "
+      f"with: sha256 {pretrained.sha256}, the run's {sha256}."
+    )
+  if traits is not None:
+    _check_descriptors(config.model.descriptors, traits)
+  environment = files.read_json(directory / "environment.json")
+  classes = tuple(environment["classes"])
+  spec = image_spec(pretrained.preprocessor)
+  classifier, _ = classifiers(config, pretrained, spec, classes)
+  _check_prompts(directory, environment, classifier)
+  mesh = sharding.make_mesh()
+  params = sharding.replicate(pretrained.params, mesh)
+  recipe = recipe_of(config)
+  init = jax.jit(training.make_init(classifier, recipe))
+  fresh = init(params, keys.key(0, 0, "adapter"))
+  state = training.init_state(fresh, recipe)
+  with checkpoint.open_checkpoints(
+    directory / "checkpoints", read_only=True
+  ) as checkpoints:
+    at = checkpoints.at(number)
+    if at is None:
+      raise InputError(f"{directory} has no checkpoint of round {number}.")
+    state, _ = checkpoints.restore(*at, training.place(state, mesh))
+  return Finished(
+    number=number,
+    classes=classes,
+    config=config,
+    config_sha256=digest,
+    pretrained=pretrained,
+    spec=spec,
+    classifier=classifier,
+    params=params,
+    adapter=state.adapter,
+    mesh=mesh,
+  )
+
+
+def _check_descriptors(path: str, sha256: str) -> None:
+  try:
+    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+  except OSError as error:
+    raise InputError(f"cannot read descriptors {path}: {error}") from error
+  if found != sha256:
+    raise InputError(
+      f"model.descriptors={path} is not the file the run was trained with: "
+      f"sha256 {found}, the run's {sha256}."
+    )
+
+
+def _check_prompts(
+  directory: str | os.PathLike,
+  environment: Mapping[str, Any],
+  classifier: AnyClassifier,
+) -> None:
+  """A newer version may word prompts otherwise; the answers would differ."""
+  own = list(classifier.prompts)
+  recorded = environment.get("prompts", own)
+  if own != recorded:
+    raise InputError(
+      f"{directory}/environment.json records other prompts than its config "
+      f"gives now: the first {recorded[:1]}, now {own[:1]}. Use "
+      "the cpeal_jax version that trained it."
+    )

@@ -1,0 +1,1 @@
+"""What outlives the process: the workdir, its files and checkpoints."""

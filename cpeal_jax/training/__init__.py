@@ -1,0 +1,27 @@
+"""Training an adapter on the labels bought so far."""
+
+from cpeal_jax.training.step import (
+  Step,
+  TrainingError,
+  TrainState,
+  check_finite,
+  fit,
+  init_state,
+  make_init,
+  make_step,
+  place,
+  refuse_batch,
+)
+
+__all__ = (
+  "Step",
+  "TrainState",
+  "TrainingError",
+  "check_finite",
+  "fit",
+  "init_state",
+  "make_init",
+  "make_step",
+  "place",
+  "refuse_batch",
+)

@@ -1,0 +1,90 @@
+"""What a training step minimises, and what the loss head says of images."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cpeal_jax import losses
+from cpeal_jax.models import loss_head
+from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.linear import LinearClassifier
+from cpeal_jax.parallel import rowwise
+from cpeal_jax.training.recipe import HEAD_WEIGHT, Recipe
+
+
+def make_loss(
+  classifier: Classifier | LinearClassifier, recipe: Recipe
+) -> Callable:
+  """(adapter, params, texts, batch, key, weight) -> (loss, its terms).
+
+  `batch` has `images` (pixels, or features where these are frozen), `labels`
+  and `where`; `texts` are the class embeddings where the text tower is frozen,
+  else None.
+  """
+  threshold = recipe.avuc_threshold
+  if threshold is None:
+    threshold = math.log(classifier.classes) / 2
+
+  def calibration(logits, labels, where):
+    match recipe.calibration:
+      case "none":
+        return jnp.zeros(())
+      case "avuc":
+        return losses.avuc_loss(
+          logits, labels, threshold=threshold, where=where
+        )
+      case kind:
+        return losses.uncertainty_calibration_loss(
+          logits, labels, where=where, balanced=kind == "balanced"
+        )
+
+  def loss(adapter, params, texts, batch, key, weight):
+    image_key, text_key = jax.random.split(key)
+    if texts is None:
+      texts = classifier.class_embeddings(params, adapter, dropout=text_key)
+    features = batch["images"]
+    if features.ndim == 4:
+      features = classifier.image_features(
+        params, adapter, features, dropout=image_key
+      )
+    logits = classifier.logits(features, texts, params["logit_scale"])
+    terms = {
+      "cross_entropy": losses.cross_entropy(
+        logits, batch["labels"], where=batch["where"]
+      ),
+      "calibration": calibration(logits, batch["labels"], batch["where"]),
+    }
+    total = terms["cross_entropy"] + weight * terms["calibration"]
+    if recipe.loss_head:
+      terms["loss_ranking"] = losses.loss_ranking_loss(
+        predicted_loss(adapter, logits),
+        logits,
+        batch["labels"],
+        where=batch["where"],
+      )
+      total = total + HEAD_WEIGHT * terms["loss_ranking"]
+    return total, {"loss": total, **terms}
+
+  return loss
+
+
+def predicted_loss(
+  adapter: dict, logits: Float[Array | np.ndarray, "N C"]
+) -> Float[Array, " N"]:
+  """What the trained loss head says of some images."""
+  head = {"params": adapter[loss_head.NAME]}
+  values: Any = loss_head.HEAD.apply(head, jnp.asarray(logits))
+  return values
+
+
+@rowwise.per_device(rows=("logits",), out=rowwise.ROWS)
+def predicted_losses(
+  adapter: dict, logits: Float[Array, "N C"]
+) -> Float[Array, " N"]:
+  """`predicted_loss` of a pool whose rows are on their devices."""
+  return rowwise.each(lambda x: predicted_loss(adapter, x), logits)
