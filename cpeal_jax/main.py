@@ -93,11 +93,7 @@ def parse(argv: list[str]) -> None:
 def usage() -> str:
   """The flags, and every config key with its default and meaning."""
   own = [f"  --{name}  {flags.FLAGS[name].help}" for name in FLAGS]
-  keys = [
-    f"  --config.{name}={default!r}  {meaning}"
-    for name, default, _, meaning in config_lib.KEYS
-  ]
-  return "\n".join([__doc__ or "", *own, "", *keys])
+  return "\n".join([__doc__ or "", *own, *config_lib.help_lines()])
 
 
 def run(argv: list[str]) -> int:

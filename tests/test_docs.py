@@ -27,10 +27,11 @@ def test_readme_names_keys_and_values_that_exist():
   keys = [word for word in named if "." in word and "/" not in word]
   assert len(keys) > 8
   assert set(keys) <= set(config.NAMES)
-  for name, choices in config.CHOICES.items():
+  for key in config.KEYS:
+    words = getattr(key.allowed, "words", ())
     for row in rows:
-      if f"`{name}`" in row.split("|")[1]:
-        assert all(f"`{choice}`" in row for choice in choices), name
+      if f"`{key.name}`" in row.split("|")[1]:
+        assert all(f"`{word}`" in row for word in words if word), key.name
 
 
 def test_the_readmes_library_example_runs(capsys):

@@ -1,17 +1,17 @@
-"""The settings of a run: the table of keys, their checks and the presets."""
+"""The settings of a run: the table of keys, their ranges and the presets."""
 
 from cpeal_jax.config.check import (
-  HEADS,
   NAMES,
   RUN_KEYS,
   Config,
   base,
   flatten,
+  help_lines,
   labels_per_round,
   validate,
-  words,
 )
-from cpeal_jax.config.keys import KEYS, RESULT, RUN
+from cpeal_jax.config.keys import HEADS, KEYS, RESULT, RUN
+from cpeal_jax.config.ranges import split_words
 
 __all__ = (
   "HEADS",
@@ -23,7 +23,8 @@ __all__ = (
   "Config",
   "base",
   "flatten",
+  "help_lines",
   "labels_per_round",
+  "split_words",
   "validate",
-  "words",
 )

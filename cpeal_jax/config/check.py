@@ -1,18 +1,21 @@
-"""A config out of the table of `keys`, and what it may say.
+"""Makes a config out of the table of `keys`, and says what it may hold.
 
-Precedence: the defaults there < a file of `configs/` < the command line.
+Precedence: the defaults of the table < a config file < the command line.
 """
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from cpeal_jax import acquisition
-from cpeal_jax.config.keys import KEYS, RUN
-from cpeal_jax.data import catalogue
-from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.models import adapters
-from cpeal_jax.training import recipe
+from cpeal_jax.config.keys import HEADINGS, HEADS, KEYS, RUN, Key
+from cpeal_jax.config.ranges import (
+  Choice,
+  Subset,
+  count_labels,
+  split_words,
+)
+from cpeal_jax.errors import InputError, nearest, one_of
 
 # Type checkers cannot know a ConfigDict's keys.
 if TYPE_CHECKING:
@@ -20,186 +23,162 @@ if TYPE_CHECKING:
 else:
   Config = ml_collections.ConfigDict
 
-# Kinds of adapter with a linear head, on an image tower without texts.
-HEADS = ("head", "lora_head")
-RUN_KEYS = frozenset(name for name, _, kind, _ in KEYS if kind == RUN)
-NAMES = tuple(name for name, _, _, _ in KEYS)
+RUN_KEYS = frozenset(key.name for key in KEYS if key.kind == RUN)
+NAMES = tuple(key.name for key in KEYS)
 
 
 def base() -> Config:
-  """All keys at their defaults."""
+  """Returns a config with every key at its default."""
   config = ml_collections.ConfigDict()
-  for name, default, _, _ in KEYS:
-    *groups, leaf = name.split(".")
-    here: Config = config
+  for key in KEYS:
+    *groups, leaf = key.name.split(".")
+    section: Config = config
     for group in groups:
-      if group not in here:
-        here[group] = ml_collections.ConfigDict()
-      here = here[group]
-    here[leaf] = default
+      if group not in section:
+        section[group] = ml_collections.ConfigDict()
+      section = section[group]
+    section[leaf] = key.default
   return config
 
 
 def flatten(config: Config) -> dict[str, object]:
-  """The config as dotted keys, in the table's order."""
+  """Returns the config's values by dotted name, in the table's order."""
   values = {}
   for name in NAMES:
-    here = config
+    value = config
     for part in name.split("."):
-      here = here[part]
-    values[name] = here
+      value = value[part]
+    values[name] = value
   return values
 
 
-def words(text: str) -> tuple[str, ...]:
-  """`"q,k, v"` as ("q", "k", "v")."""
-  return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def labels_per_round(budget: str, *, classes: int, pool: int) -> int:
-  """The number of labels that `budget` means.
+  """The number of labels that the setting `budget` means.
+
+  Args:
+    budget: a whole number, a share of the pool, or `num_classes`.
+    classes: number of classes.
+    pool: number of images in the pool.
 
   Raises:
-    InputError: it is no number, fraction, or `num_classes`.
+    InputError: `budget` is none of these.
   """
-  if budget == "num_classes":
-    return classes
-  percent = budget.endswith("%")
   try:
-    value = float(budget.removesuffix("%")) / (100 if percent else 1)
-  except ValueError:
-    value = 0.0
-  if 0 < value < 1:
-    return max(1, int(value * pool))
-  if not percent and value >= 1 and value == int(value):
-    return int(value)
-  raise InputError(
-    f"budget={budget!r}; give a number of labels, num_classes, or a share of "
-    "the pool such as 1% or 0.01."
-  )
-
-
-CHOICES: dict[str, tuple[str, ...]] = {
-  "round0": ("random", "zero_shot", "typiclust", "cb"),
-  "dataset.name": ("", *catalogue.CATALOGUE),
-  "dataset.layout": (
-    "auto",
-    "tfds",
-    "coop",
-    "folders",
-    "aircraft",
-    "imagenet",
-    "aptos",
-    "digits",
-  ),
-  "model.prompt": ("template", "x16"),
-  "model.descriptor_average": ("similarity", "embedding"),
-  "model.dtype": ("float32", "bfloat16"),
-  "adapter.kind": ("lora", "prompts", *HEADS),
-  "adapter.lora.scaling": adapters.SCALINGS,
-  "adapter.prompts.position": ("end", "middle", "front"),
-  "loss.calibration": recipe.CALIBRATIONS,
-  "train.optimizer": recipe.OPTIMIZERS,
-  "acquisition.name": tuple(acquisition.ACQUISITIONS),
-  "acquisition.balance": ("repaired", "faithful", "off"),
-  "acquisition.within": ("random", "rank"),
-  "acquisition.preselect": ("", *acquisition.ACQUISITIONS),
-  "acquisition.cec.prior": ("pooled", "per_class"),
-  "acquisition.cec.kernel": ("cosine", "rbf"),
-  "acquisition.bald.noise": ("features", "lora"),
-  "acquisition.featdist.to": ("class_mean", "nearest", "sum"),
-  "acquisition.featdist.space": ("logits", "image"),
-  "parallel.backend": ("pmap", "shard_map"),
-}
-AT_LEAST: dict[str, float] = {
-  "rounds": 1,
-  "seed": 0,
-  "dataset.max_corrupt": 0,
-  "adapter.lora.rank": 1,
-  "adapter.prompts.tokens": 1,
-  "loss.weight": 0,
-  "train.epochs": 1,
-  "train.batch": 1,
-  "train.warmup_epochs": 0,
-  "acquisition.min_distance": 0,
-  "acquisition.cec.support": 1,
-  "acquisition.bald.passes": 1,
-  "acquisition.probcover.radius": 0,
-  "acquisition.cb.clusters_per_class": 1,
-  "scoring.neighbors": 0,
-  "scoring.tile": 0,
-  "parallel.devices": 0,
-  "checkpoint.keep": 1,
-}
-LISTS: dict[str, tuple[str, ...]] = {
-  "adapter.lora.towers": adapters.TOWERS,
-  "adapter.lora.matrices": adapters.MATRICES,
-}
+    return count_labels(budget, classes=classes, pool=pool)
+  except ValueError as error:
+    raise InputError(
+      f"budget={budget!r}; give a number of labels, num_classes, or a share of "
+      "the pool such as 1% or 0.01."
+    ) from error
 
 
 def validate(config: Config) -> None:
-  """Refuses what no later stage could make sense of, before data is read.
+  """Refuses, before any data is read, what no later stage could make sense of.
 
   Raises:
-    InputError: naming the key, what it is and what is allowed.
+    InputError: naming the key, its value and what is allowed.
   """
-  values = flatten(config)
-  for name, choices in CHOICES.items():
-    one_of(name, str(values[name]), choices)
-  for name, choices in LISTS.items():
-    chosen = words(str(values[name]))
-    if not chosen:
-      raise InputError(f"{name} is empty; choose from: {', '.join(choices)}.")
-    for word in chosen:
-      one_of(name, word, choices)
-  for name, least in AT_LEAST.items():
-    if float(values[name]) < least:  # type: ignore[arg-type]
-      raise InputError(f"{name}={values[name]}; it is at least {least:g}.")
-  for name in (
-    "acquisition.candidates",
-    "acquisition.gamma",
-    "acquisition.clue.temperature",
-    "acquisition.alfa_mix.step",
-    "acquisition.probcover.purity",
-  ):
-    if not 0 < float(values[name]) <= 1:  # type: ignore[arg-type]
-      raise InputError(f"{name}={values[name]}; it is above 0 and up to 1.")
-  for name in ("acquisition.cec.alpha", "acquisition.bald.dropout"):
-    if not 0 <= float(values[name]) <= 1:  # type: ignore[arg-type]
-      raise InputError(f"{name}={values[name]}; it is from 0 to 1.")
+  refuse_unknown(config)
+  values: dict[str, Any] = flatten(config)
+  for key in KEYS:
+    check_value(key, values[key.name])
+  if config.train.warmup_epochs > config.train.epochs:
+    raise InputError(
+      f"train.warmup_epochs={config.train.warmup_epochs} is more than "
+      f"train.epochs={config.train.epochs}; lower it."
+    )
   _validate_methods(config)
-  if not 0 <= config.adapter.lora.dropout < 1:
+
+
+def refuse_unknown(config: Config) -> None:
+  """Refuses keys that the table does not have.
+
+  Raises:
+    InputError: naming the key and the nearest one that exists.
+  """
+
+  def leaves(section: Config, prefix: str) -> list[str]:
+    names = []
+    for name, value in section.items():
+      full = f"{prefix}{name}"
+      deeper = isinstance(value, dict | ml_collections.ConfigDict)
+      names += leaves(value, f"{full}.") if deeper else [full]
+    return names
+
+  present = leaves(config, "")
+  for name in present:
+    if name not in NAMES:
+      raise InputError(f"unknown config key {name!r}.{nearest(name, NAMES)}")
+  missing = set(NAMES).difference(present)
+  if missing:
     raise InputError(
-      f"adapter.lora.dropout={config.adapter.lora.dropout}; it is in [0, 1)."
+      f"the config lacks the key {min(missing)!r}; start from "
+      "cpeal_jax.config.base()."
     )
-  if any(not word.isdigit() for word in words(config.adapter.lora.layers)):
+
+
+def check_value(key: Key, value: Any) -> None:
+  """Refuses a value that is of another type or outside the key's range.
+
+  Raises:
+    InputError: naming the key, the value and what is allowed.
+  """
+  name = key.name
+  allowed = key.allowed
+  kind = type(key.default)
+  # A whole number will do for a float, but True is no number.
+  fits = type(value) is kind or (kind is float and type(value) is int)
+  if not fits:
     raise InputError(
-      f"adapter.lora.layers={config.adapter.lora.layers!r}; give block "
-      "numbers such as 0,1,2."
+      f"{name}={value!r} is of type {type(value).__name__}; give "
+      f"{allowed.phrase} ({kind.__name__})."
     )
-  labels_per_round(config.budget, classes=1, pool=1)
-  if not config.model.weights:
-    raise InputError(
-      "model.weights is not set; give a Hugging Face directory or hub id."
-    )
+  if allowed.accepts(value):
+    return
+  if isinstance(allowed, Choice):
+    one_of(name, str(value), allowed.words)
+  if isinstance(allowed, Subset):
+    for word in split_words(str(value)):
+      one_of(name, word, allowed.words)
+  if value == "":
+    raise InputError(f"{name} is not set; give {allowed.phrase}.")
+  shown = repr(value) if isinstance(value, str) else value
+  raise InputError(f"{name}={shown}; allowed: {allowed.phrase}.")
+
+
+def help_lines() -> list[str]:
+  """The lines of `--help` about the keys, grouped under headings."""
+  lines = []
+  for group, heading in HEADINGS.items():
+    lines += ["", f"{heading}:"]
+    for key in KEYS:
+      if (key.name.partition(".")[0] if "." in key.name else "") != group:
+        continue
+      lines.append(f"  --config.{key.name}={key.default!r}")
+      allowed = f"{key.meaning}. Allowed: {key.allowed.phrase}."
+      text = allowed[0].upper() + allowed[1:]
+      lines += textwrap.wrap(
+        text, 78, initial_indent="      ", subsequent_indent="      "
+      )
+  return lines
 
 
 def _validate_methods(config: Config) -> None:
-  """What a method needs from elsewhere in the config."""
-  own = config.acquisition
-  used = {own.name, own.preselect}
+  """Refuses a method that lacks what it needs from elsewhere in the config."""
+  settings = config.acquisition
+  used = {settings.name, settings.preselect}
   if config.adapter.kind in HEADS:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
-  if own.preselect == "learning_loss" or (
-    own.name == "learning_loss" and config.round0 == "zero_shot"
+  if settings.preselect == "learning_loss" or (
+    settings.name == "learning_loss" and config.round0 == "zero_shot"
   ):
     raise InputError(
       "learning_loss has no head before round 0 and none beside another "
       "method: set round0=random and acquisition.name=learning_loss."
     )
-  lora_noise = "bald" in used and own.bald.noise == "lora"
+  lora_noise = "bald" in used and settings.bald.noise == "lora"
   if lora_noise and (
     config.adapter.kind not in ("lora", "lora_head")
     or config.round0 == "zero_shot"
@@ -212,7 +191,7 @@ def _validate_methods(config: Config) -> None:
 
 
 def _validate_head(config: Config, used: set[str]) -> None:
-  """What an image tower under a linear head cannot do."""
+  """Refuses what an image tower under a linear head cannot do."""
   kind = config.adapter.kind
   if config.round0 not in ("random", "typiclust"):
     raise InputError(
@@ -228,7 +207,7 @@ def _validate_head(config: Config, used: set[str]) -> None:
       f"adapter.kind={kind} has a linear head instead. Choose another "
       "acquisition.name."
     )
-  towers = words(config.adapter.lora.towers)
+  towers = split_words(config.adapter.lora.towers)
   if kind == "lora_head" and "vision" not in towers:
     raise InputError(
       f"adapter.lora.towers={config.adapter.lora.towers}, but "

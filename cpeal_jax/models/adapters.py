@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 TOWERS = ("vision", "text")
 MATRICES = ("q", "k", "v", "out")
 SCALINGS = ("rank_stabilized", "standard")
+# Where the class name stands among the context tokens.
+POSITIONS = ("end", "middle", "front")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from cpeal_jax.models.clip import Clip, normalize
 from cpeal_jax.models.text import Tokens
 
+DESCRIPTOR_AVERAGES = ("similarity", "embedding")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Shaped
 from cpeal_jax.errors import InputError
 
 AXIS = "data"
+BACKENDS = ("shard_map", "pmap")
 # Where an array's rows are: the same on all devices, or split over them.
 WHOLE, ROWS = P(), P(AXIS)
 # Rows are cut into so many blocks, whatever devices have them: see `rowwise`.

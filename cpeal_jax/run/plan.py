@@ -86,13 +86,13 @@ def adapters_of(
   if own.kind == "head":
     return None, None
   lora = own.lora.to_dict()
-  layers = config_lib.words(lora.pop("layers"))
+  layers = config_lib.split_words(lora.pop("layers"))
   towers, matrices = lora.pop("towers"), lora.pop("matrices")
   if own.kind == "lora_head":
     towers = "vision"  # there is no other
   return Lora(
-    towers=config_lib.words(towers),
-    matrices=config_lib.words(matrices),
+    towers=config_lib.split_words(towers),
+    matrices=config_lib.split_words(matrices),
     layers=tuple(int(i) for i in layers) or None,
     **lora,
   ), None

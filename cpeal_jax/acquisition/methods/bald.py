@@ -9,6 +9,8 @@ from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise
 
+NOISES = ("features", "lora")
+
 
 def entropy_of(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
   """In nats; 0 ln 0 is 0."""

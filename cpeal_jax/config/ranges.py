@@ -1,0 +1,185 @@
+"""What a setting may be: small records that a row of `keys` holds.
+
+Each record has a `phrase` for `--help` and for messages, and `accepts(value)`.
+A value is only asked about after its type was found to be the default's.
+"""
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+
+class Allowed(Protocol):
+  """What every record of this module offers."""
+
+  @property
+  def phrase(self) -> str: ...
+
+  def accepts(self, value: Any) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A finite number between two bounds.
+
+  Attributes:
+    low, high: the bounds.
+    open_low, open_high: whether the bound itself is refused.
+  """
+
+  low: int | float
+  high: int | float
+  open_low: bool = False
+  open_high: bool = False
+
+  @property
+  def phrase(self) -> str:
+    if self.open_low:
+      return f"above {self.low:,} and up to {self.high:,}"
+    return f"from {self.low:,} to {'below ' * self.open_high}{self.high:,}"
+
+  def accepts(self, value: int | float) -> bool:
+    # Every comparison with nan is false, so nan is refused.
+    above = value > self.low if self.open_low else value >= self.low
+    below = value < self.high if self.open_high else value <= self.high
+    return above and below and math.isfinite(value)
+
+
+def between(low: int | float, high: int | float) -> Number:
+  """From `low` to `high`, both allowed."""
+  return Number(low, high)
+
+
+def above(low: int | float, high: int | float = 1_000_000) -> Number:
+  """Greater than `low`, up to `high`."""
+  return Number(low, high, open_low=True)
+
+
+def below(high: int | float, low: int | float = 0) -> Number:
+  """From `low` up to, but not including, `high`."""
+  return Number(low, high, open_high=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """One of some words; the empty word shows as `''`."""
+
+  words: tuple[str, ...]
+
+  @property
+  def phrase(self) -> str:
+    return ", ".join(word or "''" for word in self.words)
+
+  def accepts(self, value: str) -> bool:
+    return value in self.words
+
+
+def choice(*words: str) -> Choice:
+  """One of the words."""
+  return Choice(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+  """Some of the words, at least one, separated by commas."""
+
+  words: tuple[str, ...]
+
+  @property
+  def phrase(self) -> str:
+    return f"some of {','.join(self.words)}, separated by commas"
+
+  def accepts(self, value: str) -> bool:
+    chosen = split_words(value)
+    return bool(chosen) and set(chosen) <= set(self.words)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockNumbers:
+  """Numbers of transformer blocks from 0, separated by commas, or nothing."""
+
+  phrase: str = "numbers such as 0,1,2, or empty"
+
+  def accepts(self, value: str) -> bool:
+    # isdecimal alone would let through digits of other scripts.
+    return all(w.isascii() and w.isdecimal() for w in split_words(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """Any text without control characters, or any path.
+
+  Attributes:
+    phrase: what the text is, such as "a directory, or empty".
+    required: whether the empty text is refused.
+  """
+
+  phrase: str = "any text"
+  required: bool = False
+
+  def accepts(self, value: str) -> bool:
+    if self.required and not value.strip():
+      return False
+    return not any(ord(letter) < 32 or ord(letter) == 127 for letter in value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """A prompt with a place for the class name."""
+
+  phrase: str = "a text that contains {}"
+
+  def accepts(self, value: str) -> bool:
+    return "{}" in value and Text().accepts(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class YesNo:
+  """True or False."""
+
+  phrase: str = "True or False"
+
+  def accepts(self, value: bool) -> bool:
+    return isinstance(value, bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How many labels to buy in a round, in one of three notations."""
+
+  phrase: str = "a number, num_classes, or a share such as 1% or 0.01"
+
+  def accepts(self, value: str) -> bool:
+    try:
+      count_labels(value, classes=1, pool=1)
+    except ValueError:
+      return False
+    return True
+
+
+def count_labels(budget: str, *, classes: int, pool: int) -> int:
+  """The number of labels that a `budget` setting means.
+
+  Args:
+    budget: `num_classes`, a whole number from 1, or a share of the pool above
+      0 and below 1, written `0.01` or `1%`.
+    classes: number of classes, C.
+    pool: number of pool images, N.
+
+  Raises:
+    ValueError: the text is none of the three.
+  """
+  if budget == "num_classes":
+    return classes
+  percent = budget.endswith("%")
+  value = float(budget.removesuffix("%")) / (100 if percent else 1)
+  if 0 < value < 1:
+    return max(1, int(value * pool))
+  if not percent and 1 <= value <= 1e9 and value == int(value):
+    return int(value)
+  raise ValueError(budget)
+
+
+def split_words(text: str) -> tuple[str, ...]:
+  """`"q,k, v"` as ("q", "k", "v")."""
+  return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -1,0 +1,109 @@
+"""The layouts that a data set's files can have: a line each in `LAYOUTS`."""
+
+import dataclasses
+from collections.abc import Callable
+
+from cpeal_jax.data import (
+  aircraft,
+  aptos,
+  catalogue,
+  coop,
+  digits,
+  folders,
+  imagenet,
+  tfds_sets,
+)
+from cpeal_jax.data.pools import Dataset, Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+  """Where a data set is and what is known about it; empty texts are unset.
+
+  Attributes:
+    name: key of `catalogue.CATALOGUE`, whose class names and counts hold.
+    root: directory of the files.
+    tfds_dir: data directory of TFDS.
+    split_file: CoOp's split json.
+    image_dir: directory below `root` that the split's paths start from.
+    check_counts: whether a known set with missing images is refused.
+  """
+
+  name: str = ""
+  root: str = ""
+  tfds_dir: str = ""
+  split_file: str = ""
+  image_dir: str = ""
+  check_counts: bool = True
+
+
+Loader = Callable[[Location, Progress], Dataset]
+
+
+def _tfds(at: Location, progress: Progress) -> Dataset:
+  return tfds_sets.load_tfds(
+    at.name,
+    data_dir=at.tfds_dir,
+    split_file=at.split_file,
+    check_counts=at.check_counts,
+    progress=progress,
+  )
+
+
+def _coop(at: Location, progress: Progress) -> Dataset:
+  return coop.load_coop(
+    at.root,
+    split_file=at.split_file or None,
+    image_dir=at.image_dir or None,
+    progress=progress,
+  )
+
+
+def _folders(at: Location, progress: Progress) -> Dataset:
+  def names(labels):
+    return catalogue.class_names(at.name, labels)
+
+  return folders.load_folders(
+    at.root, class_names=names if at.name else None, progress=progress
+  )
+
+
+def _aircraft(at: Location, progress: Progress) -> Dataset:
+  return aircraft.load_aircraft(at.root, progress=progress)
+
+
+def _imagenet(at: Location, progress: Progress) -> Dataset:
+  return imagenet.load_imagenet(at.root, progress=progress)
+
+
+def _aptos(at: Location, progress: Progress) -> Dataset:
+  return aptos.load_aptos(at.root, progress=progress)
+
+
+def _digits(at: Location, progress: Progress) -> Dataset:
+  del at  # Bundled with scikit-learn.
+  loaded = digits.load_digits()
+  if progress:
+    progress(sum(map(len, loaded.splits)))
+  return loaded
+
+
+LAYOUTS: dict[str, Loader] = {
+  "tfds": _tfds,
+  "coop": _coop,
+  "folders": _folders,
+  "aircraft": _aircraft,
+  "imagenet": _imagenet,
+  "aptos": _aptos,
+  "digits": _digits,
+}
+# The layouts for which a key has a meaning.
+TAKES = {"split_file": ("coop", "tfds"), "image_dir": ("coop",)}
+# Layouts whose splits are published with them.
+PUBLISHED = ("coop", "aircraft")
+# Where the splits of the other layouts come from.
+ORIGINS = {
+  "folders": "class folders, missing splits cut out of train",
+  "imagenet": "test is ILSVRC's validation, val cut out of train",
+  "aptos": "cut 50/20/30",
+}
