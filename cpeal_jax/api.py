@@ -14,8 +14,8 @@ from cpeal_jax import scoring
 from cpeal_jax.data.images import ImageSpec, image_spec, preprocess
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import text, weights
-from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
+from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import finished
 
@@ -79,11 +79,11 @@ class Encoder:
     embed = jax.jit(classifier.class_embeddings)
     return np.asarray(embed(self.pretrained.params, {}))
 
-  def _classifier(self, texts: tuple[str, ...]) -> Classifier:
+  def _classifier(self, texts: tuple[str, ...]) -> TextClassifier:
     spec, own = image_spec(self.pretrained.preprocessor), self.pretrained
     tokens = text.tokenize(texts, own.tokenizer, positions=own.config.positions)
     model = Clip(own.config, dtype=self.dtype)
-    return Classifier(model, tokens, spec.mean, spec.std)
+    return TextClassifier(model, tokens, spec.mean, spec.std)
 
   @cached_property
   def _images(self) -> tuple[scoring.Scorer, dict]:

@@ -30,11 +30,8 @@ from safetensors.numpy import save_file
 
 from cpeal_jax.data.images import processor_settings
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.models import dinov2_weights, hub, naming, weights_out
-from cpeal_jax.models.clip import ClipConfig
-from cpeal_jax.models.linear import HEAD, LinearClassifier
-from cpeal_jax.models.resnet import ResNetConfig
-from cpeal_jax.models.tensors import Row, read_tensors
+from cpeal_jax.models import hub, weights_out
+from cpeal_jax.models.tensors import read_tensors
 from cpeal_jax.progress import say
 from cpeal_jax.run import finished
 
@@ -101,67 +98,23 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
 
 
 def formats(own: finished.Finished) -> tuple[str, ...]:
-  """What can hold a run's model.
-
-  transformers has no ResNet CLIP. PEFT names modules as transformers' code
-  does: it wants a base that loads there, which OpenCLIP's files and the msgpack
-  of transformers 4 don't, and names that last, which DINOv2's didn't.
-  """
-  model, base = own.classifier.model, own.pretrained
-  if isinstance(own.classifier, LinearClassifier):
-    return ("head",) if model.lora is None else ("transformers", "head")
-  if model.lora is None:
-    return ("prompts", "head")
-  if isinstance(base.config.vision, ResNetConfig):
-    return ("head",)
-  known = (base.directory / "config.json").is_file()
-  if not known or base.weights.suffix == ".msgpack":
-    return ("transformers", "head")
-  return ("transformers", "peft", "head")
+  """The formats that can hold a run's model."""
+  return own.backbone.formats(own.pretrained, own.classifier.model.lora)
 
 
 def card(own: finished.Finished, format: str) -> dict[str, Any]:
   """classes.json: what the answers mean, and where they come from."""
-  prompts: list[list[str]] = [[] for _ in own.classes]
-  about = {}
-  if not isinstance(own.classifier, LinearClassifier):
-    tokens, learned = own.classifier.tokens, own.classifier.model.prompts
-    # One list a class; with descriptors a class has several.
-    for text, owner in zip(tokens.texts, tokens.owners, strict=True):
-      prompts[owner].append(text)
-    about = {
-      "descriptor_average": own.classifier.descriptor_average,
-      "learned_tokens": learned.tokens if learned else 0,
-    }
   return {
     "format": format,
     "classes": list(own.classes),
-    "prompts": prompts,
-    **about,
-    "logit_scale": _logit_scale(own),
+    **own.classifier.card(),
+    "logit_scale": float(np.exp(own.pretrained.params["logit_scale"])),
     "image_tower": "adapted" if own.classifier.trains_images else "base",
     "base_model": own.pretrained.source,
     "base_sha256": own.pretrained.sha256,
     "config_sha256": own.config_sha256,
     "round": own.number,
   }
-
-
-def class_embeddings(own: finished.Finished) -> np.ndarray:
-  """Text features [C, D] float32, such that logits are scale * f . t.
-
-  Use them as they are: a class's mean over descriptors need not be a unit.
-  """
-  embed = jax.jit(own.classifier.class_embeddings)
-  return np.array(embed(own.params, own.adapter), np.float32, order="C")
-
-
-def _rows(own: finished.Finished) -> tuple[Row, ...]:
-  """Names of the base in transformers."""
-  sizes = own.pretrained.config
-  if isinstance(sizes, ClipConfig):
-    return naming.key_table(sizes)
-  return dinov2_weights.key_table(sizes)
 
 
 def _transformers(own: finished.Finished, aside: Path) -> None:
@@ -171,16 +124,14 @@ def _transformers(own: finished.Finished, aside: Path) -> None:
   for name in COPIED:
     if (base.directory / name).is_file():
       shutil.copyfile(base.directory / name, aside / name)
-  if isinstance(base.config, ClipConfig):
-    tensors = weights_out.in_hf(tensors, base.params, base.config)
-    if base.preprocessor.name == "open_clip_config.json":
-      dtype = str(tensors["logit_scale"].dtype)
-      about = weights_out.hf_config(base.config, dtype=dtype)
-      _write(aside / "config.json", about)
-      settings = processor_settings(own.spec)
-      _write(aside / "preprocessor_config.json", settings)
+  settings = processor_settings(own.spec)
+  tensors, more = own.backbone.transformers_files(base, tensors, settings)
+  for name, content in more.items():
+    _write(aside / name, content)
   adapter = jax.device_get(own.adapter)
-  merged = weights_out.merged(tensors, base.params, adapter, lora, _rows(own))
+  merged = weights_out.merged(
+    tensors, base.params, adapter, lora, own.backbone.tensor_names(base)
+  )
   # transformers refuses safetensors that do not say what wrote them.
   save_file(merged, aside / "model.safetensors", {"format": "pt"})
 
@@ -188,7 +139,8 @@ def _transformers(own: finished.Finished, aside: Path) -> None:
 def _peft(own: finished.Finished, aside: Path) -> None:
   base, lora = own.pretrained, own.classifier.model.lora
   assert lora is not None
-  adapter, rows = jax.device_get(own.adapter), _rows(own)
+  adapter = jax.device_get(own.adapter)
+  rows = own.backbone.tensor_names(base)
   carry = weights_out.modules(adapter, rows).values()
   settings = weights_out.peft_config(lora, carry, base.source)
   _write(aside / "adapter_config.json", settings)
@@ -201,18 +153,10 @@ def _peft(own: finished.Finished, aside: Path) -> None:
 
 
 def _prompts(own: finished.Finished, aside: Path) -> None:
-  assert not isinstance(own.classifier, LinearClassifier)
   prompts = own.classifier.model.prompts
-  assert prompts is not None
   context = np.array(own.adapter["text"]["context"], np.float32, order="C")
-  save_file(
-    {
-      "context": context,
-      "class_embeddings": class_embeddings(own),
-      "logit_scale": np.array(_logit_scale(own), np.float32),
-    },
-    aside / "prompts.safetensors",
-  )
+  head = own.classifier.head(own.params, own.adapter)
+  save_file({"context": context, **head}, aside / "prompts.safetensors")
   about = {
     "tokens": prompts.tokens,
     "shared": prompts.shared,
@@ -223,16 +167,7 @@ def _prompts(own: finished.Finished, aside: Path) -> None:
 
 
 def _head(own: finished.Finished, aside: Path) -> None:
-  if isinstance(own.classifier, LinearClassifier):
-    trained = jax.device_get(own.adapter[HEAD])
-    # The constant scale goes into the weight: logits are W f + b.
-    weight = np.float32(_logit_scale(own)) * trained["kernel"]
-    head = {"weight": weight, "bias": np.asarray(trained["bias"])}
-  else:
-    head = {
-      "class_embeddings": class_embeddings(own),
-      "logit_scale": np.array(_logit_scale(own), np.float32),
-    }
+  head = own.classifier.head(own.params, own.adapter)
   save_file(head, aside / "head.safetensors")
 
 
@@ -242,11 +177,6 @@ WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
   "prompts": _prompts,
   "head": _head,
 }
-
-
-def _logit_scale(own: finished.Finished) -> float:
-  """What cosines are multiplied with, already exponentiated."""
-  return float(np.exp(own.pretrained.params["logit_scale"]))
 
 
 def _free(to: str | os.PathLike) -> Path:

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.neighbors import narrow, search
 from cpeal_jax.parallel import sharding
 
@@ -80,7 +79,7 @@ class Scorer:
 
 
 def make_scorer(
-  classifier: Classifier | LinearClassifier,
+  classifier: Classifier,
   mesh: jax.sharding.Mesh,
   *,
   tile: int = 0,
@@ -121,13 +120,10 @@ def make_scorer(
   )
 
 
-def _cpu_tile(classifier: Classifier | LinearClassifier) -> int:
-  config = classifier.model.config
-  tower: Any = config.vision
-  if not config.patch_size:  # A ResNet.
+def _cpu_tile(classifier: Classifier) -> int:
+  if not classifier.widest_activation:
     return CPU_LEAST
-  tokens = (config.image_size // config.patch_size) ** 2 + 1
-  fits = CPU_VALUES // (tokens * tower.mlp)
+  fits = CPU_VALUES // classifier.widest_activation
   return min(max(2 ** int(math.log2(max(1, fits))), CPU_LEAST), CHIP_TILE)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
@@ -21,7 +20,7 @@ TILE = 32
 
 
 def make_passes(
-  classifier: Classifier | LinearClassifier,
+  classifier: Classifier,
   mesh: jax.sharding.Mesh,
   *,
   tile: int = 0,

@@ -12,14 +12,16 @@ from cpeal_jax.data.digits import CLASSES
 from cpeal_jax.data.images import image_spec
 from cpeal_jax.models import dinov2_weights, hub, text, weights
 from cpeal_jax.models.adapters import Lora, Prompts
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.dinov2 import Dinov2
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import read_tensors
+from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import finished
-from cpeal_jax.run.plan import AnyClassifier, AnyPretrained
+from cpeal_jax.run.models import backbone_of
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,7 +63,7 @@ def make(
     )
   tokens = text.Tokens(tokens.texts, tokens.ids, tokens.slots, owners)
   model = Clip(sizes, lora=lora, prompts=prompts)
-  classifier = Classifier(model, tokens, spec.mean, spec.std)
+  classifier = TextClassifier(model, tokens, spec.mean, spec.std)
   kind = "prompts" if prompts else "lora"
   return finish(pretrained, classifier, classes, kind)
 
@@ -88,7 +90,9 @@ def on_open_clip(lora: Lora) -> finished.Finished:
   ids = ids.astype(np.int32)
   tokens = text.Tokens(("a", "b", "c"), ids, np.full_like(ids, -1))
   spec = image_spec(pretrained.preprocessor)
-  classifier = Classifier(Clip(sizes, lora=lora), tokens, spec.mean, spec.std)
+  classifier = TextClassifier(
+    Clip(sizes, lora=lora), tokens, spec.mean, spec.std
+  )
   return finish(pretrained, classifier, ("a", "b", "c"), "lora")
 
 
@@ -104,8 +108,8 @@ def on_dinov2(lora: Lora | None) -> finished.Finished:
 
 
 def finish(
-  pretrained: AnyPretrained,
-  classifier: AnyClassifier,
+  pretrained: Pretrained,
+  classifier: Classifier,
   classes: Sequence[str],
   kind: str,
 ) -> finished.Finished:
@@ -122,6 +126,7 @@ def finish(
     classes=tuple(classes),
     config=config,
     config_sha256="0" * 64,
+    backbone=backbone_of(config),
     pretrained=pretrained,
     spec=image_spec(pretrained.preprocessor),
     classifier=classifier,

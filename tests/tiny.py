@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from cpeal_jax.models import weights
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip, ClipConfig, config_from_hf
 from cpeal_jax.models.text import Tokens
+from cpeal_jax.models.text_classifier import TextClassifier
 
 FOLDER = Path(__file__).parent / "golden" / "clip_small_patches"
 CLASSES = 3
@@ -39,11 +39,11 @@ def tokens(learned: int = 0) -> Tokens:
 
 def classifier(
   lora: Lora | None = None, prompts: Prompts | None = None
-) -> Classifier:
+) -> TextClassifier:
   config, _ = pretrained()
   own = tokens(prompts.tokens if prompts else 0)
   model = Clip(config, lora=lora, prompts=prompts)
-  return Classifier(model, own, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+  return TextClassifier(model, own, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:

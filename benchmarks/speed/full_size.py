@@ -26,12 +26,12 @@ from cpeal_jax import training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.models import dinov2_weights, weights
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.text import Tokens
+from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.models.transformer import TowerConfig
 from cpeal_jax.parallel import sharding
 from cpeal_jax.training.recipe import Recipe
@@ -114,7 +114,7 @@ def make(name: str) -> tuple[Any, dict, int]:
   model = Clip(config, lora=lora, prompts=prompts)
   learned = prompts.tokens if prompts else 0
   words = tokens(config, CLASSES, LENGTH + learned, learned)
-  return Classifier(model, words, MEAN, STD), params, config.image_size
+  return TextClassifier(model, words, MEAN, STD), params, config.image_size
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

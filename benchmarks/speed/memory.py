@@ -23,7 +23,7 @@ import numpy as np
 import workload
 
 from cpeal_jax import scoring
-from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.training import objective
 from cpeal_jax.training.recipe import Recipe
@@ -78,7 +78,7 @@ def temporaries(model: str, classes: int, *, remat: bool) -> float:
   """MiB of the compiled step."""
   work = workload.make(model, "prompts", classes=classes, length=24)
   own = work.classifier
-  classifier = Classifier(
+  classifier = TextClassifier(
     own.model.clone(remat=remat), own.tokens, own.mean, own.std
   )
   loss = objective.make_loss(classifier, Recipe())

@@ -84,8 +84,8 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   from cpeal_jax.data.batches import Batch
   from cpeal_jax.models import tensors, weights
   from cpeal_jax.models.adapters import Lora
-  from cpeal_jax.models.classifier import Classifier
   from cpeal_jax.models.clip import Clip
+  from cpeal_jax.models.text_classifier import TextClassifier
   from cpeal_jax.parallel import sharding
   from cpeal_jax.run import loop
   from cpeal_jax.training.recipe import Recipe
@@ -106,7 +106,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   params = jax.block_until_ready(sharding.replicate(host, mesh))
   read = time.perf_counter()
   prompts = tokens(config, CLASSES, LENGTH)
-  classifier = Classifier(Clip(config, lora=Lora()), prompts, MEAN, STD)
+  classifier = TextClassifier(Clip(config, lora=Lora()), prompts, MEAN, STD)
   recipe = Recipe(batch=batch)
   init = jax.jit(training.make_init(classifier, recipe))
   state = training.init_state(init(params, jax.random.key(0)), recipe)

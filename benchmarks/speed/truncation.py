@@ -23,12 +23,12 @@ import numpy as np
 import timing
 import workload
 
-from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.text_classifier import TextClassifier
 
 SHARE = 0.85
 
 
-def padded(classifier: Classifier) -> Classifier:
+def padded(classifier: TextClassifier) -> TextClassifier:
   """The same prompts, with end tokens up to all positions."""
   tokens, config = classifier.tokens, classifier.model.config
   gap = (0, 0), (0, config.positions - tokens.ids.shape[1])
@@ -41,7 +41,7 @@ def padded(classifier: Classifier) -> Classifier:
 
 
 def passes(
-  classifier: Classifier, work: workload.Work
+  classifier: TextClassifier, work: workload.Work
 ) -> dict[str, Callable[[], Any]]:
   """Compiled at the first call; each waits for its answer."""
   shape = classifier.classes, classifier.model.config.dim

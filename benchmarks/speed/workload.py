@@ -17,8 +17,8 @@ import numpy as np
 import timing
 
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip, ClipConfig
+from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.models.transformer import TowerConfig
 from cpeal_jax.parallel import sharding
 
@@ -65,7 +65,7 @@ class Work:
     mesh: one device.
   """
 
-  classifier: Classifier
+  classifier: TextClassifier
   host: dict
   params: dict
   adapter: dict
@@ -99,7 +99,7 @@ def make(
   host = full_size.random_params(config)
   host["logit_scale"] = np.float32(math.log(scale))
   model = Clip(config, lora=lora, prompts=prompts, dtype=jnp.dtype(dtype))
-  classifier = Classifier(model, tokens, full_size.MEAN, full_size.STD)
+  classifier = TextClassifier(model, tokens, full_size.MEAN, full_size.STD)
   mesh = sharding.make_mesh(1)
   params = sharding.replicate(host, mesh)
   fresh = jax.jit(classifier.init)(params, jax.random.key(0))

@@ -10,11 +10,10 @@ from cpeal_jax.config.check import (
   labels_per_round,
   validate,
 )
-from cpeal_jax.config.keys import HEADS, KEYS, RESULT, RUN
+from cpeal_jax.config.keys import KEYS, RESULT, RUN
 from cpeal_jax.config.ranges import split_words
 
 __all__ = (
-  "HEADS",
   "KEYS",
   "NAMES",
   "RESULT",

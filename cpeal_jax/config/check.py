@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from cpeal_jax.config.keys import HEADINGS, HEADS, KEYS, RUN, Key
+from cpeal_jax.config.keys import HEADINGS, KEYS, RUN, Key
 from cpeal_jax.config.ranges import (
   Choice,
   Subset,
@@ -16,6 +16,7 @@ from cpeal_jax.config.ranges import (
   split_words,
 )
 from cpeal_jax.errors import InputError, nearest, one_of
+from cpeal_jax.models.backbones import BY_ADAPTER
 
 # Type checkers cannot know a ConfigDict's keys.
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _validate_methods(config: Config) -> None:
   """Refuses a method that lacks what it needs from elsewhere in the config."""
   settings = config.acquisition
   used = {settings.name, settings.preselect}
-  if config.adapter.kind in HEADS:
+  if not BY_ADAPTER[config.adapter.kind].has_texts:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
@@ -208,8 +209,8 @@ def _validate_head(config: Config, used: set[str]) -> None:
       "acquisition.name."
     )
   towers = split_words(config.adapter.lora.towers)
-  if kind == "lora_head" and "vision" not in towers:
+  if kind != "head" and "vision" not in towers:
     raise InputError(
       f"adapter.lora.towers={config.adapter.lora.towers}, but "
-      "adapter.kind=lora_head adapts the image tower: add vision."
+      f"adapter.kind={kind} adapts the image tower: add vision."
     )

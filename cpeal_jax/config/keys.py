@@ -23,13 +23,12 @@ from cpeal_jax.config.ranges import (
 )
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
-from cpeal_jax.models import adapters, classifier
+from cpeal_jax.models import adapters
+from cpeal_jax.models.backbones import BY_ADAPTER
+from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
 from cpeal_jax.parallel.sharding import BACKENDS
 from cpeal_jax.training.recipe import CALIBRATIONS, OPTIMIZERS
 
-# Adapters of a CLIP, and heads on an image tower without texts (DINOv2).
-TEXT_ADAPTERS = ("lora", "prompts")
-HEADS = ("head", "lora_head")
 # Methods that need no trained model, so they can choose the first labels.
 FIRST_LABELS = ("random", "zero_shot", "typiclust", "cb")
 
@@ -133,7 +132,7 @@ TABLE = (
    "json file that maps class names to lists of traits, each of which becomes "
    "a prompt; empty uses none"),
   ("model.descriptor_average", "similarity", RESULT,
-   choice(*classifier.DESCRIPTOR_AVERAGES),
+   choice(*DESCRIPTOR_AVERAGES),
    "what is averaged over the prompts of a class: similarities (PCB's AS) or "
    "embeddings (AE)"),
   ("model.dtype", "float32", RESULT, choice("float32", "bfloat16"),
@@ -142,7 +141,7 @@ TABLE = (
    "recompute the inside of each transformer block for its gradient, which "
    "takes more time and less memory"),
 
-  ("adapter.kind", "lora", RESULT, choice(*TEXT_ADAPTERS, *HEADS),
+  ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
    "lora or prompts on a CLIP; head (linear probe) or lora_head (PEAL) on a "
    "DINOv2"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),

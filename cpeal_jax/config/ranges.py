@@ -6,9 +6,10 @@ A value is only asked about after its type was found to be the default's.
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Allowed(Protocol):
   """What every record of this module offers."""
 

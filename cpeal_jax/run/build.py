@@ -1,4 +1,4 @@
-"""From a plan to everything a trajectory needs: pixels, weights, passes.
+"""Builds what a trajectory works with: decoded pixels, weights and passes.
 
 It never writes into a workdir, so nothing is half-written when an image is bad.
 """
@@ -21,20 +21,22 @@ from cpeal_jax.run.plan import Plan, trained_image
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """A plan with its pixels open and its passes ready to compile.
+  """A plan with its pixels decoded and its passes ready to compile.
 
   Attributes:
-    plan: what it was made from.
+    plan: what it was built from.
     stores: preprocessed pictures by split.
-    originals: decoded pictures of what is labeled.
+    originals: decoded pictures of labeled images, for training.
     params: the pretrained weights on the devices.
-    scorer, zero_scorer: the passes of both classifiers.
-    init: (params, key) -> a fresh adapter.
+    scorer: scoring passes of the classifier that is trained.
+    zero_scorer: scoring passes of the classifier without an adapter.
+    init: function (params, key) -> a fresh adapter.
     step: the training step.
     stochastic: scoring passes with dropout on.
-    compiled: done when what is compiled in the background is: `encode`,
+    compiled: a future for each background compilation, by name: `encode`,
       `metrics`, `fit`.
-    frozen: what a frozen image tower gave, kept on the devices.
+    cached_rows: features and neighbors of a frozen image tower, on the
+      devices, by cache key.
   """
 
   plan: Plan
@@ -47,18 +49,19 @@ class Experiment:
   step: training.Step
   stochastic: Callable
   compiled: dict[str, Future] = dataclasses.field(default_factory=dict)
-  frozen: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  cached_rows: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def build(
   config: config_lib.Config, plan: Plan, *, compiles: bool = False
 ) -> Experiment:
-  """Decodes what is not cached and places the weights.
+  """Decodes the images that are not cached and places the weights.
 
   Args:
     config: every setting.
-    plan: of the same config.
-    compiles: in the background what rounds will call.
+    plan: made from the same config.
+    compiles: whether the programs that rounds will call are compiled in the
+      background meanwhile.
 
   Raises:
     InputError: too many corrupt images, or a cache that cannot be written.
@@ -81,11 +84,11 @@ def build(
     classes = len(plan.dataset.classes)
     metrics = partial(evaluation.compile_metrics, test, val, classes)
     compiled = precompile.in_background({"metrics": metrics, "fit": fit})
-    # Features of decoded images may be kept too.
+    # Where decoded images are kept, their features probably are as well.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):
       side = plan.spec.size
       encode = partial(precompile.compile_encode, zero_scorer, params, side)
-      # Beside the others: a fit must not wait for what it doesn't need.
+      # In a thread of its own, since a fit must not wait for it.
       compiled |= precompile.in_background({"encode": encode})
   with precompile.dropped_on_error(compiled):
     stores = _open_stores(config, plan)

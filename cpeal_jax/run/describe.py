@@ -1,4 +1,4 @@
-"""A run in words: for a person before and during it, and for its record."""
+"""Describes a run: for a person before and during it, and for its record."""
 
 import hashlib
 import importlib.metadata
@@ -21,7 +21,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def one_line(plan: Plan) -> str:
-  """The run in one line."""
+  """Returns the run in one line: sizes, trainable parameters and devices."""
   dataset, mesh = plan.dataset, plan.mesh
   devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
   origin = f" ({dataset.origin})" if dataset.origin else ""
@@ -34,7 +34,7 @@ def one_line(plan: Plan) -> str:
 
 
 def settings(config: config_lib.Config, plan: Plan) -> dict:
-  """config.json: the settings, and the sha256 of the files they name."""
+  """config.json: the settings, and the sha256 of the files that they name."""
   values = config.to_dict()
   values["model"]["sha256"] = plan.pretrained.sha256
   if config.model.descriptors:
@@ -44,14 +44,14 @@ def settings(config: config_lib.Config, plan: Plan) -> dict:
 
 
 def trainable(plan: Plan) -> int:
-  """How many numbers the adapter holds."""
+  """How many numbers are trained."""
   init = training.make_init(plan.classifier, plan.recipe)
   shapes = jax.eval_shape(init, plan.pretrained.params, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def environment(plan: Plan) -> dict:
-  """environment.json: what else a result depends on."""
+  """environment.json: what a result depends on besides the settings."""
   devices = list(plan.mesh.devices.flat)
   return {
     "python": platform.python_version(),
@@ -71,7 +71,7 @@ def environment(plan: Plan) -> dict:
 
 
 def manifest(experiment: Experiment) -> dict[str, list[str]]:
-  """The columns of manifest.parquet over all splits."""
+  """The columns of manifest.parquet: one row for each image of all splits."""
   columns: dict[str, list[str]] = {
     name: [] for name in ("id", "path", "sha256", "split", "status")
   }
@@ -111,12 +111,12 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
 
 
 def table_header() -> str:
-  """The header over `table_row`s."""
+  """The line above the rows of `table_row`."""
   return "     round  labeled  accuracy     ece     nll  seconds"
 
 
 def table_row(row: Mapping[str, Any]) -> str:
-  """One round as a line of plain text, for the terminal."""
+  """One round's metrics as a line of text for the terminal."""
   name = "zero-shot" if row["round"] == -1 else str(row["round"])
   seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
   cells = [
@@ -130,5 +130,5 @@ def table_row(row: Mapping[str, Any]) -> str:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-  """The whole trajectory: a header and a line per round."""
+  """The whole trajectory: a header, and a line for each round."""
   return "\n".join([table_header(), *map(table_row, rows)])

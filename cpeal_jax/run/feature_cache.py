@@ -1,7 +1,7 @@
-"""What a frozen image tower says of a split: computed once, kept on disk.
+"""Features of a frozen image tower: computed once and cached on disk.
 
-While only texts or a head are trained, neither the features of an image nor
-its nearest neighbors change from round to round, or from run to run.
+While only prompts, the text tower or a head are trained, neither the features
+of an image nor its nearest neighbors change from round to round or run to run.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from cpeal_jax.progress import stage
 from cpeal_jax.run import precompile
 from cpeal_jax.run.build import Experiment
 
-# Kept beyond scoring.neighbors, since labeled ones are skipped later.
+# Neighbors kept beyond scoring.neighbors, since labeled ones are skipped later.
 SPARE_NEIGHBORS = 30
 CACHE_VERSION = 3
 
@@ -37,30 +37,34 @@ def cached(
   mesh: jax.sharding.Mesh,
   tile: int,
 ) -> Shaped[Array, "N ..."]:
-  """What `compute` returns, kept in `directory` under a hash of `key`.
+  """Returns what `compute` returns, and keeps it in a file of `directory`.
 
-  For a frozen tower, whose output depends on nothing but `key`: weights,
-  transform, pool, types. Of several processes each keeps the rows of its
-  devices. Written aside and renamed.
+  With several processes, each keeps the rows of its own devices. The file is
+  written aside and renamed, so that a reader sees all of it or nothing.
 
   Args:
-    directory: of the cache.
-    key: all that the rows depend on.
-    compute: gives `total` rows, split over the mesh and padded.
+    directory: the cache's.
+    key: everything that the rows depend on; its hash names the file.
+    compute: returns `total` rows, split over the mesh and padded.
     total, mesh, tile: as in `scoring.by_chunks`.
+
+  Raises:
+    InputError: the file cannot be written.
   """
   padded = sharding.padded(total, mesh.devices.size, 2 * tile)
-  own = sharding.own_rows(mesh, padded)
-  count = max(0, min(own.stop, total) - own.start)
+  share = sharding.own_rows(mesh, padded)
+  # Padding is not kept.
+  count = max(0, min(share.stop, total) - share.start)
   if jax.process_count() > 1:
-    key += f"|{count} rows from {own.start}"
+    key += f"|{count} rows from {share.start}"
   digest = hashlib.sha256(f"{CACHE_VERSION}|{key}".encode())
   path = directory / f"features-{digest.hexdigest()[:32]}.npy"
-  found = cache.read(path)
-  # All or none: to compute is a pass that every process enters.
-  if processes.everywhere(found is not None):
-    rows = cast("np.ndarray", found)
-    return sharding.join(scoring.fill_up(rows, own.stop - own.start), mesh)
+  kept = cache.read(path)
+  # All processes read or all compute, since computing is a pass that every
+  # process has to enter.
+  if processes.everywhere(kept is not None):
+    rows = scoring.fill_up(cast("np.ndarray", kept), share.stop - share.start)
+    return sharding.join(rows, mesh)
   answer = compute()
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def cached(
 def key_of(
   experiment: Experiment, config: config_lib.Config, split: str
 ) -> str:
-  """What the pretrained image tower's features of a split depend on."""
+  """Everything that a split's features of the pretrained tower depend on."""
   plan = experiment.plan
   return "|".join(
     (
@@ -96,10 +100,10 @@ def key_of(
 def _kept(
   experiment: Experiment, key: str, split: str, compute: Callable
 ) -> jax.Array:
-  """What a frozen tower says of a split: kept on disk and on the devices."""
-  if key not in experiment.frozen:
+  """Rows that do not change during a run: kept on the devices and on disk."""
+  if key not in experiment.cached_rows:
     scorer = experiment.zero_scorer
-    experiment.frozen[key] = cached(
+    experiment.cached_rows[key] = cached(
       experiment.plan.cache,
       key,
       compute,
@@ -107,7 +111,7 @@ def _kept(
       mesh=scorer.mesh,
       tile=scorer.tile,
     )
-  return experiment.frozen[key]
+  return experiment.cached_rows[key]
 
 
 def features(
@@ -129,10 +133,14 @@ def features(
 def neighbors(
   experiment: Experiment, config: config_lib.Config
 ) -> tuple[jax.Array, jax.Array]:
-  """A wide list of neighbors over the whole pool, cached on disk.
+  """A wide list of each image's neighbors in the whole pool, cached on disk.
 
-  While the image tower is frozen only the labels change from round to round,
-  and `neighbors.narrow` skips the labeled ones in this list.
+  While the image tower is frozen, only the labels change from round to round:
+  `neighbors.narrow` skips the labeled images in this list.
+
+  Returns:
+    (indices [N, K], similarities [N, K]) with K = scoring.neighbors and
+    `SPARE_NEIGHBORS` more.
   """
   total = len(experiment.plan.dataset.train)
   wide = config.scoring.neighbors + SPARE_NEIGHBORS
@@ -152,11 +160,13 @@ def neighbors(
   return _as_two(_kept(experiment, key, "train", compute))
 
 
-# One file for both: the similarities' bits beside the indices.
+# Indices and similarities go into one file, as int32: the bits of a float32 are
+# kept beside the indices, [N, 2, K].
 @rowwise.per_device(rows=("found",), out=rowwise.ROWS)
 def _as_one(found):
-  bits = jax.lax.bitcast_convert_type(found[1], jnp.int32)
-  return jnp.stack([found[0], bits], axis=1)
+  indices, similarities = found
+  bits = jax.lax.bitcast_convert_type(similarities, jnp.int32)
+  return jnp.stack([indices, bits], axis=1)
 
 
 @rowwise.per_device(rows=("both",), out=rowwise.ROWS)

@@ -1,4 +1,4 @@
-"""A finished round, read back from its workdir: settings, weights, adapter."""
+"""Reads a finished round back from its workdir: settings, weights, adapter."""
 
 import dataclasses
 import hashlib
@@ -15,10 +15,11 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import keys, training
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
+from cpeal_jax.models.backbone import Backbone, Pretrained
+from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
-from cpeal_jax.run.plan import (
-  AnyClassifier,
-  AnyPretrained,
+from cpeal_jax.run.models import (
+  backbone_of,
   classifiers,
   load_backbone,
   recipe_of,
@@ -28,17 +29,18 @@ from cpeal_jax.storage import checkpoint, files, record, workdir
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-  """What a round ended with, enough to answer as it did.
+  """What a round ended with: enough to give the same answers again.
 
   Attributes:
-    number: of the round, counted from 0.
+    number: number of the round, counted from 0.
     classes: class names, in the order of the logits.
     config: the run's settings.
-    config_sha256: digest of those that decide the results.
-    pretrained: the CLIP or DINOv2 as read; `params` are its weights on the
-      devices.
+    config_sha256: digest of the settings that decide results.
+    backbone: the kind of pretrained model.
+    pretrained: the model as read; `params` are its weights on the devices.
     spec: its preprocessing.
-    classifier: with the adapter that was trained.
+    classifier: the model with the place for its adapter.
+    params: the pretrained weights on the devices.
     adapter: what was trained, on the devices.
     mesh: the devices.
   """
@@ -47,24 +49,25 @@ class Finished:
   classes: tuple[str, ...]
   config: config_lib.Config
   config_sha256: str
-  pretrained: AnyPretrained
+  backbone: Backbone
+  pretrained: Pretrained
   spec: ImageSpec
-  classifier: AnyClassifier
+  classifier: Classifier
   params: dict
   adapter: dict
   mesh: jax.sharding.Mesh
 
 
 def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
-  """Rebuilds a round's model and restores what it trained.
+  """Builds a round's model again and restores what was trained.
 
   Args:
     directory: the run's workdir.
-    round: counted from 0, or from the end where negative.
+    round: number of the round from 0; -1 is the last finished one.
 
   Raises:
-    InputError: no workdir, no such round, or files the run names that are not
-      those it was trained with.
+    InputError: no workdir, no such round, or weights or descriptors that are
+      not the files that the run was trained with.
   """
   files.reach(directory)
   directory = epath.Path(directory)
@@ -113,6 +116,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
     classes=classes,
     config=config,
     config_sha256=digest,
+    backbone=backbone_of(config),
     pretrained=pretrained,
     spec=spec,
     classifier=classifier,
@@ -137,14 +141,17 @@ def _check_descriptors(path: str, sha256: str) -> None:
 def _check_prompts(
   directory: str | os.PathLike,
   environment: Mapping[str, Any],
-  classifier: AnyClassifier,
+  classifier: Classifier,
 ) -> None:
-  """A newer version may word prompts otherwise; the answers would differ."""
-  own = list(classifier.prompts)
-  recorded = environment.get("prompts", own)
-  if own != recorded:
+  """Refuses a run whose prompts this version would word differently.
+
+  Its answers would be others than the run's.
+  """
+  prompts = list(classifier.prompts)
+  recorded = environment.get("prompts", prompts)
+  if prompts != recorded:
     raise InputError(
       f"{directory}/environment.json records other prompts than its config "
-      f"gives now: the first {recorded[:1]}, now {own[:1]}. Use "
+      f"gives now: the first {recorded[:1]}, now {prompts[:1]}. Use "
       "the cpeal_jax version that trained it."
     )

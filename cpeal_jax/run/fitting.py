@@ -1,6 +1,7 @@
-"""A round's fit: from its newest checkpoint that is whole to the last step.
+"""Trains a round's adapter, from its newest whole checkpoint to its last step.
 
-On a first start, after a preemption and after damage: always to the same end.
+On a first start, after a preemption and after damage alike, training ends with
+the same adapter.
 """
 
 import time
@@ -21,106 +22,130 @@ class Preempted(Exception):
 
 
 def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
-  """Trains a fresh adapter, or goes on from this round's checkpoint."""
-  x, plan = run.experiment, run.experiment.plan
-  seed, every = run.config.seed, run.config.checkpoint.every_seconds
+  """Trains a fresh adapter, or goes on from this round's newest checkpoint.
+
+  Args:
+    run: the parts of the run.
+    round_: number of the round.
+    labels: of the pool, [N] class indices, -1 where not known.
+
+  Returns:
+    The adapter, and the terms of the last step's loss by name.
+
+  Raises:
+    TrainingError: a term of the loss is not finite.
+    Preempted: the run was asked to stop; a checkpoint is saved.
+  """
+  experiment, plan = run.experiment, run.experiment.plan
   state = fresh_state(run, round_)
   terms: dict[str, float] = {}
-  if at := newest_checkpoint(run, round_):
-    state, loop = run.checkpoints.restore(*at, state)
-    terms = loop["terms"]
-  chosen = np.flatnonzero(labels >= 0)
-  own, begun = labels[chosen], int(state.step)
-  common = {
-    "seed": seed,
-    "round_": round_,
-    "epochs": plan.recipe.epochs,
-    "batch": plan.recipe.batch,
-    "start_step": begun,
-  }
-  if trains_on_pixels(run.config, plan):
-    augment = run.config.train.augment
-    rows = batches.pixel_batches(
-      x.originals, chosen, own, plan.spec, augment=augment, **common
-    )
-  else:
-    known = feature_cache.features(x, run.config, "train")
-    features = rowwise.rows_at(known, chosen)
-    rows = batches.feature_batches(features, chosen, own, **common)
-  steps = batches.steps_per_epoch(len(chosen), plan.recipe.batch)
-  saved = time.monotonic()
+  if newest := newest_checkpoint(run, round_):
+    state, progress = run.checkpoints.restore(*newest, state)
+    terms = progress["terms"]
+  start_step, total = int(state.step), total_steps(run, labels)
+  last_save = time.monotonic()
 
   def save(step: int, state: training.TrainState, terms: dict) -> None:
-    loop = {"terms": terms, "weights": plan.pretrained.sha256}
-    run.checkpoints.save(round_, step, state, loop)
+    progress = {"terms": terms, "weights": plan.pretrained.sha256}
+    run.checkpoints.save(round_, step, state, progress)
 
   def after_step(step: int, state: training.TrainState, terms: dict) -> None:
-    nonlocal saved
+    nonlocal last_save
     advance(1)
-    due = time.monotonic() - saved >= every
-    # Together: every process enters a save, and only all of them can stop.
+    waited = time.monotonic() - last_save
+    due = waited >= run.config.checkpoint.every_seconds
+    # Every process enters a save, and only all of them together can stop.
     stopping, due = processes.anywhere(run.stop(), due)
     if stopping or due:
       save(step, state, terms)
-      saved = time.monotonic()
+      last_save = time.monotonic()
     if stopping:
       raise Preempted
 
   texts = None
   if not plan.classifier.trains_texts:
-    texts = x.scorer.embed(x.params, state.adapter)
-  total = total_steps(run, labels)
-  with stage(f"fit round {round_}", total - begun, "steps") as advance:
-    state, new = training.fit(
-      x.step,
+    texts = experiment.scorer.embed(experiment.params, state.adapter)
+  with stage(f"fit round {round_}", total - start_step, "steps") as advance:
+    state, last_terms = training.fit(
+      experiment.step,
       state,
-      x.params,
+      experiment.params,
       texts,
-      rows,
-      keys.key(seed, round_, "dropout"),
+      _batches(run, round_, labels, start_step),
+      keys.key(run.config.seed, round_, "dropout"),
       plan.recipe,
-      steps_per_epoch=steps,
+      steps_per_epoch=_steps_per_epoch(run, labels),
       round_=round_,
       after_step=after_step,
     )
-  if begun < total:
-    terms = new
+  if start_step < total:
+    terms = last_terms
     save(total, state, terms)
   run.checkpoints.wait()
   return state.adapter, terms
 
 
-def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
-  """The newest of a round that can be restored, or None.
+def _batches(run: Run, round_: int, labels: Labels, start_step: int):
+  """The round's batches from `start_step` on, of pixels or of features."""
+  experiment, plan = run.experiment, run.experiment.plan
+  rows = np.flatnonzero(labels >= 0)
+  common = {
+    "seed": run.config.seed,
+    "round_": round_,
+    "epochs": plan.recipe.epochs,
+    "batch": plan.recipe.batch,
+    "start_step": start_step,
+  }
+  if trains_on_pixels(run.config, plan):
+    return batches.pixel_batches(
+      experiment.originals,
+      rows,
+      labels[rows],
+      plan.spec,
+      augment=run.config.train.augment,
+      **common,
+    )
+  pool = feature_cache.features(experiment, run.config, "train")
+  features = rowwise.rows_at(pool, rows)
+  return batches.feature_batches(features, rows, labels[rows], **common)
 
-  Damaged ones are removed, and what is newer with them: the steps since the
-  one before are trained again, to the same end.
+
+def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
+  """The newest checkpoint of a round that can be restored, as (round, step).
+
+  Damaged ones are removed, and so is what is newer. The steps since the one
+  before are trained again, to the same end. None if there is no whole one.
   """
-  while at := run.checkpoints.at(round_):
+  while newest := run.checkpoints.at(round_):
     # Process 0 looks for all, so that they go on from the same step.
-    damage = processes.first(run.checkpoints.damage, *at)
+    damage = processes.first(run.checkpoints.damage, *newest)
     if damage is None:
-      return at
-    path = run.checkpoints.path(*at)
+      return newest
+    path = run.checkpoints.path(*newest)
     say(f"note: {path} was edited or truncated ({damage}): removed")
-    run.checkpoints.rewind(*at)
+    run.checkpoints.rewind(*newest)
   return None
 
 
 def fresh_state(run: Run, round_: int) -> training.TrainState:
-  """Where a round's training starts; also the shape of its checkpoints."""
-  x = run.experiment
-  precompile.wait_for(x.compiled, "fit")
-  adapter = x.init(x.params, keys.key(run.config.seed, round_, "adapter"))
-  state = training.init_state(adapter, x.plan.recipe)
-  return training.place(state, x.plan.mesh)
+  """The state that a round's training starts from.
+
+  A checkpoint of the round is restored into the same shapes.
+  """
+  experiment = run.experiment
+  precompile.wait_for(experiment.compiled, "fit")
+  key = keys.key(run.config.seed, round_, "adapter")
+  adapter = experiment.init(experiment.params, key)
+  state = training.init_state(adapter, experiment.plan.recipe)
+  return training.place(state, experiment.plan.mesh)
 
 
 def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
   """The adapter that a finished round ended with; None before round 0.
 
-  Where its checkpoint is gone or damaged it is trained again, on the same
-  labels to the same end: the pretrained model would select other images.
+  Where its checkpoint is gone or damaged, it is trained again on the same
+  labels to the same end; the pretrained model would select other images.
+  None too where no round follows, since nothing will be scored.
   """
   if round_ < 0 or round_ + 1 >= run.config.rounds:
     return None
@@ -134,5 +159,9 @@ def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
 
 def total_steps(run: Run, labels: Labels) -> int:
   """How many steps a round on these labels takes."""
-  recipe, count = run.experiment.plan.recipe, int((labels >= 0).sum())
-  return batches.steps_per_epoch(count, recipe.batch) * recipe.epochs
+  return _steps_per_epoch(run, labels) * run.experiment.plan.recipe.epochs
+
+
+def _steps_per_epoch(run: Run, labels: Labels) -> int:
+  count = int((labels >= 0).sum())
+  return batches.steps_per_epoch(count, run.experiment.plan.recipe.batch)

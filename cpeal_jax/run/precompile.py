@@ -1,7 +1,8 @@
-"""Compiling what a run will call while its images are still decoded.
+"""Compiles what a run will call, while its images are still being decoded.
 
-A training step takes seconds to compile, minutes for a large model; decoding
-holds Python's lock for half of its time, compiling hardly ever.
+A training step takes seconds to compile, and minutes for a large model.
+Decoding holds Python's lock for half of its time and compiling hardly ever, so
+the two run well beside each other.
 """
 
 import contextlib
@@ -19,41 +20,50 @@ from cpeal_jax.training.recipe import Recipe
 
 
 def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
-  """Makes the calls in a thread, one after the other.
+  """Makes the calls in one thread, one after the other.
 
-  What is compiled stays in jax's own caches. Wait for a future before the
-  first use, or the same is compiled beside it; what it raises, the use does.
+  Compiled programs stay in jax's own caches. Wait for the future before the
+  first use of a program, or it is compiled a second time beside it. An error
+  in here is not reported: the use itself will raise the same.
   """
-  with_one = ThreadPoolExecutor(1, thread_name_prefix="compile")
-  futures = {name: with_one.submit(call) for name, call in calls.items()}
-  with_one.shutdown(wait=False)
+  executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
+  futures = {name: executor.submit(call) for name, call in calls.items()}
+  executor.shutdown(wait=False)
   return futures
 
 
 @contextlib.contextmanager
 def dropped_on_error(compiled: dict[str, Future]) -> Iterator[None]:
-  """Where the block fails, what is not begun is not compiled.
+  """Cancels the compilations that have not begun if the block fails.
 
-  A script ends only when its threads have.
+  A Python process ends only when its threads have ended.
   """
   try:
     yield
   except BaseException:
-    for one in compiled.values():
-      one.cancel()
+    for future in compiled.values():
+      future.cancel()
     raise
 
 
 def wait_for(compiled: dict[str, Future], name: str) -> None:
-  """Until it is compiled, if it is: else it would be, twice."""
+  """Waits until `name` has been compiled in the background.
+
+  Returns at once if it was not scheduled.
+  """
   if name in compiled:
     wait([compiled[name]])
 
 
 def compile_encode(scorer: scoring.Scorer, params: dict, side: int) -> None:
-  """Compiles what the pretrained model says of images, on `side` pixels.
+  """Compiles the image tower and the class embeddings of a pretrained model.
 
-  Its one run is over no tiles.
+  The call that compiles the tower goes over 0 tiles, so it computes nothing.
+
+  Args:
+    scorer: the passes of the classifier without an adapter.
+    params: the pretrained weights on the devices.
+    side: height and width of a preprocessed image, in pixels.
   """
   rows = scoring.chunk_rows(scorer.mesh, scorer.tile)
   images = np.zeros((rows, side, side, 3), np.uint8)
@@ -71,22 +81,25 @@ def compile_fit(
   image: jax.ShapeDtypeStruct,
   trains_texts: bool,
 ) -> None:
-  """Compiles for the shapes of a fit, and runs nothing.
+  """Compiles what a fit calls, for its shapes, and runs nothing.
 
   Args:
     params: the pretrained weights on the devices.
-    init: (params, key) -> a fresh adapter, jitted.
+    init: jitted function (params, key) -> a fresh adapter.
     step: the training step.
-    scorer: whose `embed` gives the classes of a trained model.
+    scorer: its `embed` gives the class embeddings of a trained model.
     recipe: how a round is trained.
-    image: shape and type of an image as the step gets it, pixels or features.
-    trains_texts: else the step gets class embeddings.
+    image: shape and type of what the step gets of an image: pixels or
+      features.
+    trains_texts: whether the step computes class embeddings itself; if not,
+      it is given them.
   """
-  whole = sharding.replicated(scorer.mesh)
+  on_all = sharding.replicated(scorer.mesh)
 
   def shapes(tree: Any) -> Any:
     return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_all),
+      tree,
     )
 
   key = keys.key(0, 0, "adapter")

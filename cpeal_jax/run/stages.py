@@ -1,22 +1,23 @@
 """A round's stages except the fit: functions of the run and what came before.
 
-They read the config, so that what they call takes plain arguments.
+They read the config, so that everything they call takes plain arguments.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Int32
 
 from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
-from cpeal_jax.parallel import processes, sharding
+from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
 from cpeal_jax.run.build import Experiment
-from cpeal_jax.storage import checkpoint, record
+from cpeal_jax.run.journal import Journal
+from cpeal_jax.storage import checkpoint
 from cpeal_jax.training import objective
 
 Labels = Int32[np.ndarray, " N"]
@@ -28,16 +29,16 @@ class Run:
 
   Attributes:
     experiment: data, model and compiled passes.
-    config: read here and nowhere below.
-    workdir: where rounds are recorded.
-    checkpoints: of this workdir.
+    config: every setting; nothing below `run` reads it.
+    journal: record of the rounds.
+    checkpoints: of the same workdir.
     oracle: who answers.
     stop: whether the process was asked to end.
   """
 
   experiment: Experiment
   config: config_lib.Config
-  workdir: epath.Path
+  journal: Journal
   checkpoints: checkpoint.AnyCheckpoints
   oracle: oracle.SimulatedOracle
   stop: Callable[[], bool]
@@ -49,36 +50,47 @@ def score(
   split: str,
   labels: Labels | None = None,
 ) -> scoring.PoolScores:
-  """Logits and features of a split; `adapter` None is the pretrained model.
+  """Computes logits and features of a split.
 
-  With `labels` also the nearest images that may still be bought.
+  Args:
+    run: the parts of the run.
+    adapter: what was trained; None for the pretrained model.
+    split: `train` (the pool), `val` or `test`.
+    labels: of the pool. If given, each image's nearest neighbors among the
+      images that may still be bought are computed too.
   """
-  x = run.experiment
-  scorer = x.zero_scorer if adapter is None else x.scorer
-  pretrained = adapter is None or not x.plan.classifier.trains_images
-  if adapter is None or pretrained:
-    features = feature_cache.features(x, run.config, split)
-    precompile.wait_for(x.compiled, "encode")  # With it the class embeddings.
+  experiment = run.experiment
+  scorer = _scorer(experiment, adapter)
+  # The features of a frozen image tower are computed once.
+  fixed = not experiment.plan.classifier.trains_images
+  if adapter is None or fixed:
+    features = feature_cache.features(experiment, run.config, split)
+    # The class embeddings are compiled together with the image tower.
+    precompile.wait_for(experiment.compiled, "encode")
   else:
-    images = x.stores[split]
+    images = experiment.stores[split]
     with stage(f"score {split}", len(images), "images") as advance:
       features = scoring.encode_pool(
-        scorer, x.params, adapter, images, progress=advance
+        scorer, experiment.params, adapter, images, progress=advance
       )
-  around = {}
+  search: dict[str, Any] = {}
   if labels is not None and run.config.scoring.neighbors:
-    around["neighbors"] = run.config.scoring.neighbors
-    around["where"] = (labels < 0) & x.stores[split].ok
-    if pretrained:
-      around["known"] = feature_cache.neighbors(x, run.config)
+    search["neighbors"] = run.config.scoring.neighbors
+    search["where"] = (labels < 0) & experiment.stores[split].ok
+    if adapter is None or fixed:
+      search["known"] = feature_cache.neighbors(experiment, run.config)
   return scoring.score_pool(
     scorer,
-    x.params,
+    experiment.params,
     adapter or {},
     features,
-    total=len(x.stores[split]),
-    **around,
+    total=len(experiment.stores[split]),
+    **search,
   )
+
+
+def _scorer(experiment: Experiment, adapter: dict | None) -> scoring.Scorer:
+  return experiment.zero_scorer if adapter is None else experiment.scorer
 
 
 def pool_view(
@@ -88,31 +100,33 @@ def pool_view(
   labels: Labels,
   scores: scoring.PoolScores,
 ) -> acquisition.PoolView:
-  """What the methods may see, with what the chosen one needs beyond scores."""
-  x, own = run.experiment, run.config.acquisition
-  scorer = x.zero_scorer if adapter is None else x.scorer
-  more = {}
-  # A head's rows are no points among the features.
-  if run.config.adapter.kind not in config_lib.HEADS:
-    more["class_embeddings"] = np.asarray(scorer.embed(x.params, adapter or {}))
-    more["logit_scale"] = np.exp(x.plan.pretrained.params["logit_scale"])
-  if own.name == "learning_loss" and adapter is not None:
-    more["predicted_loss"] = objective.predicted_losses(adapter, scores.logits)
-  lora_noise = "bald" in (own.name, own.preselect) and own.bald.noise == "lora"
-  if lora_noise and adapter is not None:
-    images = x.stores["train"]
-    total = own.bald.passes * len(images)
+  """What methods may see, with whatever the chosen one needs beyond scores."""
+  experiment, settings = run.experiment, run.config.acquisition
+  scorer = _scorer(experiment, adapter)
+  extras = {}
+  if experiment.plan.classifier.has_texts:
+    texts = scorer.embed(experiment.params, adapter or {})
+    extras["class_embeddings"] = np.asarray(texts)
+    scale = experiment.plan.pretrained.params["logit_scale"]
+    extras["logit_scale"] = np.exp(scale)
+  if settings.name == "learning_loss" and adapter is not None:
+    losses = objective.predicted_losses(adapter, scores.logits)
+    extras["predicted_loss"] = losses
+  uses_bald = "bald" in (settings.name, settings.preselect)
+  if uses_bald and settings.bald.noise == "lora" and adapter is not None:
+    images = experiment.stores["train"]
+    total = settings.bald.passes * len(images)
     with stage("stochastic passes", total, "images") as advance:
-      more["mean_probs"], more["mean_entropy"] = x.stochastic(
-        x.params,
+      extras["mean_probs"], extras["mean_entropy"] = experiment.stochastic(
+        experiment.params,
         adapter,
         images,
         keys.key(run.config.seed, round_, "passes"),
-        own.bald.passes,
+        settings.bald.passes,
         advance,
       )
   # An image that cannot be decoded is never offered.
-  taken = (labels >= 0) | ~x.stores["train"].ok
+  taken = (labels >= 0) | ~experiment.stores["train"].ok
   rows = {"mesh": scorer.mesh, "to": len(scores.features)}
   return acquisition.PoolView(
     logits=scores.logits,
@@ -122,7 +136,7 @@ def pool_view(
     total=scores.total,
     neighbor_indices=scores.neighbor_indices,
     neighbor_similarities=scores.neighbor_similarities,
-    **more,
+    **extras,
   )
 
 
@@ -134,34 +148,37 @@ def select(
   scores: scoring.PoolScores,
 ) -> list[str]:
   """Chooses the round's images and commits them; returns their ids."""
-  x, own = run.experiment, run.config.acquisition
-  dataset = x.plan.dataset
+  settings, dataset = run.config.acquisition, run.experiment.plan.dataset
   ids, paths = dataset.train.ids, dataset.train.paths
   pool = pool_view(run, round_, adapter, labels, scores)
-  name, options = own.name, {}
+  name, options = settings.name, {}
   if round_ == 0:
-    # Cold start: the paper's first labels are uniform, whatever the method.
-    name = own.name if run.config.round0 == "zero_shot" else run.config.round0
+    # In the papers the first labels are uniform draws, whatever the method.
+    if run.config.round0 != "zero_shot":
+      name = run.config.round0
   else:
     options = {
-      "balance_rule": None if own.balance == "off" else own.balance,
-      "candidates": int(own.candidates * len(ids)),
-      "within": own.within,
-      "preselect": own.preselect or None,
-      "gamma": own.gamma,
+      "balance_rule": None if settings.balance == "off" else settings.balance,
+      "candidates": int(settings.candidates * len(ids)),
+      "within": settings.within,
+      "preselect": settings.preselect or None,
+      "gamma": settings.gamma,
     }
   picks = acquisition.choose(
     name,
     keys.key(run.config.seed, round_, "select"),
     pool,
-    x.plan.budget,
-    min_distance=own.min_distance,
+    run.experiment.plan.budget,
+    min_distance=settings.min_distance,
     **options,
-    **(own[name].to_dict() if name in own else {}),
+    **(settings[name].to_dict() if name in settings else {}),
   )
-  balance = options.get("balance_rule")
   reasons = acquisition.explain(
-    name, pool, picks, balance_rule=balance, classes=dataset.classes
+    name,
+    pool,
+    picks,
+    balance_rule=options.get("balance_rule"),
+    classes=dataset.classes,
   )
   if run.config.oracle.selective:
     guesses = acquisition.columns(pool)
@@ -171,11 +188,11 @@ def select(
       labels,
       np.asarray(picks.indices),
     )
-    guesses = zip(reasons["prediction"], sure, strict=True)
-    reasons["pseudo_label"] = [name if yes else "" for name, yes in guesses]
-  processes.first(
-    record.write_selection,
-    run.workdir,
+    names = zip(reasons["prediction"], sure, strict=True)
+    reasons["pseudo_label"] = [
+      name if is_sure else "" for name, is_sure in names
+    ]
+  run.journal.commit_selection(
     round_,
     selection={
       "id": [ids[i] for i in picks.indices],
@@ -191,16 +208,23 @@ def select(
 def evaluate(
   run: Run, adapter: dict | None, round_: int, labeled: int
 ) -> dict[str, object]:
-  """One row of metrics.jsonl."""
-  x = run.experiment
+  """Measures a model on the test split; returns its row of metrics.
+
+  Args:
+    run: the parts of the run.
+    adapter: what was trained; None for the pretrained model.
+    round_: number of the round, -1 for zero-shot.
+    labeled: how many labels were bought so far.
+  """
+  experiment = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
-  precompile.wait_for(x.compiled, "metrics")
+  precompile.wait_for(experiment.compiled, "metrics")
   row = evaluation.evaluate(
     sharding.fetch(test.logits, test.total),
-    x.plan.dataset.test.labels,
-    where=x.stores["test"].ok,
+    experiment.plan.dataset.test.labels,
+    where=experiment.stores["test"].ok,
     validation_logits=sharding.fetch(val.logits, val.total),
-    validation_labels=x.plan.dataset.val.labels,
-    validation_where=x.stores["val"].ok,
+    validation_labels=experiment.plan.dataset.val.labels,
+    validation_where=experiment.stores["val"].ok,
   )
   return {"round": round_, "labeled": labeled, **row}

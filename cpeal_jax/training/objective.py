@@ -12,14 +12,11 @@ from jaxtyping import Array, Float
 from cpeal_jax import losses
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.parallel import rowwise
 from cpeal_jax.training.recipe import HEAD_WEIGHT, Recipe
 
 
-def make_loss(
-  classifier: Classifier | LinearClassifier, recipe: Recipe
-) -> Callable:
+def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
   """(adapter, params, texts, batch, key, weight) -> (loss, its terms).
 
   `batch` has `images` (pixels, or features where these are frozen), `labels`

@@ -22,7 +22,6 @@ from cpeal_jax.data.batches import Batch
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.training.objective import make_loss
 from cpeal_jax.training.recipe import (
@@ -54,9 +53,7 @@ class TrainState:
   optimizer: Any
 
 
-def make_init(
-  classifier: Classifier | LinearClassifier, recipe: Recipe
-) -> Callable:
+def make_init(classifier: Classifier, recipe: Recipe) -> Callable:
   """(params, key) -> what is trained: a fresh adapter, and the loss head."""
 
   def init(params, key):
@@ -133,7 +130,7 @@ def refuse_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
 
 
 def make_step(
-  classifier: Classifier | LinearClassifier,
+  classifier: Classifier,
   recipe: Recipe,
   mesh: jax.sharding.Mesh,
 ) -> Step:

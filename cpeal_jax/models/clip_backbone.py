@@ -1,0 +1,136 @@
+"""CLIP as a backbone: LoRA or learned prompts, compared with texts."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from cpeal_jax.errors import InputError
+from cpeal_jax.models import (
+  backbone,
+  descriptors,
+  naming,
+  text,
+  weights,
+  weights_out,
+)
+from cpeal_jax.models.adapters import TOWERS, Lora, Prompts
+from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.clip import Clip, refuse_lora
+from cpeal_jax.models.resnet import ResNetConfig
+from cpeal_jax.models.tensors import Row
+from cpeal_jax.models.text_classifier import TextClassifier
+from cpeal_jax.models.weights import Pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipBackbone:
+  """A `Backbone`: any CLIP with a causal text tower."""
+
+  name: str = "CLIP"
+  adapters: tuple[str, ...] = ("lora", "prompts")
+  has_texts: bool = True
+  towers: tuple[str, ...] = TOWERS
+
+  def load(self, source: str) -> Pretrained:
+    return weights.load_pretrained(source)
+
+  def refuse_size(self, pretrained: Pretrained, size: int) -> None:
+    if size != pretrained.config.image_size:
+      raise InputError(
+        f"{pretrained.preprocessor.name} crops to {size} pixels, the "
+        f"weights want {pretrained.config.image_size}."
+      )
+
+  def refuse_lora(self, pretrained: Pretrained, lora: Lora) -> None:
+    refuse_lora(pretrained.config, lora)
+    backbone.refuse_layers(lora, pretrained.config)
+
+  def classifiers(
+    self,
+    pretrained: Pretrained,
+    classes: tuple[str, ...],
+    *,
+    mean: Channels,
+    std: Channels,
+    lora: Lora | None,
+    prompts: Prompts | None,
+    wording: Wording,
+    dtype: DTypeLike,
+    remat: bool,
+  ) -> tuple[TextClassifier, TextClassifier]:
+    """The trained and the zero-shot classifier, over the same class names.
+
+    Raises:
+      InputError: prompts that are too long or alike, or bad descriptors.
+    """
+    tokenizer, sizes = pretrained.tokenizer, pretrained.config
+    dtype = jnp.dtype(dtype)
+    phrases, owners = classes, tuple(range(len(classes)))
+    if wording.descriptors:
+      phrases, owners = descriptors.with_descriptors(
+        classes, descriptors.read_descriptors(wording.descriptors)
+      )
+
+    def fixed(template: str) -> text.Tokens:
+      texts = text.from_template(phrases, template)
+      tokens = text.tokenize(texts, tokenizer, positions=sizes.positions)
+      return dataclasses.replace(tokens, owners=owners)
+
+    def compare(model: Clip, tokens: text.Tokens) -> TextClassifier:
+      return TextClassifier(
+        model, tokens, mean, std, wording.descriptor_average
+      )
+
+    plain = fixed(wording.template)
+    text.refuse_alike(plain, classes)
+    if prompts is not None:
+      tokens = text.tokenize_with_context(
+        phrases, tokenizer, prompts, positions=sizes.positions
+      )
+      tokens = dataclasses.replace(tokens, owners=owners)
+    elif wording.trained == "x16":
+      # The released LoRA code has frozen X's where CoOp's context would be.
+      tokens = fixed(" ".join(["X"] * 16) + " {}.")
+    else:
+      tokens = plain
+    trained = Clip(sizes, lora=lora, prompts=prompts, dtype=dtype, remat=remat)
+    return compare(trained, tokens), compare(Clip(sizes, dtype=dtype), plain)
+
+  def formats(
+    self, pretrained: Pretrained, lora: Lora | None
+  ) -> tuple[str, ...]:
+    """What can hold the adapted model.
+
+    transformers has no ResNet CLIP. PEFT names modules as transformers' code
+    does and wants a base that transformers can load, which the files of
+    OpenCLIP and the msgpack of transformers 4 are not.
+    """
+    if lora is None:
+      return ("prompts", "head")
+    if isinstance(pretrained.config.vision, ResNetConfig):
+      return ("head",)
+    loads = (pretrained.directory / "config.json").is_file()
+    if not loads or pretrained.weights.suffix == ".msgpack":
+      return ("transformers", "head")
+    return ("transformers", "peft", "head")
+
+  def tensor_names(self, pretrained: Pretrained) -> tuple[Row, ...]:
+    return naming.key_table(pretrained.config)
+
+  def transformers_files(
+    self,
+    pretrained: Pretrained,
+    tensors: dict[str, np.ndarray],
+    preprocessor: dict,
+  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    config = pretrained.config
+    renamed = weights_out.in_hf(tensors, pretrained.params, config)
+    if pretrained.preprocessor.name != "open_clip_config.json":
+      return renamed, {}
+    dtype = str(renamed["logit_scale"].dtype)
+    return renamed, {
+      "config.json": weights_out.hf_config(config, dtype=dtype),
+      "preprocessor_config.json": preprocessor,
+    }

@@ -1,0 +1,86 @@
+"""DINOv2 as a backbone: a linear head on its features, with or without LoRA."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from cpeal_jax.errors import InputError
+from cpeal_jax.models import backbone, dinov2_weights
+from cpeal_jax.models.adapters import Lora, Prompts
+from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.dinov2 import Dinov2
+from cpeal_jax.models.dinov2_weights import PretrainedDinov2
+from cpeal_jax.models.linear import LinearClassifier
+from cpeal_jax.models.tensors import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Dinov2Backbone:
+  """A `Backbone` without texts: DINOv2, with or without registers."""
+
+  name: str = "DINOv2"
+  adapters: tuple[str, ...] = ("head", "lora_head")
+  has_texts: bool = False
+  towers: tuple[str, ...] = ("vision",)
+
+  def load(self, source: str) -> PretrainedDinov2:
+    return dinov2_weights.load_dinov2(source)
+
+  def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
+    # Position embeddings are resized, so any size from a patch on will do.
+    if size < pretrained.config.patch_size:
+      raise InputError(
+        f"preprocessor_config.json crops to {size} pixels, less than a "
+        f"patch of {pretrained.config.patch_size}."
+      )
+
+  def refuse_lora(self, pretrained: PretrainedDinov2, lora: Lora) -> None:
+    backbone.refuse_layers(lora, pretrained.config)
+
+  def classifiers(
+    self,
+    pretrained: PretrainedDinov2,
+    classes: tuple[str, ...],
+    *,
+    mean: Channels,
+    std: Channels,
+    lora: Lora | None,
+    prompts: Prompts | None,
+    wording: Wording,
+    dtype: DTypeLike,
+    remat: bool,
+  ) -> tuple[LinearClassifier, LinearClassifier]:
+    """The trained classifier, and one that has no LoRA and no trained head."""
+    del prompts, wording
+
+    def with_head(branch: Lora | None) -> LinearClassifier:
+      model = Dinov2(
+        pretrained.config, lora=branch, dtype=jnp.dtype(dtype), remat=remat
+      )
+      return LinearClassifier(model, len(classes), mean, std)
+
+    return with_head(lora), with_head(None)
+
+  def formats(
+    self, pretrained: PretrainedDinov2, lora: Lora | None
+  ) -> tuple[str, ...]:
+    """What can hold the adapted model.
+
+    PEFT wants module names that last, and transformers 5 renamed DINOv2's.
+    """
+    del pretrained
+    return ("head",) if lora is None else ("transformers", "head")
+
+  def tensor_names(self, pretrained: PretrainedDinov2) -> tuple[Row, ...]:
+    return dinov2_weights.key_table(pretrained.config)
+
+  def transformers_files(
+    self,
+    pretrained: PretrainedDinov2,
+    tensors: dict[str, np.ndarray],
+    preprocessor: dict,
+  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+    del pretrained, preprocessor
+    return tensors, {}

@@ -1,0 +1,183 @@
+"""CLIP as a classifier: pixels and prompts in, scaled cosines out."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from cpeal_jax.models.classifier import cosine_logits, to_pixels
+from cpeal_jax.models.clip import Clip, normalize
+from cpeal_jax.models.text import Tokens
+
+DESCRIPTOR_AVERAGES = ("similarity", "embedding")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextClassifier:
+  """A `Classifier` that compares images with prompts.
+
+  Features are L2-normalized and logits are cosines divided by a temperature.
+
+  Attributes:
+    model: the CLIP with its adapters.
+    tokens: one prompt for each class, or for each class and descriptor.
+    mean, std: of the checkpoint's preprocessing, RGB in [0, 1].
+    descriptor_average: what is averaged over the prompts of a class, one of
+      `DESCRIPTOR_AVERAGES`.
+  """
+
+  model: Clip
+  tokens: Tokens
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  descriptor_average: str = "similarity"
+
+  @property
+  def classes(self) -> int:
+    """C, which with descriptors is less than the number of prompts."""
+    return max(self.tokens.owners) + 1
+
+  @property
+  def prompts(self) -> tuple[str, ...]:
+    """The texts that images are compared with."""
+    return self.tokens.texts
+
+  @property
+  def has_texts(self) -> bool:
+    """True: class embeddings are text features."""
+    return True
+
+  @property
+  def widest_activation(self) -> int:
+    """Numbers in a ViT's perceptron for one image; 0 for a ResNet."""
+    config = self.model.config
+    if not config.patch_size:
+      return 0
+    tower: Any = config.vision
+    return ((config.image_size // config.patch_size) ** 2 + 1) * tower.mlp
+
+  @property
+  def trains_images(self) -> bool:
+    """Whether the image tower has an adapter."""
+    lora = self.model.lora
+    return lora is not None and "vision" in lora.towers
+
+  @property
+  def trains_texts(self) -> bool:
+    """Whether the text tower has an adapter or learns contexts."""
+    lora = self.model.lora
+    learned = self.model.prompts is not None
+    return learned or (lora is not None and "text" in lora.towers)
+
+  def init(self, params: dict, key: PRNGKeyArray) -> dict:
+    """A fresh adapter: LoRA's B is 0, context tokens are N(0, stddev^2)."""
+    side = self.model.config.image_size
+    images = jnp.zeros((1, side, side, 3))
+    texts = self.tokens.ids, self.tokens.slots
+    # Only what has an adapter is traced.
+    state: Any = {}
+    for trains, method, args in (
+      (self.trains_images, "encode_images", (images,)),
+      (self.trains_texts, "encode_texts", texts),
+    ):
+      if trains:
+        _, variables = self.model.apply(
+          {"params": params},
+          *args,
+          rngs={"adapter": key},
+          mutable=["adapter"],
+          method=method,
+        )
+        state |= dict(variables).get("adapter", {})
+    return state
+
+  def class_embeddings(
+    self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
+  ) -> Float[Array, "C D"]:
+    """Text features of the classes; `dropout` switches training on.
+
+    A class with several prompts (descriptors) gets their mean. `similarity`
+    averages the unit features, so that its cosine with an image is the mean of
+    theirs, and the result is no unit vector; `embedding` averages the raw
+    features and normalizes the result. These are AS and AE of PCB (Bang et al.
+    2024, arXiv 2311.11178).
+    """
+    texts: Any = self.model.apply(
+      {"params": params, "adapter": adapter},
+      self.tokens.ids,
+      self.tokens.slots,
+      train=dropout is not None,
+      rngs=None if dropout is None else {"dropout": dropout},
+      method="encode_texts",
+    )
+    owners = self.tokens.owners
+    if len(owners) == self.classes:
+      return normalize(texts)
+    if self.descriptor_average == "embedding":
+      return normalize(_mean_by(owners, self.classes, texts))
+    return _mean_by(owners, self.classes, normalize(texts))
+
+  def image_features(
+    self,
+    params: dict,
+    adapter: dict,
+    images: UInt8[ArrayLike, "B S S 3"],
+    *,
+    dropout: PRNGKeyArray | None = None,
+  ) -> Float[Array, "B D"]:
+    """Unit image features; `dropout` switches training on."""
+    pixels = to_pixels(images, self.mean, self.std)
+    features: Any = self.model.apply(
+      {"params": params, "adapter": adapter},
+      pixels,
+      train=dropout is not None,
+      rngs=None if dropout is None else {"dropout": dropout},
+      method="encode_images",
+    )
+    return normalize(features)
+
+  def logits(
+    self,
+    features: Float[ArrayLike, "N D"],
+    class_embeddings: Float[ArrayLike, "C D"],
+    logit_scale: Float[ArrayLike, ""],
+  ) -> Float[Array, "N C"]:
+    """Scaled cosines, see `cosine_logits`."""
+    return cosine_logits(features, class_embeddings, logit_scale)
+
+  def head(self, params: dict, adapter: dict) -> dict[str, np.ndarray]:
+    """Class embeddings [C, D], float32, and the exponentiated logit scale.
+
+    Logits are `logit_scale * features @ class_embeddings.T` with the class
+    embeddings as they are: the mean over descriptors need not be a unit.
+    """
+    embeddings = jax.jit(self.class_embeddings)(params, adapter)
+    return {
+      "class_embeddings": np.array(embeddings, np.float32, order="C"),
+      "logit_scale": np.array(np.exp(params["logit_scale"]), np.float32),
+    }
+
+  def card(self) -> dict[str, Any]:
+    """The prompts of each class, and what is learned before them."""
+    prompts: list[list[str]] = [[] for _ in range(self.classes)]
+    for text, owner in zip(self.tokens.texts, self.tokens.owners, strict=True):
+      prompts[owner].append(text)
+    learned = self.model.prompts
+    return {
+      "prompts": prompts,
+      "descriptor_average": self.descriptor_average,
+      "learned_tokens": learned.tokens if learned else 0,
+    }
+
+
+def _mean_by(
+  owners: tuple[int, ...], classes: int, rows: Float[Array, "P D"]
+) -> Float[Array, "C D"]:
+  """The mean of each class's rows, as one small matrix product."""
+  belongs = np.equal.outer(np.arange(classes), owners)
+  weights = (belongs / belongs.sum(axis=1, keepdims=True)).astype(np.float32)
+  return jnp.matmul(weights, rows, precision=jax.lax.Precision.HIGHEST)

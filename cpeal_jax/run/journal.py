@@ -1,0 +1,88 @@
+"""The rounds' record as the loop sees it, on one process or on many.
+
+Process 0 alone reads and writes a run's plain files. Each method here calls
+`storage.record` there and tells the answer to all processes, so the loop reads
+the same whatever their number.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from cpeal_jax.parallel.processes import first
+from cpeal_jax.storage import record
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+  """Reads and writes the rounds of one workdir.
+
+  Every process calls the same methods in the same order. Each may raise the
+  InputError of a file that was edited, truncated or cannot be written.
+  """
+
+  workdir: epath.Path
+
+  def _first(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    return first(call, self.workdir, *args, **kwargs)
+
+  def restore_markers(self) -> list[int]:
+    """Writes lost SELECTED markers again; returns the rounds that lacked it."""
+    return self._first(record.restore_selected)
+
+  def finished_rounds(self) -> int:
+    """How many rounds are finished, counted from round 0."""
+    return self._first(record.finished_rounds)
+
+  def rows(self) -> list[dict[str, Any]]:
+    """The rows of metrics, ordered by round; round -1 is zero-shot."""
+    return self._first(record.read_metrics)
+
+  def write_row(self, row: Mapping[str, Any]) -> None:
+    """Adds a row of metrics, or replaces that of the same round."""
+    self._first(record.write_metrics, [row])
+
+  def selected(self, round_: int) -> list[str] | None:
+    """Ids of a round's picks, best first; None if it has not selected yet."""
+    return self._first(record.selected, round_)
+
+  def commit_selection(
+    self,
+    round_: int,
+    *,
+    selection: Mapping[str, Collection[Any]],
+    scores: Mapping[str, Any],
+  ) -> None:
+    """Commits a round's picks and the scores of the whole pool."""
+    self._first(
+      record.write_selection, round_, selection=selection, scores=scores
+    )
+
+  def pseudo_labels(self, round_: int) -> dict[str, str]:
+    """Class names by id of a round's picks that nobody is asked about."""
+    return self._first(record.pseudo_labels, round_)
+
+  def write_labels(
+    self,
+    round_: int,
+    ids: Sequence[str],
+    labels: Sequence[str],
+    *,
+    sources: Sequence[str],
+  ) -> None:
+    """Records a round's labels (class names) and who gave each."""
+    self._first(record.write_labels, round_, ids, labels, sources=sources)
+
+  def labels(self, rounds: int) -> dict[str, str]:
+    """Class names by id, of the labels that the first `rounds` rounds got."""
+    return self._first(record.read_labels, range(rounds))
+
+  def label_sources(self, rounds: int) -> dict[str, int]:
+    """How many labels of the first `rounds` rounds came from each source."""
+    return self._first(record.count_sources, range(rounds))
+
+  def finish(self, round_: int) -> None:
+    """Commits a round; its labels and its row of metrics must be written."""
+    self._first(record.mark_done, round_)
