@@ -78,7 +78,7 @@ class Prompts:
 def dropout(
   key: PRNGKeyArray, x: Float[Array, "... W"], rate: float
 ) -> Float[Array, "... W"]:
-  """Zeros each value with probability `rate` and divides the others by 1 - rate.
+  """Zeros each value with probability `rate`; divides the rest by 1 - rate.
 
   One random 32-bit word serves four values if the rate is a multiple of
   1 / 256. Otherwise it serves two, and the rate is rounded to a multiple of

@@ -17,8 +17,8 @@ class Tokens:
   Attributes:
     texts: the prompts as strings, with `X` for each learnable token.
     ids: token ids. All rows are padded to the longest prompt, rounded up to a
-      multiple of 8, which is less than the tower's limit. Features do not depend
-      on padding: the tower is causal and pooled at the first end token.
+      multiple of 8 but at most the tower's limit. Features do not depend on
+      padding: the tower is causal and pooled at the first end token.
     slots: for each token, the index of the learnable token that replaces it,
       or -1.
     owners: the class index of each row; by default row i is class i.
