@@ -1,7 +1,8 @@
-"""What is trained: LoRA factors and learnable prompts, in collection `adapter`.
+"""The trainable parts: LoRA factors and learnable prompts.
 
-The pretrained weights live in collection `params` and are never
-differentiated; gradients, optimizer state and checkpoints hold `adapter`.
+They live in the variable collection `adapter`, which is all that gradients,
+optimizer state and checkpoints hold. The pretrained weights live in the
+collection `params` and are never differentiated.
 """
 
 import dataclasses
@@ -28,13 +29,14 @@ class Lora:
   """Low-rank adaptation of the attention's projections (Hu et al. 2021).
 
   Attributes:
-    rank: r, columns of A and rows of B.
-    alpha: numerator of the scale.
-    scaling: `rank_stabilized` alpha / sqrt(r), as C-PEAL's code does, or
-      `standard` alpha / r.
-    dropout: rate on the branch's input, in training only.
-    towers, matrices: which towers and which of q, k, v, out carry a branch.
-    layers: the blocks that carry one, counted from 0; None means all.
+    rank: r, the number of columns of A and of rows of B.
+    alpha: the numerator of the scale.
+    scaling: `rank_stabilized` for alpha / sqrt(r), as in C-PEAL's code, or
+      `standard` for alpha / r.
+    dropout: the dropout rate on the branch's input, used in training only.
+    towers, matrices: which towers, and which of the projections q, k, v and
+      out in them, have a LoRA branch.
+    layers: the blocks that have a branch, counted from 0; None means all.
   """
 
   rank: int = 4
@@ -47,11 +49,12 @@ class Lora:
 
   @property
   def scale(self) -> float:
+    """The factor of A B that is added to the pretrained kernel."""
     root = math.sqrt(self.rank)
     return self.alpha / (root if self.scaling == SCALINGS[0] else self.rank)
 
   def on(self, tower: str, layer: int) -> "Lora | None":
-    """This adapter if it touches the block, else None."""
+    """Returns this adapter if it applies to the given block, else None."""
     chosen = self.layers is None or layer in self.layers
     return self if tower in self.towers and chosen else None
 
@@ -61,10 +64,11 @@ class Prompts:
   """Learnable context tokens before, around or after the class name (CoOp).
 
   Attributes:
-    tokens: context length M.
-    shared: one context [M, width] for all classes, else [C, M, width].
-    position: of the class name: `end`, `middle` or `front`.
-    stddev: of the normal initialisation.
+    tokens: M, the number of context tokens.
+    shared: True for one context [1, M, width] that all classes share, False
+      for one context per class, [C, M, width].
+    position: where the class name stands: `end`, `middle` or `front`.
+    stddev: the standard deviation of the normal initialization.
   """
 
   tokens: int = 16
@@ -76,25 +80,35 @@ class Prompts:
 def dropout(
   key: PRNGKeyArray, x: Float[Array, "... W"], rate: float
 ) -> Float[Array, "... W"]:
-  """Each value is 0 with chance `rate`, else divided by 1 - rate.
+  """Zeros each value with probability `rate`; divides the rest by 1 - rate.
 
-  A word of randomness serves four values where the rate is a multiple of
-  1 / 256, else two, with the rate rounded to 1 / 65,536: with a word for each
-  value, drawing was a third of a training step on many prompts.
+  One random 32-bit word serves four values if the rate is a multiple of
+  1 / 256. Otherwise it serves two, and the rate is rounded to a multiple of
+  1 / 65,536. One word per value took a third of a training step with many
+  prompts.
   """
   bits = 8 if (rate * 256).is_integer() else 16
-  each, least = 32 // bits, round(rate * 2**bits)
-  # By the last axis, so that rows on other devices have their own words.
-  words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // each)))
-  # Else each of its parts, and the gradient, would draw them again.
+  values_per_word, threshold = 32 // bits, round(rate * 2**bits)
+  # The words [..., ceil(W / values_per_word)] shrink only the last axis, so
+  # when the rows are sharded each device draws the words of its own rows.
+  words = jax.random.bits(
+    key, (*x.shape[:-1], -(-x.shape[-1] // values_per_word))
+  )
+  # Without the barrier XLA would fuse the random generator into each of the
+  # parts below, and into the gradient, and so draw the same words repeatedly.
   words = jax.lax.optimization_barrier(words)
-  parts = [(words >> (bits * i)) & (2**bits - 1) for i in range(each)]
+  parts = [
+    (words >> (bits * i)) & (2**bits - 1) for i in range(values_per_word)
+  ]
   draws = jnp.concatenate(parts, axis=-1)[..., : x.shape[-1]]
-  return jnp.where(draws < least, 0, x / (1 - least / 2**bits))
+  return jnp.where(draws < threshold, 0, x / (1 - threshold / 2**bits))
 
 
 class Linear(nn.Module):
-  """`x W + b`, plus `scale * dropout(x) A B` where `lora` is given."""
+  """Dense layer `x W + b`, plus a LoRA branch if `lora` is given.
+
+  The branch adds `scale * dropout(x) A B` with A [i, r] and B [r, o].
+  """
 
   features: int
   use_bias: bool = True
@@ -119,7 +133,7 @@ class Linear(nn.Module):
     a = self.variable(
       "adapter",
       "lora_a",
-      # Kaiming-uniform with a = sqrt(5), as loralib initialises A.
+      # Kaiming-uniform with a = sqrt(5), as loralib initializes A.
       lambda: jax.random.uniform(
         self.make_rng("adapter"), (width, rank), minval=-bound, maxval=bound
       ),
@@ -134,10 +148,18 @@ class Linear(nn.Module):
 
 
 def merge_lora(params: Mapping, adapter: Mapping, lora: Lora) -> dict:
-  """The weights with `W + scale * A B` folded in; the tree is `params`'s own.
+  """Returns `params` with every adapted kernel W replaced by W + scale * A B.
 
-  Exact up to rounding: the merged model without adapters answers as the
-  unmerged one with dropout off.
+  The model without adapters then computes, up to rounding, what the model
+  with LoRA and without dropout computes on the original `params`.
+
+  Args:
+    params: pretrained weights.
+    adapter: LoRA factors, at the same paths as the kernels in `params`.
+    lora: gives the scale.
+
+  Returns:
+    A tree of the same structure and shapes as `params`.
   """
   flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(params))
   branches: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(adapter)

@@ -1,6 +1,10 @@
-"""CLIP (Radford et al. 2021): two towers, one cosine similarity.
+"""CLIP (Radford et al. 2021): an image tower and a text tower.
 
-Shapes: B images, C prompts, L tokens, W tower width, D joint dimension.
+Both map into one joint space, in which images and texts are compared by their
+cosine similarity.
+
+Shapes: B images of S x S pixels, C prompts, L tokens, W tower width, D joint
+dimension.
 """
 
 import dataclasses
@@ -25,7 +29,18 @@ from cpeal_jax.models.transformer import (
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """Sizes of one CLIP; a ResNet has no `patch_size` (0)."""
+  """The sizes of one CLIP.
+
+  Attributes:
+    vision: the image tower, a vision transformer or a ResNet.
+    text: the text tower.
+    image_size: the side of an image in pixels.
+    patch_size: the side of a patch in pixels; 0 if the tower is a ResNet.
+    vocabulary: the number of token ids.
+    positions: the longest prompt in tokens, start and end included.
+    end_token: the id of the end token, where the text tower is pooled.
+    dim: D, the dimension of the joint space.
+  """
 
   vision: TowerConfig | ResNetConfig
   text: TowerConfig
@@ -38,27 +53,27 @@ class ClipConfig:
 
 
 def config_from_hf(hf) -> ClipConfig:
-  """Sizes out of a `transformers.CLIPConfig`.
+  """Reads the sizes from a `transformers.CLIPConfig`.
 
   Raises:
-    InputError: an activation this project does not know.
+    InputError: if an activation is not one of `ACTIVATIONS`.
   """
 
-  def tower(own) -> TowerConfig:
+  def tower(tower_config) -> TowerConfig:
     return TowerConfig(
-      width=own.hidden_size,
-      layers=own.num_hidden_layers,
-      heads=own.num_attention_heads,
-      mlp=own.intermediate_size,
+      width=tower_config.hidden_size,
+      layers=tower_config.num_hidden_layers,
+      heads=tower_config.num_attention_heads,
+      mlp=tower_config.intermediate_size,
       activation=one_of(
-        "activation in config.json", own.hidden_act, ACTIVATIONS
+        "activation in config.json", tower_config.hidden_act, ACTIVATIONS
       ),
-      epsilon=own.layer_norm_eps,
+      epsilon=tower_config.layer_norm_eps,
     )
 
   vision, text = hf.vision_config, hf.text_config
-  # Configs from before transformers 4.24 say 2 although the tokenizer's end
-  # token is the vocabulary's last entry.
+  # Configs written before transformers 4.24 give 2 as the end token, although
+  # the tokenizer's end token is the last entry of the vocabulary.
   end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
   return ClipConfig(
     vision=tower(vision),
@@ -73,7 +88,7 @@ def config_from_hf(hf) -> ClipConfig:
 
 
 class VisionTower(nn.Module):
-  """ViT with a class token; returns its projected state."""
+  """Vision transformer; returns the projected state of its class token."""
 
   config: ClipConfig
   tower: TowerConfig
@@ -87,7 +102,8 @@ class VisionTower(nn.Module):
   ) -> Float[Array, "B D"]:
     config, patch = self.tower, self.config.patch_size
     batch, side = pixels.shape[0], self.config.image_size // patch
-    # A convolution whose stride is its size is a product over patches.
+    # The patch convolution's stride is its kernel size, so it is computed as
+    # a matrix product over flattened patches [B, side * side, patch^2 * 3].
     x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(
       self.dtype
     )
@@ -97,10 +113,15 @@ class VisionTower(nn.Module):
     x = x.reshape(batch, side * side, patch * patch * 3)
     x = Linear(config.width, use_bias=False, dtype=self.dtype, name="patch")(x)
     normal = nn.initializers.normal(0.02)
-    head = self.param("class_token", normal, (config.width,))
+    class_token = self.param("class_token", normal, (config.width,))
     positions = self.param("positions", normal, (side * side + 1, config.width))
-    head = jnp.broadcast_to(head.astype(self.dtype), (batch, 1, config.width))
-    x = jnp.concatenate([head, x], axis=1) + positions.astype(self.dtype)[None]
+    class_token = jnp.broadcast_to(
+      class_token.astype(self.dtype), (batch, 1, config.width)
+    )
+    x = (
+      jnp.concatenate([class_token, x], axis=1)
+      + positions.astype(self.dtype)[None]
+    )
     x = Norm(config.epsilon, self.dtype, name="norm_in")(x)
     blocks = Transformer(
       config, "vision", self.lora, self.dtype, self.remat, name="blocks"
@@ -113,7 +134,11 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-  """Causal transformer, pooled at the first end token."""
+  """Causal transformer; returns the projected state of the first end token.
+
+  With `prompts`, the embeddings of the tokens marked by `slots` are replaced
+  by learnable vectors, see `Clip.encode_texts`.
+  """
 
   config: ClipConfig
   lora: Lora | None
@@ -139,18 +164,19 @@ class TextTower(nn.Module):
     x = jnp.asarray(table)[ids]
     prompts = self.prompts
     if prompts is not None:
-      own, stddev = 1 if prompts.shared else classes, prompts.stddev
+      contexts, stddev = 1 if prompts.shared else classes, prompts.stddev
       context = self.variable(
         "adapter",
         "context",
         lambda: (
           stddev
           * jax.random.normal(
-            self.make_rng("adapter"), (own, prompts.tokens, config.width)
+            self.make_rng("adapter"), (contexts, prompts.tokens, config.width)
           )
         ),
       ).value
       context = jnp.broadcast_to(context, (classes, *context.shape[1:]))
+      # [C, L, W]; where slots is -1 the gathered vector is not used.
       learned = jnp.take_along_axis(
         context, jnp.maximum(slots, 0)[..., None], axis=1
       )
@@ -159,7 +185,8 @@ class TextTower(nn.Module):
     blocks = Transformer(
       config, "text", self.lora, self.dtype, self.remat, name="blocks"
     )
-    # HF pads with the end token, so the last one would be padding.
+    # Prompts are padded with end tokens, as Hugging Face's tokenizer does, so
+    # only the first end token of a row is part of the prompt.
     end = jnp.argmax(ids == self.config.end_token, axis=1)
     x = blocks(x, train=train, at=end)
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
@@ -169,22 +196,35 @@ class TextTower(nn.Module):
 
 
 def refuse_lora(config: ClipConfig, lora: Lora | None) -> None:
-  """Raises InputError if LoRA is asked for where there is no transformer."""
+  """Refuses LoRA on an image tower that is a ResNet.
+
+  Raises:
+    InputError: if `lora` applies to the image tower and that is a ResNet.
+  """
   resnet = isinstance(config.vision, ResNetConfig)
   if lora is not None and resnet and "vision" in lora.towers:
     raise InputError(
       "adapter.lora.towers has 'vision', but this CLIP's image tower is a "
-      "ResNet, which takes no LoRA: set --config.adapter.lora.towers=text, or "
-      "learn prompts."
+      "ResNet, which takes no LoRA: set --config.adapter.lora.towers=text or "
+      "--config.adapter.kind=prompts."
     )
 
 
 class Clip(nn.Module):
-  """Both towers, with adapters where asked.
+  """Both towers of a CLIP, with LoRA or learnable prompts if configured.
 
-  `params` mirrors the pretrained weights; `adapter` holds what is trained.
-  `remat` computes a block's insides again for its gradient instead of keeping
-  them: a third more time, and memory of one block instead of all.
+  The collection `params` has the pretrained weights, and `adapter` has what is
+  trained.
+
+  Attributes:
+    config: the sizes.
+    lora: the LoRA adapter, or None.
+    prompts: the learnable prompts, or None.
+    dtype: the type that the towers compute in; features are float32 always.
+    remat: True to recompute the intermediate values of each transformer block
+      for its gradient instead of keeping them. A training step then takes
+      about a third longer and keeps the intermediate values of one block
+      instead of all blocks.
   """
 
   config: ClipConfig
@@ -213,7 +253,12 @@ class Clip(nn.Module):
   def encode_images(
     self, pixels: Float[AnyArray, "B S S 3"], *, train: bool = False
   ) -> Float[Array, "B D"]:
-    """Image features, not normalised, float32."""
+    """Returns image features, float32 and not normalized.
+
+    Args:
+      pixels: images after the checkpoint's preprocessing (`to_pixels`).
+      train: True to apply LoRA's dropout.
+    """
     return self.vision(pixels, train=train).astype(jnp.float32)
 
   def encode_texts(
@@ -223,21 +268,26 @@ class Clip(nn.Module):
     *,
     train: bool = False,
   ) -> Float[Array, "C D"]:
-    """Text features, not normalised, float32.
+    """Returns text features, float32 and not normalized.
 
     Args:
-      ids: token ids, padded; L may be any length up to `config.positions`.
-      slots: index of the learnable token that replaces this one, -1 for none.
-      train: switches LoRA's dropout on.
+      ids: padded token ids; L may be any length up to `config.positions`.
+      slots: for each token, the index of the learnable token that replaces it,
+        or -1 to keep it.
+      train: True to apply LoRA's dropout.
     """
     return self.text(ids, slots, train=train).astype(jnp.float32)
 
   def __call__(self, pixels, ids, slots, *, train: bool = False):
-    """(image features, text features), not normalised; initialises all."""
+    """Returns image features [B, D] and text features [C, D].
+
+    The features are those of `encode_images` and `encode_texts`. `init` calls
+    this method, so it creates the variables of both towers.
+    """
     images = self.encode_images(pixels, train=train)
     return images, self.encode_texts(ids, slots, train=train)
 
 
 def normalize(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-  """Rows to unit Euclidean length."""
+  """Scales each row to Euclidean length 1."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,7 +1,9 @@
-"""DINOv2 (Oquab et al. 2023): an image tower trained without texts.
+"""DINOv2 (Oquab et al. 2023): an image tower that was trained without texts.
 
-Registers are those of Darcet et al. 2023. Shapes: B images, L tokens (class
-token, R registers, patches), W width.
+Some models have register tokens (Darcet et al. 2023).
+
+Shapes: B images of S x S pixels, L tokens (the class token, R registers, then
+the patches), W width.
 """
 
 import dataclasses
@@ -29,13 +31,14 @@ from cpeal_jax.models.transformer import (
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Config:
-  """Sizes of one DINOv2.
+  """The sizes of one DINOv2.
 
   Attributes:
     vision: the transformer.
-    image_size: side that the position embeddings were made for.
-    patch_size: side of a patch.
-    registers: R, 0 for the first models.
+    image_size: the image side, in pixels, that the checkpoint's position
+      embeddings were made for; other sizes resize them.
+    patch_size: the side of a patch in pixels.
+    registers: R, the number of register tokens; 0 for the first models.
     antialias: how position embeddings are resized, see `resize_matrix`.
   """
 
@@ -47,23 +50,26 @@ class Dinov2Config:
 
   @property
   def dim(self) -> int:
-    """D: the features are the tower's own."""
+    """D, the dimension of the features: the tower's width (no projection)."""
     return self.vision.width
 
 
 def config_from_hf(raw: dict) -> Dinov2Config:
-  """Sizes out of the config.json of a `Dinov2Model`, with or without registers.
+  """Reads the sizes from the config.json of a `Dinov2Model`.
+
+  Args:
+    raw: the content of config.json; the model may have registers.
 
   Raises:
-    InputError: a gated perceptron (ViT-g), or an activation this project does
-      not know.
+    InputError: if the model has a gated perceptron (ViT-g), or an activation
+      that is not one of `ACTIVATIONS`.
   """
   if raw.get("use_swiglu_ffn"):
     raise InputError(
-      "config.json has use_swiglu_ffn, the gated perceptron of ViT-g; "
+      "config.json has use_swiglu_ffn, the gated perceptron of ViT-g; only "
       "DINOv2 ViT-S, B and L are supported."
     )
-  # Older files leave out what is at transformers' default.
+  # Older files leave out settings that have transformers' default value.
   width = raw.get("hidden_size", 768)
   with_registers = raw["model_type"] == "dinov2_with_registers"
   return Dinov2Config(
@@ -87,26 +93,33 @@ def config_from_hf(raw: dict) -> Dinov2Config:
 def resize_matrix(
   old: int, new: int, *, antialias: bool
 ) -> Float[np.ndarray, "new old"]:
-  """Bicubic interpolation of `old` samples at `new` places, as PyTorch's.
+  """Returns the matrix that resizes `old` samples to `new` as PyTorch does.
 
-  Keys' kernel about the half-pixel positions. Without `antialias` (the first
-  models) its parameter is -0.75 and the border is repeated; with it (those
-  with registers) -0.5, stretched when shrinking, and rows sum to 1.
+  Bicubic interpolation with Keys' kernel and half-pixel centers. Without
+  `antialias` (models without registers) the kernel's parameter a is -0.75 and
+  the border sample is repeated. With `antialias` (models with registers) a is
+  -0.5, the kernel is stretched when the result is smaller, and each row is
+  normalized to sum 1 over the samples inside the border.
   """
   a, stretch = (-0.5, max(old / new, 1.0)) if antialias else (-0.75, 1.0)
   reach = math.ceil(2 * stretch) + 1
-  centres = (np.arange(new) + 0.5) * old / new - 0.5
-  places = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 1)
-  x = np.abs(places - centres[:, None]) / stretch
-  near = ((a + 2) * x - (a + 3)) * x * x + 1
-  far = a * (((x - 5) * x + 8) * x - 4)
-  weights = np.where(x <= 1, near, np.where(x < 2, far, 0))
+  centers = (np.arange(new) + 0.5) * old / new - 0.5
+  # [new, 2 * reach + 1]: the old samples that may have weight in each new one.
+  samples = np.floor(centers).astype(int)[:, None] + np.arange(
+    -reach, reach + 1
+  )
+  x = np.abs(samples - centers[:, None]) / stretch
+  # Keys' kernel is one cubic for |x| <= 1, another for 1 < |x| < 2, then 0.
+  inner = ((a + 2) * x - (a + 3)) * x * x + 1
+  outer = a * (((x - 5) * x + 8) * x - 4)
+  weights = np.where(x <= 1, inner, np.where(x < 2, outer, 0))
   if antialias:
-    weights = np.where((places >= 0) & (places < old), weights, 0)
+    weights = np.where((samples >= 0) & (samples < old), weights, 0)
     weights = weights / weights.sum(axis=1, keepdims=True)
   matrix = np.zeros((new, old))
-  rows = np.broadcast_to(np.arange(new)[:, None], places.shape)
-  np.add.at(matrix, (rows, np.clip(places, 0, old - 1)), weights)
+  rows = np.broadcast_to(np.arange(new)[:, None], samples.shape)
+  # Clipping repeats the border: weights beyond it add up on its sample.
+  np.add.at(matrix, (rows, np.clip(samples, 0, old - 1)), weights)
   return matrix.astype(np.float32)
 
 
@@ -122,7 +135,10 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm residual block with a layer scale on either branch."""
+  """Pre-norm residual block with a layer scale on both branches.
+
+  If `at` is not None, only the token at that place is computed, [B, 1, W].
+  """
 
   config: TowerConfig
   lora: Lora | None
@@ -148,9 +164,14 @@ class Block(nn.Module):
 
 
 class Dinov2(nn.Module):
-  """The tower; returns the class token's state after the last norm.
+  """The image tower; returns the class token's state after the last norm.
 
-  `remat` is that of `Clip`.
+  Attributes:
+    config: the sizes.
+    lora: the LoRA adapter, or None.
+    dtype: the type that the tower computes in; features are float32 always.
+    remat: True to recompute each block's intermediate values for its gradient
+      instead of keeping them, as in `Clip`.
   """
 
   config: Dinov2Config
@@ -162,38 +183,49 @@ class Dinov2(nn.Module):
   def __call__(
     self, pixels: Float[AnyArray, "B S S 3"], *, train: bool = False
   ) -> Float[Array, "B W"]:
-    """Features, not normalised, float32; S may be any size from a patch on.
+    """Returns image features, float32 and not normalized.
 
-    `train` switches LoRA's dropout on.
+    Args:
+      pixels: preprocessed images of any side S >= patch_size; pixels beyond
+        the last whole patch are not used.
+      train: True to apply LoRA's dropout.
     """
     config, dtype = self.config.vision, self.dtype
     patch, batch = self.config.patch_size, pixels.shape[0]
-    side, own = (s // patch for s in (pixels.shape[1], self.config.image_size))
-    # A convolution whose stride is its size is a product over patches.
+    # Patches per side: of these images, and of the stored position embeddings.
+    side, stored_side = (
+      s // patch for s in (pixels.shape[1], self.config.image_size)
+    )
+    # The patch convolution's stride is its kernel size, so it is computed as
+    # a matrix product over flattened patches [B, side * side, patch^2 * 3].
     x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(dtype)
     x = x.reshape(batch, side, patch, side, patch, 3)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
     x = Linear(config.width, dtype=dtype, name="patch")(x)
     normal = nn.initializers.normal(0.02)
-    head = self.param("class_token", normal, (config.width,))
-    positions = self.param("positions", normal, (own * own + 1, config.width))
-    head, grid = head + positions[0], positions[1:]
-    if side != own:
-      matrix = resize_matrix(own, side, antialias=self.config.antialias)
+    class_token = self.param("class_token", normal, (config.width,))
+    positions = self.param(
+      "positions", normal, (stored_side * stored_side + 1, config.width)
+    )
+    class_token, grid = class_token + positions[0], positions[1:]
+    if side != stored_side:
+      matrix = resize_matrix(stored_side, side, antialias=self.config.antialias)
       grid = jnp.einsum(
         "xi,yj,ijw->xyw",
         matrix,
         matrix,
-        grid.reshape(own, own, config.width),
+        grid.reshape(stored_side, stored_side, config.width),
         precision="highest",
       ).reshape(side * side, config.width)
-    first = head[None]
+    leading = class_token[None]
     if self.config.registers:
       shape = (self.config.registers, config.width)
-      # They stand for no place, so they get no position.
-      first = jnp.concatenate([first, self.param("registers", normal, shape)])
-    first = jnp.broadcast_to(first.astype(dtype), (batch, *first.shape))
-    x = jnp.concatenate([first, x + grid.astype(dtype)[None]], axis=1)
+      # Registers stand for no place in the image, so they have no position.
+      leading = jnp.concatenate(
+        [leading, self.param("registers", normal, shape)]
+      )
+    leading = jnp.broadcast_to(leading.astype(dtype), (batch, *leading.shape))
+    x = jnp.concatenate([leading, x + grid.astype(dtype)[None]], axis=1)
     blocks = []
     for i in range(config.layers):
       lora = self.lora.on("vision", i) if self.lora else None

@@ -1,6 +1,7 @@
-"""Pretrained DINOv2 in: a local Hugging Face directory or a hub id.
+"""Reads a pretrained DINOv2 from a Hugging Face directory or hub id.
 
-Strict both ways, as CLIP's: one table, all mismatches in one message.
+As for CLIP, each tensor of the file must have its leaf in the model and each
+leaf its tensor; all mismatches are reported in one message.
 """
 
 import dataclasses
@@ -25,23 +26,23 @@ from cpeal_jax.models.tensors import (
 )
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
-# What pre-training puts where a patch is masked; never used after it.
+# The token that replaces masked patches; only pre-training uses it.
 IGNORED = re.compile(r"embeddings\.mask_token")
 
 
-def _only(x: np.ndarray) -> np.ndarray:
-  """Without the leading axes of length 1."""
+def _to_vector(x: np.ndarray) -> np.ndarray:
+  """Drops the leading axes of length 1: [1, 1, W] to [W]."""
   return x.reshape(x.shape[-1])
 
 
-def _rows(x: np.ndarray) -> np.ndarray:
-  """Without the batch axis."""
+def _drop_batch(x: np.ndarray) -> np.ndarray:
+  """Drops the batch axis: [1, n, W] to [n, W]."""
   return x.reshape(x.shape[-2:])
 
 
 TABLE: tuple[Row, ...] = (
-  ("class_token", "embeddings.cls_token", _only),
-  ("positions", "embeddings.position_embeddings", _rows),
+  ("class_token", "embeddings.cls_token", _to_vector),
+  ("positions", "embeddings.position_embeddings", _drop_batch),
   (
     "patch/kernel",
     "embeddings.patch_embeddings.projection.weight",
@@ -51,7 +52,8 @@ TABLE: tuple[Row, ...] = (
   ("norm_out/scale", "layernorm.weight", same),
   ("norm_out/bias", "layernorm.bias", same),
 )
-REGISTERS: Row = ("registers", "embeddings.register_tokens", _rows)
+REGISTERS: Row = ("registers", "embeddings.register_tokens", _drop_batch)
+# (module in our block, module in Hugging Face's block).
 BLOCK_TABLE: tuple[tuple[str, str], ...] = (
   ("attention/q", "attention.attention.query"),
   ("attention/k", "attention.attention.key"),
@@ -65,27 +67,27 @@ BLOCK_TABLE: tuple[tuple[str, str], ...] = (
 
 
 def key_table(config: Dinov2Config) -> tuple[Row, ...]:
-  """Every leaf of the tower beside its Hugging Face name."""
+  """Returns one row per leaf of the tower, with its Hugging Face name."""
   rows = [*TABLE, REGISTERS] if config.registers else list(TABLE)
   for i in range(config.vision.layers):
-    there = f"encoder.layer.{i}"
+    their_block = f"encoder.layer.{i}"
     for ours, theirs in BLOCK_TABLE:
-      weight = (
+      leaf = (
         ("scale", same) if ours.startswith("norm") else ("kernel", transpose)
       )
-      here = f"block{i}/{ours}"
+      our_module = f"block{i}/{ours}"
       rows.append(
-        (f"{here}/{weight[0]}", f"{there}.{theirs}.weight", weight[1])
+        (f"{our_module}/{leaf[0]}", f"{their_block}.{theirs}.weight", leaf[1])
       )
-      rows.append((f"{here}/bias", f"{there}.{theirs}.bias", same))
+      rows.append((f"{our_module}/bias", f"{their_block}.{theirs}.bias", same))
     for n in (1, 2):
-      scale = f"{there}.layer_scale{n}.lambda1"
+      scale = f"{their_block}.layer_scale{n}.lambda1"
       rows.append((f"block{i}/scale{n}/scale", scale, same))
   return tuple(rows)
 
 
 def shapes(config: Dinov2Config) -> dict:
-  """The tree of the tower's weights as shapes, without computing anything."""
+  """Returns the tree of the tower's weights as `jax.ShapeDtypeStruct`s."""
   side = config.image_size
   pixels = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
   return jax.eval_shape(Dinov2(config).init, jax.random.key(0), pixels)[
@@ -94,13 +96,19 @@ def shapes(config: Dinov2Config) -> dict:
 
 
 def convert(tensors: Mapping[str, np.ndarray], config: Dinov2Config) -> dict:
-  """The `params` of a `LinearClassifier`: the tower's weights, float32.
+  """Returns the `params` of a `LinearClassifier`.
 
-  Beside them the constant `logit_scale` = ln(D) / 2: a linear head then sees
-  unit features as vectors of mean square 1, the size that a layer norm gives.
+  These are the tower's weights in float32 and the constant `logit_scale` =
+  ln(D) / 2. With this scale a linear head sees each unit feature as a vector
+  of mean square 1, which is the size that a layer norm gives.
+
+  Args:
+    tensors: the tensors of a checkpoint, by Hugging Face names.
+    config: the sizes.
 
   Raises:
-    InputError: listing every missing, left-over and mis-shaped tensor.
+    InputError: listing every tensor that is missing, left over or of a wrong
+      shape.
   """
   params = fill(tensors, shapes(config), key_table(config), ignored=IGNORED)
   return params | {"logit_scale": np.float32(math.log(config.dim) / 2)}
@@ -111,12 +119,12 @@ class PretrainedDinov2:
   """A DINOv2 as read from disk.
 
   Attributes:
-    source: hub id or directory, as the user gave it.
-    directory: where its files are.
+    source: the hub id or directory, as the user gave it.
+    directory: the directory with the checkpoint's files.
     weights: the file that `params` were read from.
-    config: sizes.
-    params: frozen weights, float32, on the host.
-    sha256: of the weights' file; identifies them in every record.
+    config: the sizes.
+    params: the pretrained weights, float32, on the host.
+    sha256: the hex digest of the weights file; records identify it by this.
     preprocessor: the file with the image processor's settings.
   """
 
@@ -130,11 +138,14 @@ class PretrainedDinov2:
 
 
 def load_dinov2(source: str) -> PretrainedDinov2:
-  """Reads a `Dinov2Model`, with or without registers, of a directory or hub id.
+  """Reads a `Dinov2Model`, with or without registers.
+
+  Args:
+    source: a directory or a hub id.
 
   Raises:
-    InputError: files missing or unreadable, not a DINOv2, or weights that do
-      not match the architecture.
+    InputError: if files are missing or unreadable, if the model is not a
+      DINOv2, or if the weights do not match the config.
   """
   directory, layout = locate(source, "DINOv2")
   path, weights = directory / layout.config, directory / layout.weights

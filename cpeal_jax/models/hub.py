@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a directory, the hub, or the hub's cache."""
+"""Finds a checkpoint's files: in a directory, on the hub or in its cache."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """File names of one way to publish a CLIP."""
+  """The file names in one of the forms in which a model is published."""
 
   weights: str
   config: str = "config.json"
@@ -26,11 +26,11 @@ class Layout:
 
   @property
   def files(self) -> tuple[str, ...]:
-    """All of them; some hold two of the three."""
+    """The distinct names; one file may be both config and preprocessor."""
     return tuple(dict.fromkeys((self.config, self.weights, self.preprocessor)))
 
 
-# The order of preference.
+# In order of preference.
 LAYOUTS = (
   Layout("model.safetensors"),
   Layout(
@@ -41,7 +41,7 @@ LAYOUTS = (
   Layout("flax_model.msgpack"),
   Layout("pytorch_model.bin"),
 )
-# Only where there is nothing else, not even a conversion on the hub.
+# Used only if there is no other file, and no conversion of it on the hub.
 PICKLED = LAYOUTS[-1]
 SMALL_FILES = (
   "config.json",
@@ -49,34 +49,42 @@ SMALL_FILES = (
   "open_clip_config.json",
   *TOKENIZER_FILES,
 )
-# Who opens the hub's conversions, and how they are called. Anyone can open a
-# pull request: no other author's is taken.
+# The author and title of the pull requests in which the hub itself converts
+# weights to safetensors. Anyone may open a pull request, so those of other
+# authors are not used.
 CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")
 
 
 def choose(directory: Path, names: Iterable[str]) -> Layout | None:
-  """The preferred layout among a checkpoint's file names, if it has one.
+  """Returns the preferred layout of which all files are there, or None.
 
-  timm's repositories have a config.json and a model.safetensors of the image
-  tower alone; beside OpenCLIP's files a foreign config.json doesn't count.
+  timm's repositories hold OpenCLIP's files beside a config.json and a
+  model.safetensors of the image tower alone. So if OpenCLIP's files are there,
+  a config.json counts only if its model_type is "clip".
+
+  Args:
+    directory: where config.json can be read if it is there.
+    names: the checkpoint's file names.
   """
   names = set(names)
-  whole = [own for own in LAYOUTS if names.issuperset(own.files)]
-  if any(own.config == "open_clip_config.json" for own in whole):
+  complete = [layout for layout in LAYOUTS if names.issuperset(layout.files)]
+  if any(layout.config == "open_clip_config.json" for layout in complete):
     try:
       raw = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError):
       raw = None
     if not isinstance(raw, dict) or raw.get("model_type") != "clip":
-      whole = [own for own in whole if own.config != "config.json"]
-  return whole[0] if whole else None
+      complete = [
+        layout for layout in complete if layout.config != "config.json"
+      ]
+  return complete[0] if complete else None
 
 
 def read_json(path: Path) -> dict:
-  """A checkpoint's config.
+  """Reads a checkpoint's config file.
 
   Raises:
-    InputError: no JSON object.
+    InputError: if the file does not hold one JSON object.
   """
   try:
     raw = json.loads(path.read_bytes())
@@ -88,57 +96,81 @@ def read_json(path: Path) -> dict:
 
 
 def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
-  """InputError where a config's `model_type` is none of `types`."""
+  """Refuses a config whose `model_type` is none of `types`.
+
+  Args:
+    path: the config file, for the message.
+    raw: its content.
+    types: the supported model types.
+
+  Raises:
+    InputError: if the model type is not supported.
+  """
   if raw.get("model_type") not in types:
     raise InputError(
-      f"{path} has model_type {raw.get('model_type')!r}; "
+      f"{path} has model_type {raw.get('model_type')!r}; only "
       f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora "
       "and prompts want a CLIP, head and lora_head a DINOv2."
     )
 
 
 def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
-  """The directory with the checkpoint's files; downloads a hub id.
+  """Finds a checkpoint, and downloads it if `source` is a hub id.
 
   Args:
-    source: directory or hub id.
-    kind: of model, for the messages.
+    source: a directory or a hub id.
+    kind: the kind of model, for error messages.
+
+  Returns:
+    The directory with the checkpoint's files, and which files to read there.
 
   Raises:
-    InputError: neither a directory with the files nor a hub id that has them.
+    InputError: if `source` is neither a directory with the files nor a hub id
+      that has them, or if the download fails.
   """
   path = Path(source).expanduser()
   if path.is_dir():
     names = [file.name for file in path.iterdir() if file.is_file()]
     layout = choose(path, names)
     if layout is None:
-      raise InputError(f"{path} {_lacks(names)}: not a {kind}.")
+      raise InputError(
+        f"{path} {_missing_files(names)}, so it holds no {kind}."
+      )
     return path, layout
   if (
     path.is_absolute()
     or source.startswith((".", "~"))
     or (source.count("/") > 1)
   ):
-    raise InputError(f"model.weights: no directory {source}.")
+    raise InputError(f"model.weights: there is no directory {source}.")
   return _from_hub(source, kind)
 
 
-def _lacks(names: Iterable[str]) -> str:
-  """What is missing for the layout that most is there of."""
-  there = set(names)
-  own = max(LAYOUTS, key=lambda own: len(there.intersection(own.files)))
-  return "has no " + ", ".join(n for n in own.files if n not in there)
+def _missing_files(names: Iterable[str]) -> str:
+  """Returns "has no FILES": what the layout with most files there lacks."""
+  present = set(names)
+  closest = max(
+    LAYOUTS, key=lambda layout: len(present.intersection(layout.files))
+  )
+  return "has no " + ", ".join(n for n in closest.files if n not in present)
 
 
 def _reason(error: Exception) -> str:
+  """Returns the first line of an exception's message, or else its type."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
+  """Downloads a checkpoint; offline, takes it from the hub's local cache.
+
+  If the repository offers only a pickle, or none of the known layouts, the
+  hub's own safetensors conversion is used where there is one.
+  """
   import huggingface_hub  # Slow to import, and not needed for local weights.
 
-  # The hub's transport library changed with its versions, and its exceptions
-  # with it: whatever is raised here is the network or a name not on the hub.
+  # Which exceptions a failed request raises depends on the version of
+  # huggingface_hub. Any of them means that the network fails or that the hub
+  # has no such name.
   try:
     names = huggingface_hub.HfApi().list_repo_files(source)
   except Exception as error:
@@ -154,7 +186,9 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
       revision = _conversion(source)
       layout = LAYOUTS[0] if revision else layout
     if layout is None:
-      raise InputError(f"{source} on the hub {_lacks(names)}: not a {kind}.")
+      raise InputError(
+        f"{source} on the hub {_missing_files(names)}, so it holds no {kind}."
+      )
     wanted = [*SMALL_FILES, layout.weights]
     return Path(
       huggingface_hub.snapshot_download(
@@ -166,37 +200,54 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
   except Exception as error:
     raise InputError(
       f"downloading {source!r} from the hub failed ({_reason(error)}). Run the "
-      "same command again: it goes on where it stopped."
+      "same command again: the download goes on where it stopped."
     ) from error
 
 
 def _conversion(source: str) -> str | None:
-  """The pull request in which the hub itself converted the weights."""
+  """Returns the git reference of the hub's own safetensors conversion.
+
+  None if the hub has not converted the repository, see `CONVERTER`.
+  """
   import huggingface_hub
 
   author, title = CONVERTER
-  for own in huggingface_hub.HfApi().get_repo_discussions(source):
-    if own.is_pull_request and (own.author, own.title) == (author, title):
-      return own.git_reference
+  for discussion in huggingface_hub.HfApi().get_repo_discussions(source):
+    if discussion.is_pull_request and (discussion.author, discussion.title) == (
+      author,
+      title,
+    ):
+      return discussion.git_reference
   return None
 
 
 def _from_cache(source: str, reason: str) -> tuple[Path, Layout]:
-  """What an earlier download left, of the main revision or a conversion."""
+  """Finds a checkpoint that an earlier download left in the hub's cache.
+
+  It looks at the main revision and at conversions, and returns the preferred
+  layout among those that are complete.
+
+  Args:
+    source: a hub id.
+    reason: why the hub could not be used, for the message.
+
+  Raises:
+    InputError: if the cache has no complete copy.
+  """
   from huggingface_hub import constants
 
   home = Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}"
-  found = []
+  copies = []
   for ref in (home / "refs" / "main", *sorted(home.glob("refs/refs/pr/*"))):
     directory = home / "snapshots" / (ref.read_text() if ref.is_file() else "")
     if ref.is_file() and directory.is_dir():
       layout = choose(directory, [file.name for file in directory.iterdir()])
       if layout is not None:
-        found.append((directory, layout))
-  if found:
-    return min(found, key=lambda own: LAYOUTS.index(own[1]))
+        copies.append((directory, layout))
+  if copies:
+    return min(copies, key=lambda copy: LAYOUTS.index(copy[1]))
   raise InputError(
-    f"model.weights={source!r} is neither a directory nor a model the hub "
-    f"gave us ({reason}), and {home} has no whole copy. Download it where "
-    "there is a network, and give its directory."
+    f"model.weights={source!r} is not a directory, the hub did not provide it "
+    f"({reason}), and {home} has no whole copy. Download it on a machine with "
+    "network access, and set model.weights to its directory."
   )

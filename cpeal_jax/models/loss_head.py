@@ -1,18 +1,21 @@
 """Learning Loss: a small head that predicts each image's cross entropy.
 
-Yoo and Kweon 2019 (arXiv 1905.03677), in the form C-PEAL's prompt code has
-it: an MLP on the logits, trained beside the adapter.
+Yoo and Kweon 2019 (arXiv 1905.03677), in the variant of C-PEAL's prompt code:
+an MLP on the class logits, trained together with the adapter.
 """
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-# The head's entry among the adapter's variables.
+# The key of the head's weights in the collection `adapter`.
 NAME = "loss_head"
 
 
 class LossHead(nn.Module):
-  """C -> hidden -> 1 with a ReLU between, Xavier initialisation."""
+  """MLP from class logits [B, C] to one predicted loss per image [B].
+
+  One hidden layer with a ReLU; Xavier-uniform initialization.
+  """
 
   hidden: int = 10
 

@@ -1,7 +1,10 @@
-"""Which tensor of a checkpoint becomes which leaf of `params`.
+"""Tables that say which tensor of a checkpoint becomes which leaf of `params`.
 
-Three namings: Hugging Face's (`hf`), its Flax one (`flax`, kernels already
-turned) and OpenAI's, which OpenCLIP kept (`openai`).
+There are three ways to name the tensors: that of Hugging Face's PyTorch models
+(`hf`), that of its Flax models (`flax`, where kernels are [in, out] already),
+and OpenAI's, which OpenCLIP also uses (`openai`).
+
+In this module `ours` is a path in `params`, `theirs` a name in the file.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,16 +25,22 @@ from cpeal_jax.models.tensors import (
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
-  """Convolution [p, p, 3, W] to a matrix over flattened patches."""
+  """Converts a patch convolution [p, p, 3, W] to a matrix [p * p * 3, W]."""
   return x.reshape(-1, x.shape[-1])
 
 
 def _third(x: np.ndarray, part: int, turn: Turn) -> np.ndarray:
-  """q, k or v out of the rows that hold them one after the other."""
+  """Converts one of q, k, v, which are stacked along the tensor's axis 0.
+
+  Args:
+    x: the stacked tensor, [3 * W, W] or [3 * W].
+    part: 0 for q, 1 for k, 2 for v.
+    turn: the conversion of that part.
+  """
   return turn(np.array_split(x, 3)[part])
 
 
-# Patches and positions in front of the blocks, norms around them.
+# All leaves outside the transformer blocks.
 HF: tuple[Row, ...] = (
   ("logit_scale", "logit_scale", same),
   ("vision/class_token", "vision_model.embeddings.class_embedding", same),
@@ -56,6 +65,7 @@ HF: tuple[Row, ...] = (
   ("text/norm_out/bias", "text_model.final_layer_norm.bias", same),
   ("text/projection/kernel", "text_projection.weight", transpose),
 )
+# (module in our block, module in Hugging Face's block).
 HF_BLOCK: tuple[tuple[str, str], ...] = (
   ("attention/q", "self_attn.q_proj"),
   ("attention/k", "self_attn.k_proj"),
@@ -66,6 +76,8 @@ HF_BLOCK: tuple[tuple[str, str], ...] = (
   ("norm1", "layer_norm1"),
   ("norm2", "layer_norm2"),
 )
+# All leaves of the text tower, and of the vision transformer, outside the
+# blocks.
 OPENAI_TEXT: tuple[Row, ...] = (
   ("logit_scale", "logit_scale", same),
   ("text/tokens", "token_embedding.weight", same),
@@ -84,6 +96,7 @@ OPENAI_VIT: tuple[Row, ...] = (
   ("vision/norm_out/bias", "visual.ln_post.bias", same),
   ("vision/projection/kernel", "visual.proj", same),
 )
+# (module in our block, module in OpenAI's block), without the fused q, k, v.
 OPENAI_BLOCK: tuple[tuple[str, str], ...] = (
   ("attention/out", "attn.out_proj"),
   ("mlp1", "mlp.c_fc"),
@@ -94,21 +107,28 @@ OPENAI_BLOCK: tuple[tuple[str, str], ...] = (
 
 
 def _towers(config: ClipConfig) -> Iterator[tuple[str, int]]:
-  """The transformers and their depths."""
+  """Yields (tower, number of blocks) for each tower that is a transformer."""
   if not isinstance(config.vision, ResNetConfig):
     yield "vision", config.vision.layers
   yield "text", config.text.layers
 
 
-def _pairs(here: str, there: str, turn: Turn = transpose) -> Iterator[Row]:
-  """Weight and bias of a product or a norm."""
-  norm = here.rsplit("/", 1)[-1].startswith("norm")
+def _pairs(ours: str, theirs: str, turn: Turn = transpose) -> Iterator[Row]:
+  """Yields the rows of weight and bias of a dense layer or a layer norm.
+
+  Args:
+    ours: the module's path; if its last part begins with "norm" it is a norm.
+    theirs: the module's name in the file.
+    turn: the conversion of a dense layer's weight.
+  """
+  norm = ours.rsplit("/", 1)[-1].startswith("norm")
   weight, turn = ("scale", same) if norm else ("kernel", turn)
-  yield f"{here}/{weight}", f"{there}.weight", turn
-  yield f"{here}/bias", f"{there}.bias", same
+  yield f"{ours}/{weight}", f"{theirs}.weight", turn
+  yield f"{ours}/bias", f"{theirs}.bias", same
 
 
 def _hf(config: ClipConfig) -> Iterator[Row]:
+  """Yields the rows for the names of Hugging Face's PyTorch models."""
   yield from HF
   for tower, layers in _towers(config):
     for i in range(layers):
@@ -120,7 +140,7 @@ def _hf(config: ClipConfig) -> Iterator[Row]:
 
 
 def _flax(config: ClipConfig) -> Iterator[Row]:
-  """Hugging Face's names as its Flax classes had them."""
+  """Yields the rows for the names of Hugging Face's Flax models."""
   for ours, theirs, turn in _hf(config):
     stem = theirs.removesuffix(".weight")
     if stem == theirs:
@@ -133,6 +153,7 @@ def _flax(config: ClipConfig) -> Iterator[Row]:
 
 
 def _openai(config: ClipConfig) -> Iterator[Row]:
+  """Yields the rows for OpenAI's names."""
   yield from OPENAI_TEXT
   if isinstance(config.vision, ResNetConfig):
     yield from _openai_resnet(config.vision)
@@ -141,49 +162,68 @@ def _openai(config: ClipConfig) -> Iterator[Row]:
   for tower, layers in _towers(config):
     prefix = "visual." if tower == "vision" else ""
     for i in range(layers):
-      here = f"{tower}/blocks/block{i}"
-      there = f"{prefix}transformer.resblocks.{i}"
+      our_block = f"{tower}/blocks/block{i}"
+      their_block = f"{prefix}transformer.resblocks.{i}"
       for ours, theirs in OPENAI_BLOCK:
-        yield from _pairs(f"{here}/{ours}", f"{there}.{theirs}")
+        yield from _pairs(f"{our_block}/{ours}", f"{their_block}.{theirs}")
       for part, name in enumerate("qkv"):
         for leaf, theirs, turn in (
           ("kernel", "weight", transpose),
           ("bias", "bias", same),
         ):
           yield (
-            f"{here}/attention/{name}/{leaf}",
-            f"{there}.attn.in_proj_{theirs}",
+            f"{our_block}/attention/{name}/{leaf}",
+            f"{their_block}.attn.in_proj_{theirs}",
             partial(_third, part=part, turn=turn),
           )
 
 
 def _openai_resnet(config: ResNetConfig) -> Iterator[Row]:
-  def normed(here: str, there: str, conv: str, norm: str) -> Iterator[Row]:
-    ours = here.replace("conv", "norm")
-    yield f"vision/{here}/kernel", f"visual.{there}{conv}.weight", convolution
+  """Yields the rows of a ResNet image tower for OpenAI's names."""
+
+  def conv_norm(
+    our_conv: str, parent: str, conv: str, norm: str
+  ) -> Iterator[Row]:
+    """Yields the rows of a convolution and of the batch norm after it.
+
+    Args:
+      our_conv: the path of our convolution; the norm's has "norm" for "conv".
+      parent: the name of the module in the file that holds both, or "".
+      conv, norm: their names in it.
+    """
+    our_norm = our_conv.replace("conv", "norm")
+    yield (
+      f"vision/{our_conv}/kernel",
+      f"visual.{parent}{conv}.weight",
+      convolution,
+    )
     for leaf, theirs in (
       ("scale", "weight"),
       ("bias", "bias"),
       ("mean", "running_mean"),
       ("var", "running_var"),
     ):
-      yield f"vision/{ours}/{leaf}", f"visual.{there}{norm}.{theirs}", same
+      yield (
+        f"vision/{our_norm}/{leaf}",
+        f"visual.{parent}{norm}.{theirs}",
+        same,
+      )
 
   for i in "123":
-    yield from normed(f"conv{i}", "", f"conv{i}", f"bn{i}")
+    yield from conv_norm(f"conv{i}", "", f"conv{i}", f"bn{i}")
   for stage, block, _, _, projects in config.blocks():
-    here = f"stage{stage}_block{block}/conv"
-    there = f"layer{stage + 1}.{block}."
+    our_conv = f"stage{stage}_block{block}/conv"
+    parent = f"layer{stage + 1}.{block}."
     for i in "123":
-      yield from normed(here + i, there, f"conv{i}", f"bn{i}")
+      yield from conv_norm(our_conv + i, parent, f"conv{i}", f"bn{i}")
     if projects:
-      yield from normed(
-        here + "_shortcut", there, "downsample.0", "downsample.1"
+      yield from conv_norm(
+        our_conv + "_shortcut", parent, "downsample.0", "downsample.1"
       )
-  there = "visual.attnpool"
-  yield "vision/pool/positions", f"{there}.positional_embedding", same
+  pool = "visual.attnpool"
+  yield "vision/pool/positions", f"{pool}.positional_embedding", same
   for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "c")):
-    yield from _pairs(f"vision/pool/{ours}", f"{there}.{theirs}_proj")
+    yield from _pairs(f"vision/pool/{ours}", f"{pool}.{theirs}_proj")
 
 
 NAMINGS: dict[str, Callable[[ClipConfig], Iterator[Row]]] = {
@@ -194,15 +234,22 @@ NAMINGS: dict[str, Callable[[ClipConfig], Iterator[Row]]] = {
 
 
 def key_table(config: ClipConfig, naming: str = "hf") -> tuple[Row, ...]:
-  """Every leaf of `params` beside its name in the file.
+  """Returns one row per leaf of `params`, with its tensor's name in a file.
 
-  A fused q, k, v tensor is named in three rows.
+  A tensor that holds q, k and v together is in three rows.
+
+  Args:
+    config: the sizes.
+    naming: a key of `NAMINGS`.
   """
   return tuple(NAMINGS[naming](config))
 
 
 def naming_of(names: Iterable[str]) -> str:
-  """The naming that a file's tensors follow; `hf` where it is none."""
+  """Tells the naming of a file, a key of `NAMINGS`, from its tensors' names.
+
+  It is `hf` if the names fit none of the others.
+  """
   names = set(names)
   if any(name.startswith("visual.") for name in names):
     return "openai"

@@ -1,9 +1,11 @@
-"""CLIP's modified ResNet (Radford et al. 2021, section 2.4), frozen.
+"""CLIP's modified ResNet (Radford et al. 2021, section 2.4).
 
-Three stem convolutions, average pooling before every stride, attention
-pooling instead of a mean. It is never trained and carries no LoRA.
+It has three stem convolutions, average pooling instead of strided
+convolutions in the blocks, and attention pooling instead of a mean at the end.
+It is never trained: it takes no LoRA, and its batch norms are constants.
 
-Shapes: B images, H rows, W columns, C channels, D joint dimension.
+Shapes: B images, H rows, W columns, C input channels, O output channels,
+I x J output rows and columns, D joint dimension.
 """
 
 import dataclasses
@@ -17,19 +19,19 @@ from jaxtyping import Array, Float
 
 from cpeal_jax.models.adapters import Linear
 
-# A bottleneck's last convolution has this many times its channels.
+# A bottleneck outputs this many times as many channels as it has inside.
 EXPANSION = 4
 EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-  """Sizes of one modified ResNet.
+  """The sizes of one modified ResNet.
 
   Attributes:
-    layers: bottlenecks in each of the four stages.
-    width: channels after the stem; the last stage has 32 times as many.
-    heads: of the attention pooling.
+    layers: the number of bottlenecks in each of the four stages.
+    width: the channels after the stem; the last stage has 32 times as many.
+    heads: the number of heads of the attention pooling.
   """
 
   layers: tuple[int, ...]
@@ -37,7 +39,12 @@ class ResNetConfig:
   heads: int
 
   def blocks(self) -> tuple[tuple[int, int, int, int, bool], ...]:
-    """(stage, index, channels, stride, whether the shortcut has weights)."""
+    """Lists all bottlenecks in order.
+
+    Returns:
+      (stage, index in the stage, channels inside, stride, whether the shortcut
+      has a convolution) of each.
+    """
     return tuple(
       (stage, i, self.width * 2**stage, 2 if stage and not i else 1, not i)
       for stage, count in enumerate(self.layers)
@@ -46,7 +53,7 @@ class ResNetConfig:
 
 
 class Convolution(nn.Module):
-  """No bias; padded so that stride 1 keeps the size."""
+  """2-D convolution without bias, padded so that stride 1 keeps H and W."""
 
   features: int
   size: int
@@ -68,10 +75,10 @@ class Convolution(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-  """Batch norm as an affine map with fixed statistics, in float32.
+  """Batch norm with the checkpoint's statistics, computed in float32.
 
-  Four leaves of `params`, not folded into the convolution: they then equal
-  the checkpoint's tensors bit for bit.
+  Scale, bias, mean and variance are leaves of `params` and are not folded into
+  the convolution, so they equal the checkpoint's tensors bit for bit.
   """
 
   dtype: DTypeLike
@@ -94,13 +101,24 @@ class FrozenNorm(nn.Module):
 
 
 def pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B I J C"]:
-  """Average pooling; what a stride leaves over at the rim is dropped."""
+  """Average-pools windows of `stride` x `stride`; returns x for stride 1.
+
+  Rows and columns at the end that do not fill a window are dropped.
+  """
   window = (stride, stride)
   return x if stride == 1 else nn.avg_pool(x, window, strides=window)
 
 
 class Bottleneck(nn.Module):
-  """1x1, 3x3, 1x1 convolutions around a shortcut; strides are pooled."""
+  """Residual block of 1x1, 3x3 and 1x1 convolutions.
+
+  All convolutions have stride 1; a larger stride is done by average pooling.
+
+  Attributes:
+    features: the channels inside; the output has `EXPANSION` times as many.
+    stride: the factor by which height and width shrink.
+    projects: True if the shortcut has a convolution of its own.
+  """
 
   features: int
   stride: int
@@ -109,21 +127,30 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B I J O"]:
-    def normed(name: str, x: Array, features: int, size: int) -> Array:
+    def conv_norm(name: str, x: Array, features: int, size: int) -> Array:
       x = Convolution(features, size, dtype=self.dtype, name=f"conv{name}")(x)
       return FrozenNorm(self.dtype, name=f"norm{name}")(x)
 
-    y = nn.relu(normed("1", x, self.features, 1))
-    y = nn.relu(normed("2", y, self.features, 3))
-    y = normed("3", pool(y, self.stride), EXPANSION * self.features, 1)
+    y = nn.relu(conv_norm("1", x, self.features, 1))
+    y = nn.relu(conv_norm("2", y, self.features, 3))
+    y = conv_norm("3", pool(y, self.stride), EXPANSION * self.features, 1)
     if self.projects:
       x = pool(x, self.stride)
-      x = normed("_shortcut", x, EXPANSION * self.features, 1)
+      x = conv_norm("_shortcut", x, EXPANSION * self.features, 1)
     return nn.relu(x + y)
 
 
 class AttentionPool(nn.Module):
-  """One attention query, the mean of all places, over mean and places."""
+  """Attention pooling over all places of the feature map.
+
+  The only query is the mean over the places; keys and values are that mean and
+  all places. Returns the projected output of the query.
+
+  Attributes:
+    side: height and width of the feature map.
+    heads: the number of attention heads.
+    dim: D.
+  """
 
   side: int
   heads: int
@@ -140,18 +167,19 @@ class AttentionPool(nn.Module):
     )
     x = x + positions.astype(self.dtype)[None]
 
-    def heads(name: str, x: Array) -> Array:
+    def project(name: str, x: Array) -> Array:
+      # [B, places, W] -> [B, places, heads, W / heads]
       y = Linear(width, dtype=self.dtype, name=name)(x)
       return y.reshape(batch, -1, self.heads, width // self.heads)
 
-    # The mean's own output is all that is read, so it alone is a query.
-    q, k, v = heads("q", x[:, :1]), heads("k", x), heads("v", x)
+    # Only the output at the mean, token 0, is read, so only it has a query.
+    q, k, v = project("q", x[:, :1]), project("k", x), project("v", x)
     y = jax.nn.dot_product_attention(q, k, v).reshape(batch, width)
     return Linear(self.dim, dtype=self.dtype, name="out")(y)
 
 
 class ResNetTower(nn.Module):
-  """Image tower; returns its pooled, projected state."""
+  """The image tower; returns its pooled and projected features."""
 
   config: ResNetConfig
   image_size: int
@@ -162,7 +190,7 @@ class ResNetTower(nn.Module):
   def __call__(
     self, pixels: Float[Array | np.ndarray, "B S S 3"], *, train: bool
   ) -> Float[Array, "B D"]:
-    del train  # Nothing here drops out.
+    del train  # The tower has no dropout.
     config, dtype = self.config, self.dtype
     x = jnp.asarray(pixels).astype(dtype)
     half = config.width // 2

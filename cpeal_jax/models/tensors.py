@@ -1,6 +1,7 @@
-"""Tensors out of a checkpoint's file and into a tree, by a table of names.
+"""Reads the tensors of a checkpoint file and puts them into a weight tree.
 
-Nothing is unpickled here.
+A table of names says which tensor becomes which leaf. Nothing is unpickled
+except through torch's restricted loader.
 """
 
 import hashlib
@@ -17,28 +18,29 @@ from safetensors import SafetensorError, safe_open
 
 from cpeal_jax.errors import InputError
 
-# (our path, its tensor in the file, how to turn one into the other).
+# Converts a tensor of the file to a leaf, for example by transposing it.
 Turn = Callable[[np.ndarray], np.ndarray]
+# (path of a leaf, name of its tensor in the file, the conversion).
 Row = tuple[str, str, Turn]
 
 
 def same(x: np.ndarray) -> np.ndarray:
-  """As it is in the file."""
+  """Returns the tensor as it is in the file."""
   return x
 
 
 def transpose(x: np.ndarray) -> np.ndarray:
-  """PyTorch's [out, in] to a kernel [in, out]."""
+  """Converts PyTorch's weight [out, in] to a kernel [in, out]."""
   return x.T
 
 
 def convolution(x: np.ndarray) -> np.ndarray:
-  """PyTorch's [O, I, h, w] to [h, w, I, O]."""
+  """Converts PyTorch's weight [O, I, h, w] to a kernel [h, w, I, O]."""
   return x.transpose(2, 3, 1, 0)
 
 
 def patches(x: np.ndarray) -> np.ndarray:
-  """Convolution [W, 3, p, p] to a matrix over flattened patches."""
+  """Converts a patch convolution [W, 3, p, p] to a matrix [p * p * 3, W]."""
   return convolution(x).reshape(-1, x.shape[0])
 
 
@@ -49,14 +51,25 @@ def fill(
   *,
   ignored: re.Pattern[str],
 ) -> dict:
-  """A tree of float32 weights, shaped as `tree`, by a table of names.
+  """Builds a tree of float32 weights from the tensors of a file.
+
+  Args:
+    tensors: the file's tensors by name.
+    tree: the expected tree; its leaves need only a `shape`.
+    rows: one row per leaf of `tree`; several rows may use one tensor.
+    ignored: matches the names of tensors that may be left over.
+
+  Returns:
+    A tree of the same structure and shapes as `tree`.
 
   Raises:
-    InputError: listing every missing, left-over and mis-shaped tensor.
+    InputError: listing every tensor that is missing, left over or of a wrong
+      shape.
+    ValueError: if `rows` and `tree` do not have the same leaves.
   """
   expected: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
   if {ours for ours, _, _ in rows} != set(expected):
-    raise ValueError("key_table and the model disagree: a leaf has no row")
+    raise ValueError("key_table and the model do not have the same leaves")
   problems, flat = [], {}
   for ours, theirs, turn in rows:
     if theirs not in tensors:
@@ -65,11 +78,13 @@ def fill(
     raw, shape = np.asarray(tensors[theirs]), expected[ours].shape
     try:
       value = turn(raw.astype(np.float32))
-    except (TypeError, ValueError, IndexError):  # Too few axes, or no numbers.
+    except (TypeError, ValueError, IndexError):
+      # It has too few axes, or its values are no numbers. With its raw shape
+      # it is reported below.
       value = raw
     if value.shape != shape:
       problems.append(
-        f"{theirs} gives {value.shape} for {ours}, the config wants {shape}"
+        f"{theirs} gives {value.shape} for {ours}, but the config wants {shape}"
       )
     flat[ours] = value
   known = {theirs for _, theirs, _ in rows}
@@ -79,7 +94,7 @@ def fill(
     if name not in known and not ignored.fullmatch(name)
   ]
   if problems:
-    # A fused tensor that is missing is one problem, not three.
+    # A fused q, k, v tensor has three rows; if missing, report it once.
     problems = list(dict.fromkeys(problems))
     raise InputError(
       f"weights do not match their config, {len(problems)} problems: "
@@ -89,18 +104,20 @@ def fill(
 
 
 def sha256(path: Path) -> str:
-  """Hex digest of a file."""
+  """Returns the SHA-256 hex digest of a file."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-  """All tensors of a `.safetensors`, `.msgpack` or PyTorch `.bin` file.
+  """Reads all tensors of a `.safetensors`, `.msgpack` or PyTorch `.bin` file.
 
-  In the file's own types; bfloat16 is ml_dtypes', or float32 out of a `.bin`.
+  Returns:
+    The tensors by name, in the types of the file. A bfloat16 tensor has the
+    type of ml_dtypes, or is converted to float32 if it is from a `.bin` file.
 
   Raises:
-    InputError: missing, truncated or foreign.
+    InputError: if the file is missing, truncated or not of its format.
   """
   if not path.is_file():
     raise InputError(f"there is no file {path}.")
@@ -109,8 +126,10 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
+  """Returns the error for a file that a reader failed on with `error`."""
   reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-  # Torch goes on to advise loading the file without its safeguard.
+  # Only the first sentence: torch's message goes on with the advice to load
+  # the file with weights_only=False, which may run code in it.
   reason = reason.split(". ")[0]
   size = os.path.getsize(path)
   return InputError(
@@ -124,23 +143,23 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     with safe_open(path, "np") as file:
       return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (SafetensorError, TypeError, AttributeError) as error:
-    # The last two: a type that numpy has no name for, such as float8.
+    # TypeError and AttributeError: a type that numpy lacks, such as float8.
     raise _unreadable(path, error) from error
 
 
 def _msgpack(path: Path) -> dict[str, np.ndarray]:
-  """Flax's own format: nested dicts of arrays, no code."""
+  """Reads Flax's own format: nested dicts of arrays, without code."""
   try:
     tree = serialization.msgpack_restore(path.read_bytes())
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(tree, sep="."))
     return flat
   except Exception as error:
-    # Bad bytes surface as any of msgpack's, numpy's or flax's exceptions.
+    # Bad bytes may raise any exception of msgpack, numpy or flax.
     raise _unreadable(path, error) from error
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
-  """A pickle, so through torch's restricted unpickler or not at all."""
+  """Reads a pickle, through torch's restricted unpickler only."""
   try:
     torch = importlib.import_module("torch")
   except ImportError as error:
@@ -153,11 +172,11 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     return {name: _array(torch, x) for name, x in state.items()}
   except Exception as error:
-    # Whatever the unpickler refuses: UnpicklingError, RuntimeError, EOFError.
+    # For example UnpicklingError, RuntimeError or EOFError.
     raise _unreadable(path, error) from error
 
 
 def _array(torch, tensor) -> np.ndarray:
-  # numpy() knows no bfloat16; float32 holds each of its values.
+  # torch's numpy() has no bfloat16; float32 holds its values exactly.
   exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
   return exact.numpy()

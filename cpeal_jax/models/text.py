@@ -1,4 +1,4 @@
-"""Class names to token ids: templates, learnable slots, truncation."""
+"""From class names to token ids: templates, learnable tokens, padding."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,16 @@ from cpeal_jax.models.adapters import Prompts
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """Tokenised prompts, one row a class (or P rows, see `owners`).
+  """Tokenized prompts: one row per class, or several (see `owners`).
 
   Attributes:
-    texts: the exact strings, `X` standing for a learnable token.
-    ids: token ids, cut to the longest prompt, rounded up to a multiple of 8.
-      Exact: the tower is causal and pooled at the first end token.
-    slots: index of the learnable token at this place, -1 where there is none.
-    owners: the class of each row; by default each row is a class.
+    texts: the prompts as strings, with `X` for each learnable token.
+    ids: token ids. All rows are padded to the longest prompt, rounded up to a
+      multiple of 8 but at most the tower's limit. Features do not depend on
+      padding: the tower is causal and pooled at the first end token.
+    slots: for each token, the index of the learnable token that replaces it,
+      or -1.
+    owners: the class index of each row; by default row i is class i.
   """
 
   texts: tuple[str, ...]
@@ -33,52 +35,69 @@ class Tokens:
 
 
 def readable(name: str) -> str:
-  """A class name as CLIP should read it: `_` is a space."""
+  """Returns a class name as it stands in a prompt: with spaces for `_`."""
   return name.replace("_", " ").strip()
 
 
 def from_template(classes: Sequence[str], template: str) -> tuple[str, ...]:
-  """`"a photo of a {}."` filled with each class name."""
+  """Fills a template such as "a photo of a {}." with each class name.
+
+  Raises:
+    InputError: if the template has no `{}`.
+  """
   if "{}" not in template:
-    raise InputError(f"model.template {template!r} has no {{}} for the class.")
+    raise InputError(
+      f"model.template {template!r} has no {{}} for the class name."
+    )
   return tuple(template.replace("{}", readable(name)) for name in classes)
 
 
 def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
-  """Fixed texts, no learnable tokens.
+  """Tokenizes fixed prompts, which have no learnable tokens.
 
   Args:
     texts: one prompt per class.
-    tokenizer: transformers' tokenizer, which adds start and end.
-    positions: the text tower's limit.
+    tokenizer: a tokenizer of transformers, which adds the start and end tokens.
+    positions: the longest prompt that the text tower takes, in tokens.
 
   Raises:
-    InputError: naming the prompts that are longer than `positions`.
+    InputError: if prompts are longer than `positions`; it names the first.
   """
   rows = [tokenizer(text)["input_ids"] for text in texts]
-  long = [
+  too_long = [
     text for text, row in zip(texts, rows, strict=True) if len(row) > positions
   ]
-  if long:
+  if too_long:
     raise InputError(
-      f"{len(long)} prompts are longer than the text tower's {positions} "
-      f"tokens, the first: {long[0]!r}. Shorten the class name or template."
+      f"{len(too_long)} prompts are longer than the text tower's {positions} "
+      f"tokens; the first is {too_long[0]!r}. Shorten the class name or the "
+      "template."
     )
   length = min(positions, -(-max(map(len, rows)) // 8) * 8)
   end = rows[0][-1]
   ids = np.full((len(rows), length), end, np.int32)
-  for row, own in zip(ids, rows, strict=True):
-    row[: len(own)] = own
+  for padded, row in zip(ids, rows, strict=True):
+    padded[: len(row)] = row
   return Tokens(tuple(texts), ids, np.full_like(ids, -1))
 
 
 def tokenize_with_context(
   classes: Sequence[str], tokenizer, prompts: Prompts, *, positions: int = 77
 ) -> Tokens:
-  """Learnable tokens laid out around the class name, as CoOp does.
+  """Tokenizes class names with learnable tokens around them, as in CoOp.
 
-  `end`: context, name; `front`: name, context; `middle`: half, name, half.
-  A full stop closes each prompt.
+  `prompts.position` says where the class name stands: `end` after all
+  learnable tokens, `front` before them, `middle` between their two halves.
+  Each prompt ends with a period.
+
+  Args:
+    classes: class names.
+    tokenizer: a tokenizer of transformers.
+    prompts: the number of learnable tokens and the class name's position.
+    positions: the longest prompt that the text tower takes, in tokens.
+
+  Raises:
+    InputError: if the longest prompt has more than `positions` tokens.
   """
   before = {
     "end": prompts.tokens,
@@ -94,11 +113,12 @@ def tokenize_with_context(
     tokenizer(readable(name), add_special_tokens=False)["input_ids"]
     for name in classes
   ]
-  stop = tokenizer(".", add_special_tokens=False)["input_ids"]
+  period = tokenizer(".", add_special_tokens=False)["input_ids"]
+  # A placeholder: a learnable vector replaces the embedding of this token.
   filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
   start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
   rows = [
-    [start, *filler * before, *name, *filler * after, *stop, end]
+    [start, *filler * before, *name, *filler * after, *period, end]
     for name in names
   ]
   longest = max(map(len, rows))
@@ -113,6 +133,7 @@ def tokenize_with_context(
   slots = np.full_like(ids, -1)
   for i, (row, name) in enumerate(zip(rows, names, strict=True)):
     ids[i, : len(row)] = row
+    # Place 0 is the start token.
     slots[i, 1 : 1 + before] = np.arange(before)
     tail = 1 + before + len(name)
     slots[i, tail : tail + after] = np.arange(before, prompts.tokens)
@@ -120,10 +141,13 @@ def tokenize_with_context(
 
 
 def refuse_alike(tokens: Tokens, classes: Sequence[str]) -> None:
-  """Raises InputError if two classes have one and the same prompt.
+  """Refuses class names that the tokenizer cannot tell apart.
 
-  The tokenizer folds case and may not know a script, so names that differ on
-  the page need not differ in tokens.
+  The tokenizer ignores case and may not know a script, so different names can
+  have the same token ids.
+
+  Raises:
+    InputError: if two classes have the same token ids.
   """
   seen: dict[bytes, int] = {}
   for row, owner in zip(tokens.ids, tokens.owners, strict=True):
@@ -131,5 +155,5 @@ def refuse_alike(tokens: Tokens, classes: Sequence[str]) -> None:
     if other != owner:
       raise InputError(
         f"classes {classes[other]!r} and {classes[owner]!r} are the same to "
-        "this tokenizer: rename one."
+        "this tokenizer: rename one of them."
       )

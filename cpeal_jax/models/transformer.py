@@ -1,6 +1,7 @@
-"""A tower's transformer: CLIP's two and, but for its block, DINOv2's.
+"""The transformer inside a tower of CLIP; DINOv2 shares all but the block.
 
-Shapes: B images or prompts, L tokens, W tower width.
+Shapes: B images or prompts, L tokens, Q tokens that have a query (all L, or
+one), W tower width.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ AnyArray = Array | np.ndarray
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-  """`x sigmoid(1.702 x)`, OpenAI's approximation of GELU."""
+  """Returns `x sigmoid(1.702 x)`, OpenAI's approximation of GELU."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -31,7 +32,16 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-  """One transformer: sizes as the checkpoint's config.json gives them."""
+  """The sizes of one transformer, as in the checkpoint's config file.
+
+  Attributes:
+    width: W, the size of a token's state.
+    layers: the number of blocks.
+    heads: the number of attention heads.
+    mlp: the hidden size of the perceptron in a block.
+    activation: a key of `ACTIVATIONS`.
+    epsilon: the layer norms' epsilon.
+  """
 
   width: int
   layers: int
@@ -41,12 +51,13 @@ class TowerConfig:
   epsilon: float
 
 
-# The one token of each row that is asked for: its place, or one place for all.
+# Which token's state the caller needs: its place in each row, one place for
+# all rows, or None for all tokens.
 At = Int[AnyArray, " B"] | int | None
 
 
 def token(x: Float[Array, "B L W"], at: At) -> Float[Array, "B _ W"]:
-  """The token at `at` alone, or with None all of them."""
+  """Returns the token at place `at`, [B, 1, W], or all tokens if it is None."""
   if at is None:
     return x
   if isinstance(at, int):
@@ -55,7 +66,11 @@ def token(x: Float[Array, "B L W"], at: At) -> Float[Array, "B _ W"]:
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention; q, k, v and out may carry LoRA."""
+  """Multi-head self-attention; q, k, v and out may have a LoRA branch.
+
+  If `at` is not None, only the token at that place has a query, and the output
+  is [B, 1, W]; keys and values are those of all tokens.
+  """
 
   config: TowerConfig
   causal: bool
@@ -68,29 +83,30 @@ class Attention(nn.Module):
   ) -> Float[Array, "B _ W"]:
     heads = self.config.heads
     batch, length, width = x.shape
-    asking = token(x, at)
+    query_tokens = token(x, at)
 
     def linear(name: str) -> Linear:
-      on = self.lora is not None and name in self.lora.matrices
-      lora = self.lora if on else None
+      has_lora = self.lora is not None and name in self.lora.matrices
+      lora = self.lora if has_lora else None
       return Linear(width, lora=lora, dtype=self.dtype, name=name)
 
     q, k, v = (
       linear(name)(y, train=train).reshape(batch, -1, heads, width // heads)
-      for name, y in (("q", asking), ("k", x), ("v", x))
+      for name, y in (("q", query_tokens), ("k", x), ("v", x))
     )
-    seen = None
+    mask = None
     if self.causal:
       places = jnp.arange(length)
-      last = places[None] if at is None else jnp.reshape(at, (-1, 1))
-      # [B or 1, heads, asking, L]
-      seen = places[None, None, None] <= last[:, None, :, None]
-    y = jax.nn.dot_product_attention(q, k, v, mask=seen)
-    return linear("out")(y.reshape(asking.shape), train=train)
+      # [1, L], [1, 1] or [B, 1]: the places of the tokens with a query.
+      query_places = places[None] if at is None else jnp.reshape(at, (-1, 1))
+      # [B or 1, 1, Q, L], the same for all heads.
+      mask = places[None, None, None] <= query_places[:, None, :, None]
+    y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    return linear("out")(y.reshape(query_tokens.shape), train=train)
 
 
 class Norm(nn.Module):
-  """Layer norm in float32 whatever the compute type."""
+  """Layer norm computed in float32; its output has the type `dtype`."""
 
   epsilon: float
   dtype: DTypeLike
@@ -108,7 +124,10 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm residual block: attention, then a two-layer perceptron."""
+  """Pre-norm residual block: attention, then a two-layer perceptron.
+
+  If `at` is not None, only the token at that place is computed, [B, 1, W].
+  """
 
   config: TowerConfig
   causal: bool
@@ -140,23 +159,37 @@ def run_blocks(
   remat: bool,
   at: At,
 ) -> Float[Array, "B W"]:
-  """The state of the token at `at` after all blocks.
+  """Runs the blocks in order and returns the final state of one token per row.
 
-  In the last one no other token has a query or a perceptron: nobody reads
-  them. `remat` keeps a block's input alone for its gradient.
+  The last block computes only the token at `at`, because no other token's
+  final state is read.
+
+  Args:
+    blocks: modules with the call signature of `Block`.
+    x: the tokens before the first block.
+    train: True to apply LoRA's dropout.
+    remat: True to keep only each block's input for the gradient and to
+      recompute what is inside the block; used only in training.
+    at: the place of the token to return.
   """
   for block in blocks:
-    own = at if block is blocks[-1] else None
+    block_at = at if block is blocks[-1] else None
 
-    def run(block, x, own=own):
-      return block(x, train=train, at=own)
+    def run(block, x, block_at=block_at):
+      return block(x, train=train, at=block_at)
 
     x = nn.remat(run)(block, x) if remat and train else run(block, x)
   return x[:, 0]
 
 
 class Transformer(nn.Module):
-  """The blocks of one tower, unrolled."""
+  """All blocks of one tower; returns the state of the token at `at`.
+
+  The blocks are separate modules, unrolled instead of scanned.
+
+  Attributes:
+    tower: `vision`, or `text` for causal attention.
+  """
 
   config: TowerConfig
   tower: str
@@ -172,6 +205,6 @@ class Transformer(nn.Module):
     blocks = []
     for i in range(self.config.layers):
       lora = self.lora.on(self.tower, i) if self.lora else None
-      own = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
-      blocks.append(own)
+      block = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
+      blocks.append(block)
     return run_blocks(blocks, x, train=train, remat=self.remat, at=at)

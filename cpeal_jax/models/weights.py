@@ -1,8 +1,8 @@
-"""Pretrained CLIP in: a local directory or a hub id.
+"""Reads a pretrained CLIP from a local directory or a hub id.
 
-`hub` finds the files, `tensors` reads them, `naming` says where each tensor
-goes. Strict both ways: missing, left-over and mis-shaped tensors are reported
-in one message.
+`hub` finds the files, `tensors` reads them, and `naming` says which tensor
+becomes which leaf. Each tensor must have its leaf and each leaf its tensor;
+all mismatches are reported in one message.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.tensors import fill, read_tensors, sha256
 
-# Not weights: counters, and sizes that OpenAI's own exports carry along.
+# Tensors that are no weights: counters and constants, and the sizes that
+# OpenAI's own files contain as tensors.
 IGNORED = re.compile(
   r".*\.position_ids|.*\.num_batches_tracked|"
   r"attn_mask|input_resolution|context_length|vocab_size"
@@ -29,7 +30,7 @@ IGNORED = re.compile(
 
 
 def shapes(config: ClipConfig) -> dict:
-  """The tree of `params` as shapes, without computing anything."""
+  """Returns the tree of `params` as `jax.ShapeDtypeStruct`s."""
   model = Clip(config)
   side = config.image_size
   variables = jax.eval_shape(
@@ -43,10 +44,15 @@ def shapes(config: ClipConfig) -> dict:
 
 
 def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
-  """The `params` tree, float32, from tensors in any known naming.
+  """Returns the `params` tree, float32, of a checkpoint's tensors.
+
+  Args:
+    tensors: the tensors by name, in any of `naming.NAMINGS`.
+    config: the sizes.
 
   Raises:
-    InputError: listing every missing, left-over and mis-shaped tensor.
+    InputError: listing every tensor that is missing, left over or of a wrong
+      shape.
   """
   rows = key_table(config, naming_of(tensors))
   return fill(tensors, shapes(config), rows, ignored=IGNORED)
@@ -57,13 +63,13 @@ class Pretrained:
   """A CLIP as read from disk.
 
   Attributes:
-    source: hub id or directory, as the user gave it.
-    directory: where its files are.
+    source: the hub id or directory, as the user gave it.
+    directory: the directory with the checkpoint's files.
     weights: the file that `params` were read from.
-    config: sizes.
-    params: frozen weights, float32, on the host.
-    tokenizer: transformers' tokenizer of the checkpoint.
-    sha256: of the weights' file; identifies them in every record.
+    config: the sizes.
+    params: the pretrained weights, float32, on the host.
+    tokenizer: the checkpoint's tokenizer, of transformers.
+    sha256: the hex digest of the weights file; records identify it by this.
     preprocessor: the file with the image processor's settings.
   """
 
@@ -78,10 +84,11 @@ class Pretrained:
 
 
 def read_config(path: Path) -> ClipConfig:
-  """Sizes out of a `config.json` or an `open_clip_config.json`.
+  """Reads the sizes from a `config.json` or an `open_clip_config.json`.
 
   Raises:
-    InputError: not JSON, or no CLIP with a causal text tower.
+    InputError: if the file is not JSON or does not describe a CLIP with a
+      causal text tower.
   """
   raw = read_json(path)
   if path.name == "open_clip_config.json":
@@ -97,11 +104,14 @@ def read_config(path: Path) -> ClipConfig:
 
 
 def load_pretrained(source: str) -> Pretrained:
-  """Reads a CLIP from a Hugging Face or OpenCLIP directory or hub id.
+  """Reads a CLIP in Hugging Face's or OpenCLIP's form, with its tokenizer.
+
+  Args:
+    source: a directory or a hub id.
 
   Raises:
-    InputError: files missing or unreadable, not a CLIP, or weights that do
-      not match the architecture.
+    InputError: if files are missing or unreadable, if the model is not a CLIP,
+      or if the weights do not match the config.
   """
   directory, layout = locate(source)
   config = read_config(directory / layout.config)
@@ -111,7 +121,9 @@ def load_pretrained(source: str) -> Pretrained:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory))
   except (OSError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{directory}: no usable tokenizer: {reason}") from error
+    raise InputError(
+      f"{directory} has no usable tokenizer: {reason}"
+    ) from error
   return Pretrained(
     source=source,
     directory=directory,

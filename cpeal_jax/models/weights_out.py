@@ -1,6 +1,6 @@
-"""Weights out: Hugging Face names again, and PEFT's for LoRA.
+"""Converts weights for export, to the names of Hugging Face and of PEFT.
 
-The inverse of `weights`: the same tables, read from left to right.
+The inverse of `weights`, by the same tables of names.
 """
 
 import collections
@@ -19,12 +19,15 @@ from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.tensors import Row
 from cpeal_jax.models.transformer import TowerConfig
 
-# PEFT wraps the model twice; its files name modules from the outside.
+# PEFT wraps the model twice, and names in its files begin at the outer wrapper.
 PEFT_PREFIX = "base_model.model."
 
 
 def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
-  """Tensors in Hugging Face naming: the inverse of `weights.convert`."""
+  """Returns the tensors of `params` by Hugging Face names.
+
+  The inverse of `weights.convert`: float32, in PyTorch's axis order.
+  """
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
   tensors = {}
   for ours, theirs, _ in key_table(config, "hf"):
@@ -33,7 +36,7 @@ def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
       value = _convolution(value)
     elif ours.endswith("/kernel"):
       value = value.T
-    # Not ascontiguousarray, which gives a scalar an axis.
+    # np.ascontiguousarray would give the scalar logit_scale an axis.
     tensors[theirs] = np.array(value, order="C")
   return tensors
 
@@ -41,7 +44,10 @@ def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
 def _convolution(
   kernel: Float[np.ndarray, "R W"],
 ) -> Float[np.ndarray, "W 3 p p"]:
-  """The inverse of `tensors.patches`; R = 3 p p."""
+  """Converts a matrix over patches (R = p * p * 3) to a convolution.
+
+  The inverse of `tensors.patches`.
+  """
   side = math.isqrt(kernel.shape[0] // 3)
   return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
@@ -49,15 +55,15 @@ def _convolution(
 def in_hf(
   base: Mapping[str, np.ndarray], params: Mapping, config: ClipConfig
 ) -> dict[str, np.ndarray]:
-  """A file's tensors in Hugging Face naming and in their own types.
+  """Returns a checkpoint's tensors by Hugging Face names, in the file's types.
 
-  A file that has this naming is given back as it is, whatever it holds
-  besides.
+  If the file has these names already, all its tensors are returned unchanged,
+  also those that the model does not use.
 
   Args:
-    base: tensors of the file.
-    params: the same weights as the model holds them, float32.
-    config: sizes.
+    base: the tensors of the checkpoint file.
+    params: the same weights as `weights.convert` returns them, float32.
+    config: the sizes.
   """
   naming = naming_of(base)
   if naming == "hf":
@@ -66,8 +72,8 @@ def in_hf(
     ours: base[name].dtype for ours, name, _ in key_table(config, naming)
   }
   names = {theirs: ours for ours, theirs, _ in key_table(config, "hf")}
-  turned = to_hf(params, config)
-  return {k: value.astype(types[names[k]]) for k, value in turned.items()}
+  tensors = to_hf(params, config)
+  return {k: value.astype(types[names[k]]) for k, value in tensors.items()}
 
 
 def merged(
@@ -77,18 +83,18 @@ def merged(
   lora: Lora,
   rows: Iterable[Row],
 ) -> dict[str, np.ndarray]:
-  """The base file's tensors with LoRA folded in, in their own types.
+  """Returns the base model's tensors with the LoRA branches merged into them.
 
-  What carries no branch is the base's own array, so it is bit-identical and
-  nothing the file holds besides is lost. The sum is taken in float32 and
-  rounded once.
+  The sum is computed in float32 and rounded once to the tensor's type in the
+  file. Tensors without a branch, and those that the model does not use, are
+  the very arrays of `base`.
 
   Args:
-    base: tensors of the base's file, Hugging Face naming.
-    params: the same weights as the model holds them, float32.
+    base: the tensors of the base model by Hugging Face names.
+    params: the same weights as the model uses them, float32.
     adapter: LoRA factors.
-    lora: their scale.
-    rows: the base's names.
+    lora: gives the scale of the branches.
+    rows: a key table with Hugging Face names.
   """
   flat = traverse_util.flatten_dict(merge_lora(params, adapter, lora), sep="/")
   tensors = dict(base)
@@ -100,36 +106,52 @@ def merged(
 
 
 def modules(adapter: Mapping, rows: Iterable[Row]) -> dict[str, str]:
-  """Our path of every module with a branch -> Hugging Face's name of it."""
+  """Finds the modules that have a LoRA branch.
+
+  Args:
+    adapter: LoRA factors.
+    rows: a key table with Hugging Face names.
+
+  Returns:
+    A dict from the module's path in `params` to its Hugging Face name.
+  """
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(adapter), sep="/")
   names = {ours: theirs.removesuffix(".weight") for ours, theirs, _ in rows}
-  carry = [p.removesuffix("/lora_a") for p in flat if p.endswith("/lora_a")]
-  return {path: names[f"{path}/kernel"] for path in carry}
+  paths = [p.removesuffix("/lora_a") for p in flat if p.endswith("/lora_a")]
+  return {path: names[f"{path}/kernel"] for path in paths}
 
 
 def peft_tensors(
   adapter: Mapping, rows: Iterable[Row]
 ) -> dict[str, np.ndarray]:
-  """LoRA factors as PEFT names and turns them: A [r, in], B [out, r]."""
+  """Returns the LoRA factors as PEFT stores them.
+
+  Args:
+    adapter: LoRA factors A [in, r] and B [r, out].
+    rows: a key table with Hugging Face names.
+
+  Returns:
+    The factors by PEFT's names, float32 and transposed: A [r, in], B [out, r].
+  """
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(adapter), sep="/")
   tensors = {}
   for ours, theirs in modules(adapter, rows).items():
-    for own, peft in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-      value = np.asarray(flat[f"{ours}/{own}"], np.float32).T
+    for leaf, peft in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+      value = np.asarray(flat[f"{ours}/{leaf}"], np.float32).T
       name = f"{PEFT_PREFIX}{theirs}.{peft}.weight"
       tensors[name] = np.array(value, order="C")
   return tensors
 
 
 def peft_config(lora: Lora, carry: Iterable[str], base: str) -> dict[str, Any]:
-  """adapter_config.json of `peft.LoraConfig`.
+  """Returns the content of the adapter_config.json of a `peft.LoraConfig`.
 
   Args:
-    lora: ours.
-    carry: names of the modules with a branch, see `modules`.
-    base: hub id or directory of the base model.
+    lora: the adapter's settings.
+    carry: Hugging Face names of the modules with a branch, see `modules`.
+    base: the hub id or directory of the base model.
   """
-  whole = float(lora.alpha).is_integer()
+  is_integer = float(lora.alpha).is_integer()
   return {
     "peft_type": "LORA",
     "task_type": None,
@@ -137,8 +159,8 @@ def peft_config(lora: Lora, carry: Iterable[str], base: str) -> dict[str, Any]:
     "revision": None,
     "inference_mode": True,
     "r": lora.rank,
-    "lora_alpha": int(lora.alpha) if whole else lora.alpha,
-    # What PEFT calls rank-stabilised is alpha / sqrt(r).
+    "lora_alpha": int(lora.alpha) if is_integer else lora.alpha,
+    # True means the scale alpha / sqrt(r), False alpha / r.
     "use_rslora": lora.scaling == "rank_stabilized",
     "lora_dropout": lora.dropout,
     "target_modules": target_modules(carry),
@@ -148,12 +170,17 @@ def peft_config(lora: Lora, carry: Iterable[str], base: str) -> dict[str, Any]:
 
 
 def target_modules(carry: Iterable[str]) -> str:
-  """The expression PEFT matches a module's whole name with.
+  """Returns the regular expression by which PEFT finds the adapted modules.
 
-  Always an expression, never a list of names: both towers call their matrices
-  alike, and a list would reach into the one that carries nothing.
+  PEFT matches it against a module's full name. It also accepts a list of name
+  endings, but the matrices of both towers have the same endings, so a list
+  could match modules of a tower that has no LoRA.
+
+  Args:
+    carry: Hugging Face names of the modules with a branch, see `modules`.
   """
-  # Every block of a tower that carries LoRA does so in the same matrices.
+  # All blocks of one tower that have LoRA have it in the same matrices, so the
+  # expression is a product of layers and matrices. The dicts are ordered sets.
   layers = collections.defaultdict(dict)
   matrices = collections.defaultdict(dict)
   for name in carry:
@@ -171,17 +198,25 @@ def target_modules(carry: Iterable[str]) -> str:
 
 
 def hf_config(config: ClipConfig, *, dtype: str) -> dict[str, Any]:
-  """config.json, for this project and for transformers.CLIPModel."""
-  assert isinstance(config.vision, TowerConfig)  # It has no ResNets.
+  """Returns the content of config.json for `transformers.CLIPModel`.
 
-  def tower(own: TowerConfig) -> dict[str, Any]:
+  `clip.config_from_hf` reads the same sizes from it.
+
+  Args:
+    config: the sizes; the image tower must be a transformer.
+    dtype: the name of the weights' type, such as `float32`.
+  """
+  # transformers.CLIPModel has no ResNet towers.
+  assert isinstance(config.vision, TowerConfig)
+
+  def tower(tower_config: TowerConfig) -> dict[str, Any]:
     return {
-      "hidden_size": own.width,
-      "num_hidden_layers": own.layers,
-      "num_attention_heads": own.heads,
-      "intermediate_size": own.mlp,
-      "hidden_act": own.activation,
-      "layer_norm_eps": own.epsilon,
+      "hidden_size": tower_config.width,
+      "num_hidden_layers": tower_config.layers,
+      "num_attention_heads": tower_config.heads,
+      "intermediate_size": tower_config.mlp,
+      "hidden_act": tower_config.activation,
+      "layer_norm_eps": tower_config.epsilon,
       "projection_dim": config.dim,
     }
 
