@@ -13,11 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cpeal_jax"
 # What each room may import besides itself, from the ground up.
-GROUND = {"errors", "keys", "progress"}
+GROUND = {"errors", "keys", "progress", "reading"}
 MAY_IMPORT = {
   "errors": set(),
   "keys": set(),
   "progress": set(),
+  "reading": {"errors"},
   "losses": set(),
   "metrics": {"losses"},
   "evaluation": {"metrics"},

@@ -12,6 +12,7 @@ from jaxtyping import Int32
 
 from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
+from cpeal_jax.models import text
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
@@ -219,8 +220,11 @@ def evaluate(
   experiment = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
   precompile.wait_for(experiment.compiled, "metrics")
+  logits = sharding.fetch(test.logits, test.total)
+  if adapter is None and experiment.plan.classifier.has_texts:
+    text.refuse_equal(experiment.plan.dataset.classes, logits.T)
   row = evaluation.evaluate(
-    sharding.fetch(test.logits, test.total),
+    logits,
     experiment.plan.dataset.test.labels,
     where=experiment.stores["test"].ok,
     validation_logits=sharding.fetch(val.logits, val.total),
