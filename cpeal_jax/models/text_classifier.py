@@ -171,13 +171,14 @@ class TextClassifier:
     }
 
   def card(self) -> dict[str, Any]:
-    """The prompts of each class, and what is learned before them."""
-    prompts: list[list[str]] = [[] for _ in range(self.classes)]
-    for text, owner in zip(self.tokens.texts, self.tokens.owners, strict=True):
-      prompts[owner].append(text)
+    """The prompts, the class index of each, and what is learned before them.
+
+    `prompts` is a flat list, as a tokenizer or processor takes it.
+    """
     learned = self.model.prompts
     return {
-      "prompts": prompts,
+      "prompts": list(self.tokens.texts),
+      "prompt_classes": list(self.tokens.owners),
       "descriptor_average": self.descriptor_average,
       "learned_tokens": learned.tokens if learned else 0,
     }
