@@ -25,6 +25,7 @@ from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
 from cpeal_jax.models import adapters
 from cpeal_jax.models.backbones import BY_ADAPTER
+from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
 from cpeal_jax.parallel.sharding import BACKENDS
 from cpeal_jax.training.recipe import CALIBRATIONS, OPTIMIZERS
@@ -135,6 +136,9 @@ TABLE = (
    choice(*DESCRIPTOR_AVERAGES),
    "what is averaged over the prompts of a class: similarities (PCB's AS) or "
    "embeddings (AE)"),
+  ("model.descriptor_wording", "grammatical", RESULT, choice(*WORDINGS),
+   "how a trait follows the class name: as a clause, or faithful to PCB's "
+   "code, literally \"which is/has\" and the trait"),
   ("model.dtype", "float32", RESULT, choice("float32", "bfloat16"),
    "number type that the towers compute in"),
   ("model.remat", False, RUN, YES_NO,

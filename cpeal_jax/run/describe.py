@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import training
 from cpeal_jax.data import batches
 from cpeal_jax.progress import say
+from cpeal_jax.reading import read_bytes
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.plan import Plan, make_plan
 
@@ -38,7 +38,7 @@ def settings(config: config_lib.Config, plan: Plan) -> dict:
   values = config.to_dict()
   values["model"]["sha256"] = plan.pretrained.sha256
   if config.model.descriptors:
-    content = Path(config.model.descriptors).read_bytes()
+    content = read_bytes(config.model.descriptors, "descriptors")
     values["model"]["descriptors_sha256"] = hashlib.sha256(content).hexdigest()
   return values
 

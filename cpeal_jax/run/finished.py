@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models.backbone import Backbone, Pretrained
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
+from cpeal_jax.reading import read_bytes
 from cpeal_jax.run.models import (
   backbone_of,
   classifiers,
@@ -127,10 +127,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
 
 
 def _check_descriptors(path: str, sha256: str) -> None:
-  try:
-    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-  except OSError as error:
-    raise InputError(f"cannot read descriptors {path}: {error}") from error
+  found = hashlib.sha256(read_bytes(path, "descriptors")).hexdigest()
   if found != sha256:
     raise InputError(
       f"model.descriptors={path} is not the file the run was trained with: "

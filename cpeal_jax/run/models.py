@@ -76,6 +76,7 @@ def classifiers(
       trained=model.prompt,
       descriptors=model.descriptors,
       descriptor_average=model.descriptor_average,
+      descriptor_wording=model.descriptor_wording,
     ),
     dtype=jnp.dtype(model.dtype),
     remat=model.remat,
