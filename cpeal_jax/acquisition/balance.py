@@ -79,7 +79,7 @@ def balance(
   return np.array(picks, int)
 
 
-def why(
+def balance_reasons(
   predictions: Int[np.ndarray, " n"],
   counts: Int[np.ndarray, " C"],
   rule: str,

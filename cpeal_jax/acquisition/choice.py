@@ -11,15 +11,15 @@ from cpeal_jax.acquisition.balance import (
   RULES,
   WITHIN,
   balance,
+  balance_reasons,
   class_counts,
   generator,
-  why,
 )
 from cpeal_jax.acquisition.methods.cec import neighbor_uncertainty
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
-from cpeal_jax.acquisition.scores import entropy_of, margin_of
+from cpeal_jax.acquisition.scores import entropy_of_logits, margin_of_logits
 from cpeal_jax.acquisition.table import ACQUISITIONS
-from cpeal_jax.acquisition.wrappers import shortlist, spaced, take
+from cpeal_jax.acquisition.wrappers import picks_at, shortlist, spaced
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.parallel import rowwise
 
@@ -127,7 +127,7 @@ def choose(
     rule=balance_rule,
     within=within,
   )
-  return take(picks, positions)
+  return picks_at(picks, positions)
 
 
 @rowwise.per_device(rows=("x",), out=rowwise.ROWS)
@@ -161,9 +161,9 @@ def _always(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
   def of_logits(logits: Array) -> dict[str, Array]:
     return {
       "confidence": jax.nn.softmax(logits).max(axis=1),
-      "entropy": entropy_of(logits),
+      "entropy": entropy_of_logits(logits),
       "least_confidence": -jax.nn.softmax(logits).max(axis=1),
-      "margin": margin_of(logits),
+      "margin": margin_of_logits(logits),
     }
 
   columns = rowwise.each(of_logits, rows["logits"])
@@ -231,7 +231,7 @@ def explain(
     names = list(classes)
   if balance_rule is not None:
     counts = class_counts(on_host(pool.labels, pool), pool.logits.shape[1])
-    due = why(guess, counts, balance_rule, names)
+    due = balance_reasons(guess, counts, balance_rule, names)
     reasons = [f"{a}; {b}" for a, b in zip(reasons, due, strict=True)]
   return {
     "score": [None] * len(rows),

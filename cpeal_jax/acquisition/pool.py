@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cpeal_jax.parallel import sharding
 
 # Not a row per image.
-WHOLE_FIELDS = ("class_embeddings", "logit_scale")
+REPLICATED_FIELDS = ("class_embeddings", "logit_scale")
 # What padding rows hold where zero would mean something.
 PADDING = {"labeled": True, "labels": -1, "neighbor_indices": -1}
 
@@ -66,7 +66,7 @@ class PoolView:
     return {
       name: x
       for name, x in fields.items()
-      if x is not None and name not in (*WHOLE_FIELDS, "total")
+      if x is not None and name not in (*REPLICATED_FIELDS, "total")
     }
 
 

@@ -9,7 +9,7 @@ from cpeal_jax.acquisition.pool import PoolView
 from cpeal_jax.errors import InputError
 
 
-def entropy_of(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
+def entropy_of_logits(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
   """Entropy of softmax(logits) in nats.
 
   From `log_softmax`: the reference's ln(p + 1e-6) makes sure rows tie.
@@ -20,15 +20,15 @@ def entropy_of(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
 
 def entropy(pool: PoolView) -> Float[Array, " N"]:
   """Predictive entropy in nats, C-PEAL's acquisition."""
-  return entropy_of(pool.logits)
+  return entropy_of_logits(pool.logits)
 
 
 def margin(pool: PoolView) -> Float[Array, " N"]:
   """Minus the gap between the two largest probabilities, in [-1, 0]."""
-  return margin_of(pool.logits)
+  return margin_of_logits(pool.logits)
 
 
-def margin_of(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
+def margin_of_logits(logits: Float[ArrayLike, "N C"]) -> Float[Array, " N"]:
   """`margin` of softmax(logits)."""
   p = jax.nn.softmax(jnp.asarray(logits))
   first = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)

@@ -50,13 +50,13 @@ def selector(body: Selector) -> Selector:
     }
     run = compiled(n, there.images, tuple(sorted(hyper.items())))
     (indices, parts), columns = run(key, whole, there.rows())
-    return as_given(Picks(indices, parts, columns), pool)
+    return unpad_columns(Picks(indices, parts, columns), pool)
 
   vars(select)["compiled"] = compiled
   return select
 
 
-def as_given(picks: Picks, pool: PoolView) -> Picks:
+def unpad_columns(picks: Picks, pool: PoolView) -> Picks:
   """Columns without padding that the pool did not have."""
   if pool.total is not None:
     return picks

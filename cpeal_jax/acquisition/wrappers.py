@@ -29,7 +29,7 @@ def shortlist(pool: PoolView, rows: Int[np.ndarray, " Q"]) -> PoolView:
   return masked(pool, on_host(pool.labeled, pool) | aside)
 
 
-def near(
+def near_any(
   features: Float[Array | np.ndarray, "N D"],
   rows: Float[np.ndarray, "Q D"],
   min_distance: float,
@@ -81,7 +81,7 @@ def spaced(
   """
 
   def like(rows: np.ndarray) -> np.ndarray:
-    return on_host(near(pool.features, rows, min_distance), pool)
+    return on_host(near_any(pool.features, rows, min_distance), pool)
 
   labeled = on_host(pool.labeled, pool)
   anchors = np.flatnonzero(on_host(pool.labels, pool) >= 0)
@@ -95,8 +95,8 @@ def spaced(
     found = ask(masked(pool, aside), min(n, int(np.sum(~aside))))
     picked = np.asarray(found.indices)
     rows = rowwise.rows_at(pool.features, picked)
-    apart = first_of_each(rows, min_distance)[:missing]
-    kept.append(take(found, apart))
+    apart = without_near_duplicates(rows, min_distance)[:missing]
+    kept.append(picks_at(found, apart))
     missing -= len(apart)
     aside[picked] = True
     aside |= like(rows[apart])
@@ -106,10 +106,10 @@ def spaced(
     for picks in kept:
       taken[picks.indices] = True
     kept.append(ask(masked(pool, taken), short))
-  return joined(kept)
+  return concatenated(kept)
 
 
-def first_of_each(
+def without_near_duplicates(
   rows: Float[np.ndarray, "Q D"], min_distance: float
 ) -> Int[np.ndarray, " kept"]:
   """Positions of the rows that are not close to an earlier kept one."""
@@ -123,7 +123,7 @@ def first_of_each(
   return np.array(kept, int)
 
 
-def take(picks: Picks, positions: Int[np.ndarray, " k"]) -> Picks:
+def picks_at(picks: Picks, positions: Int[np.ndarray, " k"]) -> Picks:
   """Some of the picks, in the order of `positions`."""
   indices, parts = jax.tree.map(
     lambda x: np.asarray(x)[positions], (picks.indices, picks.parts)
@@ -131,7 +131,7 @@ def take(picks: Picks, positions: Int[np.ndarray, " k"]) -> Picks:
   return dataclasses.replace(picks, indices=indices, parts=parts)
 
 
-def joined(several: list[Picks]) -> Picks:
+def concatenated(several: list[Picks]) -> Picks:
   """The picks one after the other; columns are those of the first."""
   indices, parts = jax.tree.map(
     lambda *x: np.concatenate([np.asarray(a) for a in x]),

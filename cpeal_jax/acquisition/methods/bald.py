@@ -10,7 +10,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise
 
 
-def entropy_of(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
+def entropy_of_probs(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
   """In nats; 0 ln 0 is 0."""
   return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
 
@@ -56,7 +56,9 @@ def bald(
       key, pool, passes=passes, dropout=dropout
     )
   score = rowwise.each(
-    lambda p, h: jnp.maximum(entropy_of(p) - h, 0), mean_probs, mean_entropy
+    lambda p, h: jnp.maximum(entropy_of_probs(p) - h, 0),
+    mean_probs,
+    mean_entropy,
   )
   return Picks(best(score, pool, n), columns={"score": score})
 
@@ -82,7 +84,7 @@ def feature_dropout(
     noisy = jnp.where(keep, feature[None] / (1 - dropout), 0)
     cosines = jnp.matmul(noisy, texts.T, precision=jax.lax.Precision.HIGHEST)
     probs = jax.nn.softmax(scale * cosines)
-    return probs.mean(axis=0), entropy_of(probs).mean()
+    return probs.mean(axis=0), entropy_of_probs(probs).mean()
 
   def of_block(items, features):
     return jax.lax.map(

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.acquisition.scores import entropy_of_logits
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.acquisition.spread import spread
 from cpeal_jax.errors import InputError, one_of
@@ -75,7 +75,7 @@ def _calibrated(logits, allowed, *, support, prior, images):
     )
     mean /= jnp.maximum(rowwise.count(union), 1)
   offset = jnp.log(jnp.maximum(mean, 1e-8))
-  return rowwise.each(lambda x: entropy_of(x - offset[None]), log_p)
+  return rowwise.each(lambda x: entropy_of_logits(x - offset[None]), log_p)
 
 
 def neighbor_uncertainty(

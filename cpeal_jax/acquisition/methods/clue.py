@@ -3,7 +3,7 @@
 from jaxtyping import PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.acquisition.scores import entropy_of_logits
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.acquisition.spread import spread
 from cpeal_jax.errors import InputError
@@ -37,5 +37,7 @@ def clue(
   """
   if not temperature > 0:
     raise InputError(f"clue: temperature={temperature}, but must be above 0.")
-  score = rowwise.each(lambda x: entropy_of(x / temperature), pool.logits)
+  score = rowwise.each(
+    lambda x: entropy_of_logits(x / temperature), pool.logits
+  )
   return Picks(*spread(key, pool, n, score), columns={"score": score})

@@ -25,7 +25,7 @@ def squared_distances(
   return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
-def to_row(
+def squared_distances_to_row(
   rows: Float[Array | np.ndarray, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
   """`squared_distances`, a block of rows at a time."""
@@ -33,7 +33,7 @@ def to_row(
 
 
 @rowwise.per_device(rows=("rows", "anchors"), out=rowwise.ROWS)
-def to_nearest(
+def squared_distances_to_nearest(
   rows: Float[Array, "N D"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
   """Squared distance of all rows to the nearest anchor row; inf without any.
@@ -93,14 +93,16 @@ def k_center(
     Indices, and each pick's distance to its nearest centre when it was picked
     (0 for a first pick without anchors).
   """
-  return _greedy(features, to_nearest(features, anchors), free, n)
+  return _greedy(
+    features, squared_distances_to_nearest(features, anchors), free, n
+  )
 
 
 def _greedy(features, nearest, free, n):
   sums = rowwise.total(
     lambda x, w: jnp.sum(jnp.where(w[:, None], x, 0), axis=0), features, free
   )
-  central = -to_row(features, sums / rowwise.count(free))
+  central = -squared_distances_to_row(features, sums / rowwise.count(free))
 
   def step(i, state):
     nearest, left, picks, distances = state
@@ -110,7 +112,7 @@ def _greedy(features, nearest, free, n):
     pick = rowwise.argmax(jnp.where(left, value, -jnp.inf))
     there = rowwise.at(nearest, pick)
     far = jnp.where(jnp.isinf(there), 0, jnp.sqrt(there))
-    to_pick = to_row(features, rowwise.at(features, pick))
+    to_pick = squared_distances_to_row(features, rowwise.at(features, pick))
     return (
       jnp.minimum(nearest, to_pick),
       rowwise.without(left, pick),
@@ -141,7 +143,7 @@ def coreset(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   """
   del key  # Deterministic.
   features, anchors = jnp.asarray(pool.features), jnp.asarray(pool.labels) >= 0
-  far = to_nearest(features, anchors)
+  far = squared_distances_to_nearest(features, anchors)
   indices, distances = _greedy(features, far, ~pool.labeled, n)
   return Picks(
     indices,

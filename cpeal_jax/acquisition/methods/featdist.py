@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cpeal_jax.acquisition.methods.coreset import squared_distances, to_nearest
+from cpeal_jax.acquisition.methods.coreset import (
+  squared_distances,
+  squared_distances_to_nearest,
+)
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import one_of
@@ -98,7 +101,7 @@ def featdist(
   else:
     known = rowwise.any_(anchors)
     distances = (
-      jnp.sqrt(to_nearest(rows, anchors))
+      jnp.sqrt(squared_distances_to_nearest(rows, anchors))
       if to == "nearest"
       else _sum_of_distances(rows, anchors)
     )

@@ -12,13 +12,14 @@ from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.parallel import rowwise, sharding
 
-# Column sums below this are rounding noise, or cancellation: see `senders`.
+# Column sums below this are rounding noise, or cancellation: see
+# `inverse_column_sums`.
 LEAST_SUM = 1e-3
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def senders(
+def inverse_column_sums(
   z: Float[Array, "M D"], nodes: Bool[Array, " M"]
 ) -> Float[Array, " M"]:
   """1 / column sum of S = Z Z^T - I over the nodes, 0 for any other row.
@@ -225,7 +226,7 @@ def gcnal(
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
   # The nodes are few: every device has them all and trains the same network.
   z = rowwise.at(pool.features, rows)
-  inverse = senders(z, is_node)
+  inverse = inverse_column_sums(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
     drop,

@@ -7,9 +7,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.kmeans import kmeans
-from cpeal_jax.acquisition.methods.coreset import to_nearest, to_row
+from cpeal_jax.acquisition.methods.coreset import (
+  squared_distances_to_nearest,
+  squared_distances_to_row,
+)
 from cpeal_jax.acquisition.pool import Picks, PoolView, placed
-from cpeal_jax.acquisition.selectors import as_given
+from cpeal_jax.acquisition.selectors import unpad_columns
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise
 
@@ -80,7 +83,7 @@ def probcover(
     n=n,
   )
   found = Picks(picks, parts={"score": gains}, columns={"score": degrees})
-  return as_given(found, pool)
+  return unpad_columns(found, pool)
 
 
 def estimate_radius(
@@ -164,7 +167,9 @@ def _cover(
   """Picks, what each newly covered, and every row's degree at the start."""
   within = jnp.square(radius)
   # Padding is covered.
-  nearest = jnp.where(real, to_nearest(features, anchors), -jnp.inf)
+  nearest = jnp.where(
+    real, squared_distances_to_nearest(features, anchors), -jnp.inf
+  )
   start = edges_into(features, nearest >= within, radius)
 
   def step(i: Array, state: tuple) -> tuple:
@@ -175,7 +180,9 @@ def _cover(
       rowwise.argmax(open_degrees),
       rowwise.argmax(jnp.where(free, nearest, -1)),
     ).astype(jnp.int32)
-    closer = jnp.minimum(nearest, to_row(features, rowwise.at(features, pick)))
+    closer = jnp.minimum(
+      nearest, squared_distances_to_row(features, rowwise.at(features, pick))
+    )
     new = (closer < within) & (nearest >= within)
     return (
       degrees - edges_into(features, new, radius),
