@@ -11,7 +11,7 @@ from cpeal_jax.acquisition.pool import PoolView
 from cpeal_jax.errors import InputError
 
 # By its path: the package may one day export the function of this name.
-probcover = importlib.import_module("cpeal_jax.acquisition.probcover")
+probcover = importlib.import_module("cpeal_jax.acquisition.methods.probcover")
 KEY = jax.random.key(3)
 N, D, C = 150, 6, 4
 
