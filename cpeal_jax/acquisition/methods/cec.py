@@ -234,7 +234,7 @@ def cec(
     normalize=normalize,
   )
   score = rowwise.each(
-    lambda own, around: (1 - alpha) * own + alpha * around, entropies, around
+    lambda h, h_around: (1 - alpha) * h + alpha * h_around, entropies, around
   )
   return Picks(
     *spread(key, pool, n, score),

@@ -79,14 +79,14 @@ def typiclust(
   # part: they get weight 0 in k-means and are in no count.
   members = int((anchors | free).sum())
   size = min(max_clusters, pool.images)
-  found = kmeans(
+  result = kmeans(
     key,
     pool.features,
     ((pool.labels >= 0) | ~pool.labeled).astype(np.float32),
     np.int32(min(anchors.sum() + n, size, members)),
     size=size,
   )
-  clusters = on_host(found.assignments, pool)
+  clusters = on_host(result.assignments, pool)
   walk = schedule(clusters, anchors, free, n, smallest)
   indices, score = most_typical(pool.features, clusters, free, walk, neighbors)
   return Picks(indices, parts={"cluster": walk, "score": score})
@@ -120,11 +120,11 @@ def schedule(
   walk: list[int] = []
   # The large clusters, then the small ones. If there is no large cluster, the
   # first list is empty and the small ones come at once.
-  for row in (order[large], order[~large]):
-    while len(walk) < n and left[row].any():
-      row = row[left[row] > 0]
-      left[row] -= 1
-      walk.extend(row.tolist())
+  for queue in (order[large], order[~large]):
+    while len(walk) < n and left[queue].any():
+      queue = queue[left[queue] > 0]
+      left[queue] -= 1
+      walk.extend(queue.tolist())
   return np.array(walk[:n], np.int32)
 
 
@@ -227,7 +227,7 @@ def _nearest_in_group(
   Every device sorts its rows by group and cuts them into tiles of KEYS rows.
   One tile after another is sent by its owner to all devices. Each device
   compares it only with those of its own rows whose groups occur in the tile;
-  they are adjacent, because the rows are sorted.
+  these rows are adjacent, because they are sorted.
 
   Args:
     features: one row per image.
@@ -242,18 +242,20 @@ def _nearest_in_group(
   # This device's rows, padded to whole tiles.
   rows = -(-share // KEYS) * KEYS
   # Rows of group 0 and padding get the largest number, so they are sorted last.
-  last = jnp.iinfo(group.dtype).max
+  no_group = jnp.iinfo(group.dtype).max
   sortable = jnp.pad(
-    jnp.where(group > 0, group, last), (0, rows - share), constant_values=last
+    jnp.where(group > 0, group, no_group),
+    (0, rows - share),
+    constant_values=no_group,
   )
   order = jnp.argsort(sortable, stable=True)
   groups = sortable[order]  # [rows], ascending.
-  # Positions from `share` on are padding; they may repeat the last row, as
-  # their group keeps them out.
-  x = features[jnp.minimum(order, share - 1)]
-  numbers = rowwise.ids(features)[jnp.minimum(order, share - 1)]
+  # Where `order` points to padding, the last real row is repeated; its group
+  # there is `no_group`, which keeps it out.
+  sorted_features = features[jnp.minimum(order, share - 1)]
+  row_ids = rowwise.ids(features)[jnp.minimum(order, share - 1)]
   # Only tiles with a row that takes part are sent.
-  tiles = -(-jnp.sum(groups < last) // KEYS)
+  tiles = -(-jnp.sum(groups < no_group) // KEYS)
   tiles_of_devices = rowwise.gather(tiles[None])  # [devices]
   ends = jnp.cumsum(tiles_of_devices)
 
@@ -262,7 +264,9 @@ def _nearest_in_group(
     owner = jnp.searchsorted(ends, i, side="right")
     start = (i - (ends - tiles_of_devices)[owner]) * KEYS
     is_owner = owner == jax.lax.axis_index(rowwise.AXIS)
-    parts = [_slice_rows(a, start, KEYS) for a in (x, groups, numbers)]
+    parts = [
+      _slice_rows(a, start, KEYS) for a in (sorted_features, groups, row_ids)
+    ]
     # The other devices add zeros, so the sum is the owner's tile, bit for bit.
     return [
       jax.lax.psum(jnp.where(is_owner, a, 0), rowwise.AXIS) for a in parts
@@ -275,18 +279,18 @@ def _nearest_in_group(
     # the highest of the tile.
     first = jnp.searchsorted(groups, key_groups[0])
     # The rows of the tile that take no part are at its end.
-    highest = jnp.max(jnp.where(key_groups < last, key_groups, -1))
+    highest = jnp.max(jnp.where(key_groups < no_group, key_groups, -1))
     end = jnp.searchsorted(groups, highest, side="right")
 
     def of_queries(j: Array, lists: tuple) -> tuple:
       start = j * QUERIES
-      queries = _slice_rows(x, start, QUERIES)
+      queries = _slice_rows(sorted_features, start, QUERIES)
       dots = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
       # Which pairs count, [QUERIES, KEYS]: of the same group, the key taking
       # part, and not a row with itself.
       fits = _slice_rows(groups, start, QUERIES)[:, None] == key_groups[None]
-      fits &= (key_groups < last)[None]
-      fits &= _slice_rows(numbers, start, QUERIES)[:, None] != key_ids[None]
+      fits &= (key_groups < no_group)[None]
+      fits &= _slice_rows(row_ids, start, QUERIES)[:, None] != key_ids[None]
       # Minus the squared distance, without the query's own norm, which is the
       # same for all keys: the higher, the nearer.
       nearness = jnp.where(fits, 2 * dots - norms[None], -jnp.inf)
@@ -323,9 +327,9 @@ def _nearest_in_group(
     )
 
   empty = (
-    jnp.full((rows, length), -jnp.inf, x.dtype),
-    jnp.full((rows, length), -1, numbers.dtype),
-    jnp.full((rows, length), jnp.inf, x.dtype),
+    jnp.full((rows, length), -jnp.inf, sorted_features.dtype),
+    jnp.full((rows, length), -1, row_ids.dtype),
+    jnp.full((rows, length), jnp.inf, sorted_features.dtype),
   )
   values, ids, distances = jax.lax.fori_loop(0, ends[-1], visit, empty)
   # A list that is not full has entries of value -inf from top_k, whose ids mean
