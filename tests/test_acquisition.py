@@ -10,7 +10,7 @@ from scipy import stats
 
 from cpeal_jax import acquisition
 from cpeal_jax.acquisition import PoolView
-from cpeal_jax.acquisition.balance import balance, class_counts, why
+from cpeal_jax.acquisition.balance import balance, balance_reasons, class_counts
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import sharding
 
@@ -469,9 +469,9 @@ def test_reasons():
     guess = pool.logits[picks.indices].argmax(1)
     assert told["prediction"] == [classes[i] for i in guess]
     counts = class_counts(pool.labels, C)
-    notes = why(guess, counts, rule, classes)
+    notes = balance_reasons(guess, counts, rule, classes)
     assert [r.split("; ")[1] for r in told["reason"]] == notes
-  drawn = why(np.array([1, 1]), np.array([0, 5]), "faithful", "ab")
+  drawn = balance_reasons(np.array([1, 1]), np.array([0, 5]), "faithful", "ab")
   assert drawn == ["the class due had no candidate: drawn at random"] * 2
 
 

@@ -45,7 +45,7 @@ def test_propagation_is_that_of_the_dense_adjacency():
   nodes = rng.permutation(N) < 45
   for keep in (np.ones(N, bool), nodes):
     x = rng.normal(size=(N, 3)).astype(np.float32)
-    inverse = module.senders(*as_jax(z, keep))
+    inverse = module.inverse_column_sums(*as_jax(z, keep))
     got = module.propagate(*as_jax(z, inverse, x))
     assert not np.asarray(inverse)[~keep].any()
     np.testing.assert_allclose(
@@ -55,10 +55,12 @@ def test_propagation_is_that_of_the_dense_adjacency():
 
 def test_a_lone_node_and_a_sum_of_zero_pass_nothing_on():
   z = make_pool().features
-  lone = module.senders(*as_jax(z, np.arange(N) == 3))
+  lone = module.inverse_column_sums(*as_jax(z, np.arange(N) == 3))
   assert not np.asarray(lone).any()
   pair = np.float32([[1, 0], [0, 1]])
-  assert not np.asarray(module.senders(*as_jax(pair, np.ones(2, bool)))).any()
+  assert not np.asarray(
+    module.inverse_column_sums(*as_jax(pair, np.ones(2, bool)))
+  ).any()
 
 
 def dense_training(params, z, labeled, weight, rate, decay, steps):
@@ -102,7 +104,7 @@ def test_training_is_that_of_the_dense_network(labeled):
   z, known = pool.features, pool.labeled
   hyper = {"weight": 1.2, "rate": 1e-2, "decay": 5e-2}
   params = module.init(KEY, D, HIDDEN)
-  inverse = module.senders(*as_jax(z, np.ones(N, bool)))
+  inverse = module.inverse_column_sums(*as_jax(z, np.ones(N, bool)))
   smooth = module.propagate(*as_jax(z, inverse, z))
   graph = (smooth, *as_jax(z, inverse))
 
