@@ -59,6 +59,9 @@ class Encoder:
   pretrained: weights.Pretrained
   dtype: str = "float32"
 
+  def __repr__(self) -> str:
+    return f"<CLIP {self.pretrained.source}, {self.dtype}>"
+
   @property
   def logit_scale(self) -> float:
     """What cosines are multiplied with, already exponentiated."""
@@ -122,6 +125,9 @@ class Adapted:
   params: dict
   adapter: dict
   spec: ImageSpec
+
+  def __repr__(self) -> str:
+    return f"<model of round {self.round}, {len(self.classes)} classes>"
 
   def encode_images(
     self, images: Sequence[Picture]

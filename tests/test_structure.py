@@ -42,7 +42,7 @@ MAY_IMPORT = {
   },
 }
 # The last floors may import everything below them.
-UPPER = ("run", "api", "export", "main")
+UPPER = ("run", "api", "export", "main", "cli")
 # Whoever may name a library; a folder stands for all of its modules.
 ONLY_IN = {
   "ml_collections": {"config", "run", "export", "main"},
