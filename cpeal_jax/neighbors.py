@@ -154,11 +154,11 @@ def _narrow(total, indices, similarities, where, *, k):
   how = jnp.take_along_axis(similarities, columns, axis=1)
   how = jnp.where(missing, -jnp.inf, how)
   gap = ((0, 0), (0, k - columns.shape[1]))
-  there = rowwise.count(where) - where  # not itself
+  there = rowwise.count_true(where) - where  # not itself
   return (
     jnp.pad(near, gap, constant_values=-1).astype(jnp.int32),
     jnp.pad(how, gap, constant_values=-jnp.inf),
-    ~rowwise.any_(
+    ~rowwise.any_true(
       (found < jnp.minimum(k, there)) & (rowwise.ids(found) < total)
     ),
   )
@@ -186,8 +186,8 @@ def _search(
       first = number * tile
       ids = first + jnp.arange(tile)
       # What lies beyond the last row comes from nobody, as zeros.
-      keys = rowwise.at(features, ids)
-      usable = rowwise.at(allowed.astype(jnp.int32), ids) > 0
+      keys = rowwise.take(features, ids)
+      usable = rowwise.take(allowed.astype(jnp.int32), ids) > 0
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries

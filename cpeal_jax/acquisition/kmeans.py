@@ -134,7 +134,7 @@ def _seeds(key, points, weights, mean, norms, count, size):
     centers, nearest = state
     own = jax.random.fold_in(key, i)
     chances = rowwise.each(jnp.multiply, weights, nearest)
-    rows = rowwise.at(points, rowwise.draw(own, chances, weights > 0, trials))
+    rows = rowwise.take(points, rowwise.draw(own, chances, weights > 0, trials))
     tried = rowwise.each(
       lambda x, d, near: closer(x, d, near, rows - mean[None]),
       points,
@@ -147,7 +147,7 @@ def _seeds(key, points, weights, mean, norms, count, size):
     won = jnp.argmin(potentials)
     return centers.at[i].set(rows[won]), tried[:, won]
 
-  first = rowwise.at(points, rowwise.draw(key, weights, weights > 0, 1))
+  first = rowwise.take(points, rowwise.draw(key, weights, weights > 0, 1))
   far = jnp.full_like(norms, jnp.inf)
   nearest = rowwise.each(
     lambda x, d, near: closer(x, d, near, first - mean[None])[:, 0],
@@ -233,7 +233,7 @@ def nearest_distinct(
   def take(left, center):
     far = rowwise.each(lambda x: _to_row(x, center), points)
     pick = rowwise.argmax(jnp.where(left, -far, -jnp.inf))
-    picked = pick.astype(jnp.int32), rowwise.at(far, pick)
-    return rowwise.without(left, pick), picked
+    picked = pick.astype(jnp.int32), rowwise.take(far, pick)
+    return rowwise.clear_rows(left, pick), picked
 
   return jax.lax.scan(take, free, centers)[1]

@@ -22,11 +22,11 @@ def spread(
   """
   features, free = pool.features, ~pool.labeled
   weights = jnp.where(free, score, 0)
-  some = rowwise.any_(weights > 0)
+  some = rowwise.any_true(weights > 0)
   weights = jnp.where(some, weights, free.astype(score.dtype))
   clusters = kmeans(key, features, weights, n, size=n)
   indices, squares = nearest_distinct(features, free, clusters.centers)
-  scores = rowwise.at(score, indices)
+  scores = rowwise.take(score, indices)
   order = jnp.argsort(-scores, stable=True)
   indices = indices[order]
   parts = {

@@ -116,7 +116,7 @@ def _cut(tree: Any, count: int, at: Any) -> Any:
 
 @functools.cache
 def _rows_at() -> Callable:
-  return per_device(rows=("x",), out=WHOLE)(at)
+  return per_device(rows=("x",), out=WHOLE)(take)
 
 
 def rows_at(
@@ -202,7 +202,7 @@ def total(f: Callable, *rows: Any) -> Any:
   return jax.tree.map(add, sums)
 
 
-def count(where: Bool[Rows, " N"]) -> Int[Array, ""]:
+def count_true(where: Bool[Rows, " N"]) -> Int[Array, ""]:
   """How many rows of all are meant."""
   return jax.lax.psum(jnp.sum(where, dtype=jnp.int32), AXIS)
 
@@ -212,7 +212,7 @@ def ids(x: Shaped[Rows, "N ..."]) -> Int[Array, " N"]:
   return jax.lax.axis_index(AXIS) * x.shape[0] + jnp.arange(x.shape[0])
 
 
-def at(x: Num[Rows, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
+def take(x: Num[Rows, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
   """Rows by their number, from whichever device has them."""
   local = which - jax.lax.axis_index(AXIS) * x.shape[0]
   mine = (local >= 0) & (local < x.shape[0])
@@ -240,7 +240,7 @@ def argmax(values: Num[Rows, " N"]) -> Int[Array, ""]:
   return who[jnp.argmax(best)]
 
 
-def listed(
+def selected_rows(
   where: Bool[Rows, " N"],
 ) -> tuple[Int[Array, ""], Callable[[Array], Array]]:
   """How many rows of all are meant, and what gives the number of the k-th."""
@@ -258,7 +258,7 @@ def listed(
   return jnp.sum(counts), number
 
 
-def without(
+def clear_rows(
   where: Bool[Rows, " N"], which: Int[Array, "*s"]
 ) -> Bool[Array, " N"]:
   """The mask with some rows, given by number, cleared."""
@@ -280,7 +280,7 @@ def _here(which: Int[Array, "*s"], share: int) -> Int[Array, "*s"]:
   return jnp.where((local < 0) | (local >= share), share, local)
 
 
-def any_(where: Bool[Rows, "N ..."]) -> Bool[Array, ""]:
+def any_true(where: Bool[Rows, "N ..."]) -> Bool[Array, ""]:
   """Whether it holds for a row of any device."""
   return jax.lax.pmax(jnp.any(where).astype(jnp.int32), AXIS) > 0
 
@@ -319,7 +319,7 @@ def gather(tree: Any) -> Any:
   return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
 
 
-def own(x: Shaped[Array, "M ..."]) -> Shaped[Array, "m ..."]:
+def device_share(x: Shaped[Array, "M ..."]) -> Shaped[Array, "m ..."]:
   """This device's share of rows that all devices have."""
   share = x.shape[0] // jax.lax.axis_size(AXIS)
   return jax.lax.dynamic_slice_in_dim(

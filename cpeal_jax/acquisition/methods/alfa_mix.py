@@ -93,7 +93,9 @@ def candidates(
   def by(cap):
     return free & (flips > 0) & (flips <= cap)
 
-  counts = jax.lax.map(lambda i: rowwise.count(by(i + 1)), jnp.arange(caps))
+  counts = jax.lax.map(
+    lambda i: rowwise.count_true(by(i + 1)), jnp.arange(caps)
+  )
   enough = counts > n
   return by(jnp.where(jnp.any(enough), 1 + jnp.argmax(enough), caps))
 
@@ -163,21 +165,21 @@ def alfa_mix(
 
   reach, needed = rowwise.each(of_rows, pool.features, pool.logits)
   # Without a label there is nothing to mix with.
-  reach = jnp.where(rowwise.any_(pool.labels >= 0), reach, 0)
+  reach = jnp.where(rowwise.any_true(pool.labels >= 0), reach, 0)
   # The last cap is the first that is 1 or more; 1 / 0.2 may round above 5.
   caps = math.ceil(1 / step - 1e-9)
   flips = rowwise.each(
     partial(first_flips, step=step, caps=caps), reach, needed
   )
   offered = candidates(flips, free, n=n, caps=caps)
-  count = jnp.minimum(n, rowwise.count(offered))
+  count = jnp.minimum(n, rowwise.count_true(offered))
   seed, draw = jax.random.split(key)
   weights = offered.astype(pool.features.dtype)
   centers = kmeans(seed, pool.features, weights, count, size=n).centers
   near, squares = nearest_distinct(pool.features, offered, centers)
   clustered = jnp.arange(n) < count
   # Picks beyond the last live centre are arbitrary; -1 is nobody's number.
-  rest = rowwise.without(free, jnp.where(clustered, near, -1))
+  rest = rowwise.clear_rows(free, jnp.where(clustered, near, -1))
   drawn = rowwise.top(jnp.where(rest, noise(draw, pool), -jnp.inf), n)[1]
   return Picks(
     jnp.where(clustered, near, drawn[jnp.arange(n) - count]),

@@ -65,7 +65,7 @@ def _calibrated(logits, allowed, *, support, prior, images):
     mean = jnp.sum(jnp.exp(values), axis=1) / jnp.maximum(number, 1)
   else:
     # A row that is listed for several classes is one of the union.
-    union = allowed & ~rowwise.without(
+    union = allowed & ~rowwise.clear_rows(
       jnp.ones_like(allowed), jnp.where(found, rows, -1)
     )
     mean = rowwise.total(
@@ -73,7 +73,7 @@ def _calibrated(logits, allowed, *, support, prior, images):
       log_p,
       union,
     )
-    mean /= jnp.maximum(rowwise.count(union), 1)
+    mean /= jnp.maximum(rowwise.count_true(union), 1)
   offset = jnp.log(jnp.maximum(mean, 1e-8))
   return rowwise.each(lambda x: entropy_of(x - offset[None]), log_p)
 

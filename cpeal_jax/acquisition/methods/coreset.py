@@ -42,11 +42,11 @@ def to_nearest(
   far, so that a copy of an anchor is at exactly 0. ANCHORS at a time are shown
   to all devices.
   """
-  count, number = rowwise.listed(anchors)
+  count, number = rowwise.selected_rows(anchors)
 
   def visit(i, state):
     places = i * ANCHORS + jnp.arange(ANCHORS)
-    others = rowwise.at(rows, number(places))
+    others = rowwise.take(rows, number(places))
     norms = jnp.sum(jnp.square(others), axis=1)
 
     def nearer(x, best, far):
@@ -100,7 +100,7 @@ def _greedy(features, nearest, free, n):
   sums = rowwise.total(
     lambda x, w: jnp.sum(jnp.where(w[:, None], x, 0), axis=0), features, free
   )
-  central = -to_row(features, sums / rowwise.count(free))
+  central = -to_row(features, sums / rowwise.count_true(free))
 
   def step(i, state):
     nearest, left, picks, distances = state
@@ -108,12 +108,12 @@ def _greedy(features, nearest, free, n):
     first = jnp.isinf(nearest)
     value = jnp.where(first, central, nearest)
     pick = rowwise.argmax(jnp.where(left, value, -jnp.inf))
-    there = rowwise.at(nearest, pick)
+    there = rowwise.take(nearest, pick)
     far = jnp.where(jnp.isinf(there), 0, jnp.sqrt(there))
-    to_pick = to_row(features, rowwise.at(features, pick))
+    to_pick = to_row(features, rowwise.take(features, pick))
     return (
       jnp.minimum(nearest, to_pick),
-      rowwise.without(left, pick),
+      rowwise.clear_rows(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
       distances.at[i].set(far),
     )

@@ -36,10 +36,10 @@ def class_means(
 def _sum_of_distances(
   rows: Float[Array | np.ndarray, "N V"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
-  count, number = rowwise.listed(anchors)
+  count, number = rowwise.selected_rows(anchors)
 
   def add(i, total):
-    row = rowwise.at(rows, number(i))
+    row = rowwise.take(rows, number(i))
     return rowwise.each(
       lambda x, total: total + jnp.sqrt(squared_distances(x, row)), rows, total
     )
@@ -96,7 +96,7 @@ def featdist(
     known = counts[predicted] > 0
     distances = rowwise.each(apart, rows, predicted)
   else:
-    known = rowwise.any_(anchors)
+    known = rowwise.any_true(anchors)
     distances = (
       jnp.sqrt(to_nearest(rows, anchors))
       if to == "nearest"

@@ -124,12 +124,12 @@ def draw_nodes(
   chances, drawn = rowwise.top(jnp.where(free, noise, -1), min(images, nodes))
   # What is not free fills the list where too little is.
   drawn = jnp.where(chances >= 0, drawn, -1)
-  chosen = ~rowwise.without(jnp.ones_like(free), drawn)
+  chosen = ~rowwise.clear_rows(jnp.ones_like(free), drawn)
   # Noise is at most 1, so the groups stay apart.
   order = 4.0 * chosen + 2.0 * labeled + noise
   size = sharding.padded(min(images, 2 * nodes), devices)
   rows = jnp.sort(rowwise.top(order, size)[1])
-  return rows, rowwise.at((chosen | labeled).astype(jnp.int32), rows) > 0
+  return rows, rowwise.take((chosen | labeled).astype(jnp.int32), rows) > 0
 
 
 def train(
@@ -221,10 +221,10 @@ def gcnal(
   rows, is_node = draw_nodes(
     draw, free, anchors, nodes=nodes, images=pool.images
   )
-  is_free = rowwise.at(free.astype(jnp.int32), rows) > 0
+  is_free = rowwise.take(free.astype(jnp.int32), rows) > 0
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
   # The nodes are few: every device has them all and trains the same network.
-  z = rowwise.at(pool.features, rows)
+  z = rowwise.take(pool.features, rows)
   inverse = senders(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
@@ -241,11 +241,12 @@ def gcnal(
   )
   view, logits = forward(params, *graph)
   found, distances = k_center(
-    *(rowwise.own(x) for x in (view, labeled, unlabeled)), n=min(n, nodes)
+    *(rowwise.device_share(x) for x in (view, labeled, unlabeled)),
+    n=min(n, nodes),
   )
   indices = rows[found]
   if n > nodes:
-    left = rowwise.without(free, indices)
+    left = rowwise.clear_rows(free, indices)
     more, far = k_center(
       pool.features, anchors | (free & ~left), left, n=n - nodes
     )

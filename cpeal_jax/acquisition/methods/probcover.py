@@ -134,7 +134,7 @@ def _to_other(
   """Distance to the nearest row with another label; inf without any."""
 
   def of_some(drawn: Array) -> Array:
-    others, own = rowwise.at(features, drawn), rowwise.at(labels, drawn)
+    others, own = rowwise.take(features, drawn), rowwise.take(labels, drawn)
 
     def cosines(features: Array) -> Array:
       return jnp.matmul(features, others.T, precision=jax.lax.Precision.HIGHEST)
@@ -171,18 +171,20 @@ def _cover(
     degrees, nearest, free, picks, gains = state
     open_degrees = jnp.where(free, degrees, 0)
     pick = jnp.where(
-      rowwise.any_(open_degrees > 0),
+      rowwise.any_true(open_degrees > 0),
       rowwise.argmax(open_degrees),
       rowwise.argmax(jnp.where(free, nearest, -1)),
     ).astype(jnp.int32)
-    closer = jnp.minimum(nearest, to_row(features, rowwise.at(features, pick)))
+    closer = jnp.minimum(
+      nearest, to_row(features, rowwise.take(features, pick))
+    )
     new = (closer < within) & (nearest >= within)
     return (
       degrees - edges_into(features, new, radius),
       closer,
-      rowwise.without(free, pick),
+      rowwise.clear_rows(free, pick),
       picks.at[i].set(pick),
-      gains.at[i].set(rowwise.count(new).astype(gains.dtype)),
+      gains.at[i].set(rowwise.count_true(new).astype(gains.dtype)),
     )
 
   picks, gains = jnp.zeros(n, jnp.int32), jnp.zeros(n)
@@ -203,11 +205,11 @@ def edges_into(
   one shape, so an edge that was counted is found again when subtracted.
   """
   threshold = 1 - jnp.square(jnp.float32(radius)) / 2
-  count, number = rowwise.listed(targets)
+  count, number = rowwise.selected_rows(targets)
 
   def visit(i: Array, counts: Array) -> Array:
     places = i * BLOCK + jnp.arange(BLOCK)
-    others = rowwise.at(features, number(places))
+    others = rowwise.take(features, number(places))
 
     def add(features: Array, counts: Array) -> Array:
       cosines = jnp.matmul(
