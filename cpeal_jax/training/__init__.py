@@ -1,4 +1,4 @@
-"""Training an adapter on the labels bought so far."""
+"""Trains an adapter on the labels bought so far."""
 
 from cpeal_jax.training.step import (
   Step,
