@@ -1,4 +1,4 @@
-"""What a person sees: a bar on a terminal, one line a stage elsewhere."""
+"""Progress output: a bar on a terminal, else one line for each stage."""
 
 import contextlib
 import sys
@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
+# Whether this process prints anything.
 _speaks = True
 
 
 def speak(yes: bool) -> None:
-  """Whether this process says anything: of several, one does."""
+  """Sets whether this process prints; of several processes one should."""
   global _speaks
   _speaks = yes
 
 
 def say(text: str) -> None:
-  """One line for the person who started the run."""
+  """Prints one line to stdout, if this process prints."""
   if not _speaks:
     return
   sys.stdout.write(text + "\n")
@@ -26,7 +27,19 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-  """Shows a stage of `total` units; yields the function that advances it."""
+  """A context that shows the progress of one stage.
+
+  On a terminal it is a bar that disappears at the end. Elsewhere it is one
+  line, printed at the end.
+
+  Args:
+    name: name of the stage.
+    total: how many units it has.
+    unit: what is counted, such as images.
+
+  Yields:
+    The function to call with the number of units that were just finished.
+  """
   start, done = time.perf_counter(), 0
   terminal = sys.stderr.isatty() and _speaks
   bar = tqdm.tqdm(
