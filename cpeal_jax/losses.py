@@ -1,8 +1,8 @@
 """Training losses: cross entropy, calibration losses and a ranking loss.
 
-Every loss is a masked sum over the whole batch, divided by the number of
-selected rows, so sharding and padding do not change its value. All arithmetic
-is float32: in float16 tanh(u) rounds to 1 from about 90 classes on, and the
+Every loss is made of masked sums over the whole batch, divided by how much they
+cover, so sharding and padding do not change its value. All arithmetic is
+float32: in float16 tanh(u) rounds to 1 from about 90 classes on, and the
 gradient vanishes. Masked rows may hold anything, NaN included. A non-finite
 logit in a selected row gives a non-finite loss.
 """
