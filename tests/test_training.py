@@ -10,6 +10,7 @@ import tiny
 
 from cpeal_jax import training
 from cpeal_jax.data.batches import Batch
+from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.parallel import sharding
@@ -273,7 +274,7 @@ def test_one_compilation_while_labels_grow(monkeypatch):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-  with pytest.raises(training.InputError, match="not a multiple of 8"):
+  with pytest.raises(InputError, match="not a multiple of 8"):
     Harness(8, lora=Lora(), batch=12)
 
 

@@ -167,12 +167,12 @@ def draw_nodes(
   # -1.
   drawn = jnp.where(chances >= 0, drawn, -1)
   # `without` can only clear rows, so it clears `drawn` in a mask of True.
-  chosen = ~rowwise.without(jnp.ones_like(free), drawn)
+  chosen = ~rowwise.clear_rows(jnp.ones_like(free), drawn)
   # The noise is below 1, so it orders rows within the three groups only.
   order = 4.0 * chosen + 2.0 * labeled + noise
   size = sharding.padded(min(images, 2 * nodes), devices)
   rows = jnp.sort(rowwise.top(order, size)[1])
-  return rows, rowwise.at((chosen | labeled).astype(jnp.int32), rows) > 0
+  return rows, rowwise.take((chosen | labeled).astype(jnp.int32), rows) > 0
 
 
 def train(
@@ -284,11 +284,11 @@ def gcnal(
   rows, is_node = draw_nodes(
     draw_key, free, anchors, nodes=nodes, images=pool.images
   )
-  is_free = rowwise.at(free.astype(jnp.int32), rows) > 0
+  is_free = rowwise.take(free.astype(jnp.int32), rows) > 0
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
   # The nodes are few, so every device holds all of them, z being [M, D], and
   # trains the same network.
-  z = rowwise.at(pool.features, rows)
+  z = rowwise.take(pool.features, rows)
   inverse = inverse_column_sums(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
@@ -307,12 +307,12 @@ def gcnal(
   # `k_center` works on a device's share of the rows, so it gets that of the
   # replicated nodes. Its answer counts over all M nodes.
   picked_nodes, distances = k_center(
-    *(rowwise.own(x) for x in (node_features, labeled, unlabeled)),
+    *(rowwise.device_share(x) for x in (node_features, labeled, unlabeled)),
     n=min(n, nodes),
   )
   indices = rows[picked_nodes]
   if n > nodes:
-    left = rowwise.without(free, indices)
+    left = rowwise.clear_rows(free, indices)
     more_indices, more_distances = k_center(
       pool.features, anchors | (free & ~left), left, n=n - nodes
     )
