@@ -128,7 +128,8 @@ def test_another_config_is_refused_with_its_differences(launch, straight):
 
 STOPPED = """
 import os, signal, subprocess, sys
-from cpeal_jax import main, training
+from cpeal_jax import main
+from cpeal_jax.training import step as training
 fit = training.check_finite
 def noted(*args, round_, epoch, step):
   if round_ == 1 and epoch == 2:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cpeal_jax import training
+from cpeal_jax import losses, training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
@@ -257,13 +257,13 @@ def test_non_finite_loss_is_named():
 
 def test_one_compilation_while_labels_grow(monkeypatch):
   traces = []
-  loss = training.losses.cross_entropy
+  loss = losses.cross_entropy
 
   def counted(*args, **kwargs):
     traces.append(1)  # runs while tracing alone
     return loss(*args, **kwargs)
 
-  monkeypatch.setattr(training.losses, "cross_entropy", counted)
+  monkeypatch.setattr(losses, "cross_entropy", counted)
   harness = Harness(lora=Lora())
   state = harness.state()
   for valid in (3, 10, 20, 32):
