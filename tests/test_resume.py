@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 from killed import MOMENTS
+from runs import metrics, selections
 
 HERE = Path(__file__).parent
 ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory, compiled):
+def launch(compiled):
   """Runs the shortened quickstart; one device, shared caches."""
-  cache = tmp_path_factory.mktemp("cache")
   environment = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": compiled,
+    "JAX_COMPILATION_CACHE_DIR": str(compiled),
     "HF_HUB_OFFLINE": "1",
   }
 
@@ -33,7 +33,7 @@ def launch(tmp_path_factory, compiled):
       f"--workdir={workdir}",
       f"--config.rounds={ROUNDS}",
       "--config.train.epochs=4",
-      f"--config.cache_dir={cache}",
+      f"--config.cache_dir={compiled.parent}",
       *flags,
     ]
     return subprocess.run(
@@ -54,23 +54,6 @@ def straight(launch, tmp_path_factory):
   done = launch(workdir)
   assert done.returncode == 0, done.stderr
   return workdir
-
-
-def selections(workdir):
-  files = sorted(workdir.glob("rounds/*/selection.csv"))
-  return {path.parent.name: path.read_bytes() for path in files}
-
-
-def metrics(workdir):
-  rows = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [
-    {
-      key: value
-      for key, value in json.loads(row).items()
-      if not key.startswith("seconds")
-    }
-    for row in rows
-  ]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
