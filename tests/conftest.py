@@ -58,9 +58,10 @@ def pytest_deselected(items):
 
 
 def pytest_sessionfinish(session):
-  programs.make_room(STORE)
   if hasattr(session.config, "workeroutput"):
     session.config.workeroutput["left_out"] = dict(left_out)
+  else:
+    programs.make_room(STORE)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -237,9 +237,10 @@ def test_a_failure_that_the_others_cannot_know_of_ends_them(cache, tmp_path):
 FULL = """
 import resource, sys
 import jax.numpy as jnp
-from cpeal_jax import checkpoint, distributed, sharding
+from cpeal_jax.parallel import processes, sharding
+from cpeal_jax.storage import checkpoint
 words = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
-distributed.start(
+processes.start(
   coordinator=words["coordinator"], processes=2, process=int(words["process"])
 )
 train = {"a": jnp.sin(jnp.arange(100_000.0))}
@@ -252,7 +253,7 @@ try:
     checkpoints.wait()
 except Exception as error:
   print(type(error).__name__, error, flush=True)
-  distributed.leave(error, 2)
+  processes.leave(error, 2)
 """
 
 

@@ -111,13 +111,14 @@ def test_another_config_is_refused_with_its_differences(launch, straight):
 
 STOPPED = """
 import os, signal, subprocess, sys
-from cpeal_jax import main, training
-fit = training.check_finite
+from cpeal_jax import main
+from cpeal_jax.training import step as steps
+fit = steps.check_finite
 def noted(*args, round_, epoch, step):
   if round_ == 1 and epoch == 2:
     os.kill(os.getpid(), signal.SIGTERM)
   return fit(*args, round_=round_, epoch=epoch, step=step)
-training.check_finite = noted
+steps.check_finite = noted
 code = main.main(sys.argv)
 again = f"while kill -TERM {os.getpid()}; do :; done"
 nowhere = subprocess.DEVNULL
