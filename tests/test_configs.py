@@ -1,11 +1,11 @@
 """Every config of a data set: its presets, and two rounds on a tiny one."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
-import test_layouts
+import tiny_layouts
 import tiny_tfds
+from runs import CONFIGS, load
 
 from cpeal_jax import config as config_lib
 from cpeal_jax.config import presets
@@ -14,21 +14,13 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.run import loop
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
 # Where TFDS has none, or as a folder has fewer than its 1,000 classes.
 FILES = {
-  "fgvc_aircraft": lambda root: test_layouts.aircraft(root, images=16),
-  "ucf101": lambda root: test_layouts.coop(root, "UCF101"),
-  "imagenet": test_layouts.imagenet,
-  "aptos": lambda root: test_layouts.aptos(root, images=35),
+  "fgvc_aircraft": lambda root: tiny_layouts.aircraft(root, images=16),
+  "ucf101": lambda root: tiny_layouts.coop(root, "UCF101"),
+  "imagenet": tiny_layouts.imagenet,
+  "aptos": lambda root: tiny_layouts.aptos(root, images=35),
 }
-
-
-def load(name, *variant):
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def test_a_config_for_each_data_set():

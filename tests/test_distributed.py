@@ -82,10 +82,8 @@ class Group:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, compiled):
-  folder = tmp_path_factory.mktemp("cache")
-  (folder / "jax").symlink_to(compiled)
-  return folder
+def cache(compiled):
+  return compiled.parent
 
 
 @pytest.fixture(scope="module")

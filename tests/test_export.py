@@ -24,9 +24,9 @@ from export_cases import (
   pictures,
 )
 from flax import traverse_util
+from runs import quickstart
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_trajectory import quickstart
 
 import cpeal_jax as cpeal
 from cpeal_jax import export
