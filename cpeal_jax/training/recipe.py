@@ -9,7 +9,9 @@ from cpeal_jax.models import loss_head
 
 # What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
 # is bound in `objective.make_loss`.
-CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
+CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
+# The base of the effective number of rows, as in the released code of C-PEAL.
+EFFECTIVE_BETA = 0.999
 OPTIMIZERS = ("sgd", "adamw")
 # Learning Loss's own recipe: weight of its loss; rate, and from which epoch a
 # tenth of it; L2.
@@ -28,7 +30,8 @@ class Recipe:
     warmup_epochs, warmup_rate: constant rate of the first epochs.
     momentum: of SGD (AdamW uses 0.9, 0.999).
     weight_decay: added to the gradient (SGD) or decoupled (AdamW).
-    calibration: `none`, `balanced` or `unbalanced` (C-PEAL), or `avuc`.
+    calibration: `none`, `balanced`, `unbalanced` or `effective_number` (all
+      three C-PEAL's), or `avuc`.
     calibration_weight: its final weight W.
     anneal: whether the weight grows over the epochs.
     avuc_threshold: entropy in nats that splits certain from uncertain;
