@@ -7,6 +7,8 @@ gradient vanishes. Masked rows may hold anything, NaN included. A non-finite
 logit in a selected row gives a non-finite loss.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,7 @@ def uncertainty_calibration_loss(
   *,
   where: Where = None,
   balanced: bool = True,
+  beta: float | None = None,
 ) -> Scalar:
   """C-PEAL's loss: low entropy if a prediction is correct, high if it is wrong.
 
@@ -56,18 +59,33 @@ def uncertainty_calibration_loss(
   So a balanced batch in which all rows are correct, or all wrong, gives 0.
   Where the loss is cut off at 5 the gradient is 0.
 
+  With `beta`, the counts n_A and n_I are replaced by effective numbers of rows,
+  E(n) = (1 - beta^n) / (1 - beta) and E(0) = 1e-6 / (1 - beta). So the weights
+  are in the proportion of 1 / E(n_A) to 1 / E(n_I) and sum to 1, and a batch
+  that is all correct or all wrong gives nearly 0.
+
   Source: the released code of C-PEAL (arXiv 2507.21521). That code replaces a
-  NaN by 0; here it stays NaN, so that the caller notices and stops.
+  NaN by 0; here it stays NaN, so that the caller notices and stops. Its scripts
+  do not use effective numbers (Cui et al. 2019, arXiv 1901.05555), for which it
+  has beta = 0.999.
 
   Args:
     logits: before the softmax, `[B, C]`.
     labels: class indices, `[B]`; any value where masked.
     where: rows that count, `[B]`; all if None.
     balanced: whether each group is weighted by the size of the other one.
+    beta: if given, between 0 and 1, that size is an effective number.
 
   Returns:
     The loss, not yet multiplied by `calibration_weight`.
+
+  Raises:
+    ValueError: `beta` is given without `balanced`, or is not between 0 and 1.
   """
+  if beta is not None and not (balanced and 0 < beta < 1):
+    raise ValueError(
+      f"{beta=}, {balanced=}: give 0 < beta < 1 and balanced=True"
+    )
   logits, where = _selected(logits, labels, where)
   u = _entropy(jax.nn.softmax(logits), eps=1e-6)
   correct, wrong = _outcomes(logits, labels, where)
@@ -77,6 +95,9 @@ def uncertainty_calibration_loss(
   loss_wrong = _mean(-jnp.log(jnp.tanh(u) + 1e-6), wrong)
   if balanced:
     n_correct, n_wrong = jnp.sum(correct), jnp.sum(wrong)
+    if beta is not None:
+      n_correct = _effective_number(n_correct, beta)
+      n_wrong = _effective_number(n_wrong, beta)
     total = n_wrong * loss_correct + n_correct * loss_wrong
     loss = total / jnp.maximum(n_correct + n_wrong, 1)
   else:
@@ -208,6 +229,13 @@ def _outcomes(logits, labels, where):
   """Returns masks of the selected rows that are predicted right, and wrong."""
   right = jnp.argmax(logits, axis=-1) == labels
   return where & right, where & ~right
+
+
+def _effective_number(count, beta):
+  """(1 - beta^count) / (1 - beta), but not less than 1e-6 / (1 - beta)."""
+  # 1 - beta^count without its cancellation, which would cost 3 digits.
+  covered = -jnp.expm1(count * math.log(beta))
+  return jnp.maximum(covered, 1e-6) / (1 - beta)
 
 
 def _entropy(probs, *, eps):

@@ -384,13 +384,39 @@ def test_balance_ends_when_candidates_run_out(rule, within, size):
   assert not counts.any()
 
 
-def test_random_and_pcb():
-  """Faithful gets no choice: the set is the random draw's own."""
+@pytest.mark.parametrize("name", ["random", "featdist"])
+@pytest.mark.parametrize("within", acquisition.WITHIN)
+def test_methods_that_faithful_pcb_only_reorders(name, within):
+  """Faithful gets no choice: the set is the method's own n images."""
   pool = make_pool()
   draw, _ = jax.random.split(KEY)
-  drawn = acquisition.ACQUISITIONS["random"](draw, pool, 10).indices.tolist()
-  assert set(choose("random", pool, 10, "faithful")) == set(drawn)
-  assert set(choose("random", pool, 10, "repaired")) != set(drawn)
+  best = acquisition.ACQUISITIONS[name](draw, pool, 10).indices.tolist()
+
+  def pick(rule):
+    return acquisition.select(
+      name,
+      KEY,
+      pool,
+      10,
+      balance_rule=rule,
+      candidates=CANDIDATES,
+      within=within,
+    ).tolist()
+
+  assert set(pick("faithful")) == set(best)
+  assert pick("faithful") != best  # Their order is PCB's.
+  assert set(pick("repaired")) != set(best)
+
+
+def test_faithful_pcb_chooses_among_more_of_other_methods():
+  pool = make_pool()
+  for name in ("entropy", "coreset"):
+    draw, _ = jax.random.split(KEY)
+    best = acquisition.ACQUISITIONS[name](draw, pool, 10).indices.tolist()
+    picks = acquisition.select(
+      name, KEY, pool, 10, balance_rule="faithful", candidates=CANDIDATES
+    )
+    assert set(picks.tolist()) != set(best)
 
 
 def test_reasons():

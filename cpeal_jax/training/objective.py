@@ -13,7 +13,7 @@ from cpeal_jax import losses
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise
-from cpeal_jax.training.recipe import HEAD_WEIGHT, Recipe
+from cpeal_jax.training.recipe import EFFECTIVE_BETA, HEAD_WEIGHT, Recipe
 
 
 def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
@@ -45,7 +45,11 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
         )
       case kind:
         return losses.uncertainty_calibration_loss(
-          logits, labels, where=where, balanced=kind == "balanced"
+          logits,
+          labels,
+          where=where,
+          balanced=kind != "unbalanced",
+          beta=EFFECTIVE_BETA if kind == "effective_number" else None,
         )
 
   def loss(adapter, params, texts, batch, key, weight):

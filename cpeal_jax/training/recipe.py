@@ -9,7 +9,9 @@ from cpeal_jax.models import loss_head
 
 # Names of the losses that can be added to cross entropy; see
 # `objective.make_loss` for what they are.
-CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
+CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
+# The base of the effective number of rows, as in the released code of C-PEAL.
+EFFECTIVE_BETA = 0.999
 OPTIMIZERS = ("sgd", "adamw")
 # Learning Loss's own recipe for its head: weight of the ranking loss, learning
 # rate, epoch from which a tenth of that rate applies, and L2 penalty.
@@ -32,8 +34,8 @@ class Recipe:
       and that rate.
     momentum: momentum of SGD (AdamW uses betas 0.9 and 0.999).
     weight_decay: added to the gradient by SGD, decoupled from it by AdamW.
-    calibration: the calibration loss: `none`, `balanced` or `unbalanced`
-      (C-PEAL), or `avuc`.
+    calibration: the calibration loss: `none`; `balanced`, `unbalanced` or
+      `effective_number`, all three C-PEAL's; or `avuc`.
     calibration_weight: the calibration loss's weight, or, if it is annealed,
       the weight that it grows towards.
     anneal: whether the weight grows over the epochs.
