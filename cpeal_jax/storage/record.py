@@ -57,6 +57,10 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
   """
   done = _done(workdir)
   lines = _metric_lines(workdir)
+  if lines and max(lines) > max(done, default=-1) + 1:
+    raise files.damaged(
+      epath.Path(workdir) / "metrics.jsonl", f"a row of round {max(lines)}"
+    )
   for count, round_ in enumerate(done):
     folder = round_dir(workdir, round_)
     if count != round_ and _is_selected(workdir, count):
@@ -293,24 +297,32 @@ def _plain(value: Any) -> Any:
 
 
 def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
-  """The lines of metrics.jsonl, by round."""
+  """The lines of metrics.jsonl, by round.
+
+  A last line that was cut short, as by a full disk of an older version, is left
+  out: its round is not finished.
+
+  Raises:
+    InputError: another line is damaged, or a finished round has none.
+  """
   path = epath.Path(workdir) / "metrics.jsonl"
-  lines = path.read_bytes().splitlines() if path.exists() else []
+  data = path.read_bytes() if path.exists() else b""
+  lines = data.splitlines()
+  cut_short = len(lines) - 1 if data and not data.endswith(b"\n") else None
+  done = _done(workdir)
   by_round = {}
   for number, line in enumerate(lines):
     try:
-      by_round[int(json.loads(line)["round"])] = line.decode()
-    except (
-      ValueError,
-      KeyError,
-      TypeError,
-      OverflowError,
-      RecursionError,
-    ) as error:
-      # The last row may be cut short if its round is not finished.
-      if number < len(lines) - 1:
-        raise files.damaged(path, f"line {number + 1}") from error
-  missing = [round_ for round_ in _done(workdir) if round_ not in by_round]
+      round_ = json.loads(line)["round"]
+      text = line.decode()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      if number == cut_short:
+        continue
+      raise files.damaged(path, f"line {number + 1}") from error
+    if type(round_) is not int or round_ < ZERO_SHOT:
+      raise files.damaged(path, f"line {number + 1} is of round {round_!r}")
+    by_round[round_] = text
+  missing = [round_ for round_ in done if round_ not in by_round]
   if missing:
     raise files.damaged(path, f"no row for round {missing[0]}")
   return by_round
