@@ -12,8 +12,8 @@ LoRA, float32. CLIP is a Hugging Face directory that all read. The peers are in
 written by who knows better, and has no gate. Ours is `loop.run`, with
 what else it does: zero-shot row, metrics, checkpoints, records; as its command
 does, it keeps its imports out of garbage collection. Neither peer
-validates or searches neighbours, so ours is asked for none and has 100 images
-to validate on; --extras leaves it both, ten neighbours of each image and all
+validates or searches neighbors, so ours is asked for none and has 100 images
+to validate on; --extras leaves it both, ten neighbors of each image and all
 5,400. The draws are not the same, so accuracies (last round, in the notes)
 agree only roughly.
 
