@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import optional_peers
 import train_step
 import workload
 
