@@ -284,6 +284,26 @@ def test_a_missing_peer_ends_the_run_in_time(cache, tmp_path):
     ({"processes": 2}, "go together"),
     ({"coordinator": "a:1", "processes": 2, "process": 2}, "it is 0 to 1"),
     ({"detect": True}, "did not find each other"),
+    ({"coordinator": "junk", "processes": 2, "process": 1}, "HOST:PORT"),
+    ({"coordinator": "a:b", "processes": 2, "process": 0}, "HOST:PORT"),
+    ({"coordinator": "a:70000", "processes": 2, "process": 0}, "65535"),
+    (
+      {"coordinator": "a:1", "processes": 2, "process": 0, "timeout": 0},
+      "at least 1 second",
+    ),
+    (
+      {"coordinator": "a:1", "processes": 2, "process": 1, "timeout": -3},
+      "at least 1 second",
+    ),
+    (
+      {
+        "coordinator": "127.0.0.1:1",
+        "processes": 2,
+        "process": 1,
+        "timeout": 1,
+      },
+      "process 0 did not answer at 127.0.0.1:1 within 1 s",
+    ),
   ],
   ids=str,
 )

@@ -116,25 +116,27 @@ from cpeal_jax.training import step as steps
 fit = steps.check_finite
 def noted(*args, round_, epoch, step):
   if round_ == 1 and epoch == 2:
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIG{name})
   return fit(*args, round_=round_, epoch=epoch, step=step)
 steps.check_finite = noted
 code = main.main(sys.argv)
-again = f"while kill -TERM {os.getpid()}; do :; done"
+again = f"while kill -{name} {{os.getpid()}}; do :; done"
 nowhere = subprocess.DEVNULL
 subprocess.Popen(["sh", "-c", again], stdout=nowhere, stderr=nowhere)
 sys.exit(code)
 """
 
 
-def test_sigterm_saves_and_exits_with_75(launch, straight, tmp_path):
+@pytest.mark.parametrize(("name", "code"), [("TERM", 75), ("INT", 130)])
+def test_a_request_to_stop_saves(launch, straight, tmp_path, name, code):
   """The handler only notes the signal: the step is finished and saved.
 
   More of them come until the interpreter is gone.
   """
   workdir = tmp_path / "run"
-  done = launch(workdir, start=["-c", STOPPED])
-  assert done.returncode == 75, done.stderr
+  done = launch(workdir, start=["-c", STOPPED.format(name=name)])
+  assert done.returncode == code, done.stderr
+  assert done.stderr == ""
   assert (workdir / "checkpoints" / "1000003").is_dir()
   again = launch(workdir)
   assert again.returncode == 0, again.stderr
