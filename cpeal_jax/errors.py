@@ -36,3 +36,16 @@ def one_of(what: str, got: str, choices: Iterable[str]) -> str:
     f"unknown {what} {got!r}; choose from: {', '.join(allowed)}."
     + nearest(got, allowed)
   )
+
+
+def reason(error: BaseException) -> str:
+  """Returns the first line of an exception's message, or else its type.
+
+  Other libraries' messages may be empty, go on for many lines, or hold control
+  characters, which are escaped here.
+  """
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return "".join(
+    letter if letter.isprintable() else repr(letter)[1:-1]
+    for letter in lines[0].rstrip(".")
+  )

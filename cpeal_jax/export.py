@@ -31,9 +31,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from cpeal_jax.data.images import processor_settings
+from cpeal_jax.data.reading import read_bytes, without_mark
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.models import hub, weights_out
+from cpeal_jax.models import weights_out
 from cpeal_jax.models.tensors import read_tensors
+from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 from cpeal_jax.progress import say
 from cpeal_jax.run import finished
 
@@ -43,7 +45,7 @@ COPIED = (
   "config.json",
   "preprocessor_config.json",
   "processor_config.json",
-  *hub.TOKENIZER_FILES,
+  *TOKENIZER_FILES,
 )
 
 
@@ -101,6 +103,7 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
     _write(aside / "classes.json", card(own, format))
     (aside / UNFINISHED).unlink()
     for path in aside.iterdir():
+      os.chmod(path, 0o644)  # safetensors writes files that only we may read.
       _to_disk(path)
     os.replace(aside, target)
   except (OSError, SafetensorError) as error:  # The latter is its own kind.
@@ -139,7 +142,9 @@ def _transformers(own: finished.Finished, aside: Path) -> None:
   tensors = read_tensors(base.weights)
   for name in COPIED:
     if (base.directory / name).is_file():
-      shutil.copyfile(base.directory / name, aside / name)
+      # transformers refuses a byte order mark.
+      content = without_mark(read_bytes(base.directory / name))
+      (aside / name).write_bytes(content)
   settings = processor_settings(own.spec)
   tensors, more = own.backbone.transformers_files(base, tensors, settings)
   for name, content in more.items():

@@ -12,6 +12,7 @@ from jaxtyping import Int32
 
 from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
+from cpeal_jax.models import text
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
@@ -232,6 +233,8 @@ def evaluate(
         f"finite after round {round_}: lower train.learning_rate, or look at "
         "the weights if this is round -1."
       )
+  if adapter is None and experiment.plan.classifier.has_texts:
+    text.refuse_equal(experiment.plan.dataset.classes, logits.T)
   row = evaluation.evaluate(
     logits,
     experiment.plan.dataset.test.labels,
