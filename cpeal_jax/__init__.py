@@ -1,11 +1,12 @@
-"""Which images to label next, and a CLIP trained on them.
+"""Tells which images to label next, and trains a CLIP on them.
 
-`load_clip` and `load_run` are the front door; every module can also be used
-alone, e.g. `cpeal_jax.losses` or `cpeal_jax.acquisition`. Nothing is imported
+`load_clip` and `load_run` are the front door; the modules `acquisition`,
+`losses`, `metrics` and `neighbors` can be used alone. Nothing is imported
 before it is asked for.
 """
 
 import importlib
+import importlib.metadata
 import os
 from typing import Any
 
@@ -15,10 +16,26 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 MODULES = ("acquisition", "losses", "metrics", "neighbors")
 FUNCTIONS = ("load_clip", "load_run")
 
+__all__ = [
+  "__version__",
+  "acquisition",
+  "load_clip",
+  "load_run",
+  "losses",
+  "metrics",
+  "neighbors",
+]
+
 
 def __getattr__(name: str) -> Any:
   if name in FUNCTIONS:
     return getattr(importlib.import_module("cpeal_jax.api"), name)
   if name in MODULES:
     return importlib.import_module(f"cpeal_jax.{name}")
+  if name == "__version__":
+    return importlib.metadata.version("cpeal_jax")
   raise AttributeError(f"module 'cpeal_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -52,6 +52,9 @@ class Encoder:
   pretrained: weights.Pretrained
   dtype: str = "float32"
 
+  def __repr__(self) -> str:
+    return f"<CLIP {self.pretrained.source}, {self.dtype}>"
+
   @property
   def logit_scale(self) -> float:
     """What cosines are multiplied with, already exponentiated."""
@@ -141,6 +144,9 @@ class Adapted:
   adapter: dict
   spec: ImageSpec
   dim: int
+
+  def __repr__(self) -> str:
+    return f"<model of round {self.round}, {len(self.classes)} classes>"
 
   def encode_images(
     self, images: Picture | Iterable[Picture]

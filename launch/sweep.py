@@ -33,29 +33,26 @@ import subprocess
 import sys
 import time
 
-from absl import flags
 from etils import epath
-from ml_collections import config_flags
 from sweep_runs import ENDS, OVER, Run, View, look, write_table
 
 from cpeal_jax import config as config_lib
 from cpeal_jax.acquisition import ACQUISITIONS
+from cpeal_jax.config.load import load as load_config
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.storage import files, workdir
 
 
-def load(words: list[str]) -> config_lib.Config:
-  """The config as main will read it from its flags."""
-  own = flags.FlagValues()
-  words = ["sweep", *words]
-  config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=words)
+def load(source: str, words: list[str]) -> config_lib.Config:
+  """Reads a config as main will read it from its flags."""
+  overrides = [word for word in words if word.startswith("--config.")]
   try:
-    own(words, known_only=True)
-    config = own.config
+    config = load_config(source, overrides)
     config_lib.validate(config)
-  except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
-    reason = str(error).strip().splitlines()[-1].strip("'\" ")
-    raise InputError(f"{shlex.join(words[1:])}: {reason}") from error
+  except InputError as error:
+    raise InputError(
+      f"--config={source} {shlex.join(words)}: {error}"
+    ) from error
   return config
 
 
@@ -74,7 +71,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     words = [f"--config={path}", f"--config.seed={seed}"]
     words += [f"--config.acquisition.name={method}"] if method else []
     words += options.flags
-    config = load(words)
+    config = load(path, words)
     variant = "-".join(filter(None, (config.variant, method)))
     folder = options.out / config.name / variant / f"seed{seed}"
     if any(folder == run.folder for run in runs):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_trajectory import quickstart
+from runs import quickstart
 
 import cpeal_jax as cpeal
 from cpeal_jax import quickstart as embedded

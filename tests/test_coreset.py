@@ -4,7 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from cpeal_jax.acquisition.methods.coreset import coreset, k_center, to_nearest
+from cpeal_jax.acquisition.methods.coreset import (
+  coreset,
+  k_center,
+  squared_distances_to_nearest,
+)
 from cpeal_jax.acquisition.pool import PoolView
 
 KEY = jax.random.key(0)
@@ -67,8 +71,10 @@ def test_distance_to_the_nearest_anchor_in_any_number_of_blocks(dims):
   for labeled in (1, 3, 64, 65, 299):
     anchors = np.arange(300) % 300 < labeled
     apart = ((x[:, None] - x[None, anchors]) ** 2).sum(-1).min(1)
-    np.testing.assert_allclose(to_nearest(x, anchors), apart, atol=1e-6)
-  assert np.isinf(to_nearest(x, np.zeros(300, bool))).all()
+    np.testing.assert_allclose(
+      squared_distances_to_nearest(x, anchors), apart, atol=1e-6
+    )
+  assert np.isinf(squared_distances_to_nearest(x, np.zeros(300, bool))).all()
 
 
 def test_coreset_says_how_far_everything_is():

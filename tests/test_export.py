@@ -27,9 +27,9 @@ from export_cases import (
   pictures,
 )
 from flax import traverse_util
+from runs import quickstart
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_trajectory import quickstart
 
 import cpeal_jax as cpeal
 from cpeal_jax import export
@@ -319,3 +319,24 @@ def test_the_command_on_a_real_run(tmp_path, capsys):
     assert re.fullmatch(r"error: .*\n", said.err)
     assert told in said.err
   assert not Path(f"{out}2").exists()
+
+
+def test_an_export_leaves_hidden_folders_of_others_alone(tmp_path):
+  """And removes what a killed one to the same target left half-written."""
+  mine = tmp_path / ".mine.export"
+  mine.mkdir()
+  (mine / "thesis.txt").write_text("mine")
+  looks_alike = tmp_path / f".mine.{export.UNFINISHED}notes"
+  looks_alike.mkdir()
+  (looks_alike / "notes.txt").write_text("mine")
+  left = tmp_path / f".mine.{export.UNFINISHED}abc"
+  left.mkdir()
+  (left / export.UNFINISHED).touch()
+  export.save(on_dinov2(None), tmp_path / "mine", format="head")
+  assert (mine / "thesis.txt").read_text() == "mine"
+  assert (looks_alike / "notes.txt").read_text() == "mine"
+  assert not left.exists()
+  assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+    "classes.json",
+    "head.safetensors",
+  ]

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import kubernetes_validate
@@ -590,10 +589,7 @@ def say(monkeypatch, capsys, folder, *words):
   """What the sweep says in this process, where it starts no other."""
   monkeypatch.chdir(folder)
   monkeypatch.syspath_prepend(str(LAUNCH))
-  with warnings.catch_warnings():
-    # Of how ml_collections loads a file.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    code = importlib.import_module("sweep").main([QUICKSTART, *words])
+  code = importlib.import_module("sweep").main([QUICKSTART, *words])
   return code, *capsys.readouterr()
 
 

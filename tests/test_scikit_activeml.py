@@ -18,8 +18,12 @@ from cpeal_jax.acquisition.methods.badge import (
   gradient_distances,
   residuals,
 )
-from cpeal_jax.acquisition.methods.bald import bald, entropy_of
-from cpeal_jax.acquisition.methods.coreset import coreset, k_center, to_nearest
+from cpeal_jax.acquisition.methods.bald import bald, entropy_of_probs
+from cpeal_jax.acquisition.methods.coreset import (
+  coreset,
+  k_center,
+  squared_distances_to_nearest,
+)
 from cpeal_jax.acquisition.methods.probcover import (
   edges_into,
   estimate_radius,
@@ -85,7 +89,7 @@ def test_bald():
   passes = pool(
     ~FREE,
     mean_probs=members.mean(axis=0),
-    mean_entropy=entropy_of(jnp.asarray(members)).mean(axis=0),
+    mean_entropy=entropy_of_probs(jnp.asarray(members)).mean(axis=0),
   )
   found = bald(KEY, passes, len(picks), noise="lora")
   np.testing.assert_array_equal(found.indices, picks)
@@ -195,7 +199,7 @@ def test_probcover():
   np.testing.assert_array_equal(start[~ANCHORS], utilities[0, ~ANCHORS])
   for step, there in enumerate(utilities):
     centers = ANCHORS | np.isin(np.arange(len(LABELS)), picks[:step])
-    bare = to_nearest(FEATURES, centers) >= radius**2
+    bare = squared_distances_to_nearest(FEATURES, centers) >= radius**2
     degrees = np.asarray(edges_into(FEATURES, bare, radius))
     np.testing.assert_array_equal(degrees[~centers], there[~centers])
 

@@ -1,4 +1,7 @@
-"""Acquisition: which pool images to label next. Higher = label sooner."""
+"""Acquisition: which images of the pool to label next.
+
+Every score follows one rule: the higher it is, the sooner to label the image.
+"""
 
 from cpeal_jax.acquisition.balance import RULES, WITHIN
 from cpeal_jax.acquisition.choice import choose, columns, explain, select

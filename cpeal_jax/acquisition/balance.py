@@ -1,7 +1,8 @@
-"""PCB: pseudo-class-balanced picks among an acquisition's best candidates.
+"""PCB: picks that balance the predicted classes among a method's candidates.
 
-Bang et al. 2024 (arXiv 2311.11178): picks follow the class with the fewest
-labels, judged by the current model's prediction. On the host: B steps over a
+Pseudo-class balance (Bang et al. 2024, arXiv 2311.11178): each pick comes from
+the class with the fewest labels, where the current model's prediction stands
+for the unknown class. It runs on the host, since it takes only n steps over a
 few thousand candidates.
 """
 
@@ -16,14 +17,14 @@ WITHIN = ("random", "rank")
 
 
 def generator(key: PRNGKeyArray) -> np.random.Generator:
-  """A host generator that follows from a jax key."""
+  """Makes a NumPy generator that is seeded with the data of a jax key."""
   return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 
 def class_counts(
   labels: Int[np.ndarray, " N"], classes: int
 ) -> Int[np.ndarray, " C"]:
-  """Labels bought so far, per true class."""
+  """Counts the labels of each class; entries of -1 (unlabeled) are ignored."""
   return np.bincount(labels[labels >= 0], minlength=classes)
 
 
@@ -36,29 +37,33 @@ def balance(
   rule: str = "repaired",
   within: str = "random",
 ) -> Int[np.ndarray, " n"]:
-  """Picks n of the candidates, the rarest class first.
+  """Picks n of the candidates, always from the class with the fewest labels.
 
-  Each step looks for the class with the fewest labels, counting the picks made
-  so far under their predicted class (the lowest class on a tie):
+  Each step determines the class with the fewest labels. The picks made so far
+  count as labels of their predicted class, and on a tie the lowest class wins.
+  The rules differ in the classes they consider:
 
-    repaired: among the classes that still have a candidate.
-    faithful: among all. If it has no candidate, any candidate is drawn and no
-      count changes, so from then on every pick of the round is random. This is
-      what the reference code does.
+    repaired: the classes that still have a candidate.
+    faithful: all classes. If the rarest class has no candidate, any candidate
+      is drawn and no count changes, so the same class stays the rarest and all
+      later picks of the round are random, too. This is what the reference code
+      does.
 
-  Where candidates run out the reference redraws for ever; here it ends.
+  When no candidate is left, the reference code draws again forever; this
+  function stops.
 
   Args:
     rng: for draws within a class.
     predictions: predicted class of each candidate, best candidate first.
     counts: labels per true class before this round.
-    n: picks wanted.
+    n: number of picks wanted.
     rule: `repaired` or `faithful`.
-    within: draw in the class at `random`, or take the best `rank`.
+    within: `random` draws from the candidates of the class; `rank` takes the
+      best of them.
 
   Returns:
-    Positions among the candidates, in the order they were picked: n, or all
-    of them if there are fewer.
+    Positions among the candidates, in the order they were picked: n of them,
+    or all if there are fewer candidates.
   """
   counts = counts.copy()
   left = np.ones(len(predictions), bool)
@@ -69,9 +74,9 @@ def balance(
     eligible = present if rule == "repaired" else np.ones_like(present)
     rarest = np.flatnonzero(eligible)[np.argmin(counts[eligible])]
     if present[rarest]:
-      among = np.flatnonzero(left & (predictions == rarest))
+      of_rarest = np.flatnonzero(left & (predictions == rarest))
       counts[rarest] += 1
-      pick = among[0] if within == "rank" else rng.choice(among)
+      pick = of_rarest[0] if within == "rank" else rng.choice(of_rarest)
     else:
       pick = rng.choice(np.flatnonzero(left))
     left[pick] = False
@@ -79,17 +84,24 @@ def balance(
   return np.array(picks, int)
 
 
-def why(
+def balance_reasons(
   predictions: Int[np.ndarray, " n"],
   counts: Int[np.ndarray, " C"],
   rule: str,
   classes: Sequence[str],
 ) -> list[str]:
-  """For each pick in order, whether it is of the class that was due."""
+  """Says for each pick whether its class was due or it was drawn at random.
+
+  Args:
+    predictions: predicted class of each pick, in the order of `balance`.
+    counts: labels per true class before this round.
+    rule: the rule that `balance` followed.
+    classes: class names.
+  """
   counts = counts.copy()
   reasons = []
   for prediction in predictions:
-    # The repaired rule always takes from the rarest class that is there.
+    # The repaired rule always takes from the rarest class that has candidates.
     due = rule == "repaired" or prediction == np.argmin(counts)
     if due:
       counts[prediction] += 1

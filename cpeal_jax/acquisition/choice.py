@@ -1,4 +1,7 @@
-"""One round's choice: a method of the table, its wrappers, and the reasons."""
+"""The choice of one round: runs a method of the table and its wrappers.
+
+It also explains each pick, for `selection.csv`.
+"""
 
 from collections.abc import Sequence
 
@@ -11,28 +14,32 @@ from cpeal_jax.acquisition.balance import (
   RULES,
   WITHIN,
   balance,
+  balance_reasons,
   class_counts,
   generator,
-  why,
 )
 from cpeal_jax.acquisition.methods.cec import neighbor_uncertainty
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
-from cpeal_jax.acquisition.scores import entropy_of, margin_of
+from cpeal_jax.acquisition.scores import entropy_of_logits, margin_of_logits
 from cpeal_jax.acquisition.table import ACQUISITIONS
-from cpeal_jax.acquisition.wrappers import shortlist, spaced, take
+from cpeal_jax.acquisition.wrappers import picks_at, shortlist, spaced
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.parallel import rowwise
 
-# Share of the pool that the reference shows to PCB.
+# The share of the pool that the reference offers to PCB as candidates.
 CANDIDATES = 0.1
+# The methods that the reference asks for exactly the n images that PCB will
+# pick, so that PCB changes their order and nothing else.
+ASKED_FOR_N = ("random", "featdist")
 
 
 def select(
   name: str, key: PRNGKeyArray, pool: PoolView, n: int, **options
 ) -> Int32[np.ndarray, " n"]:
-  """Indices into the full pool of the n images to label next.
+  """Returns the n images to label next, as indices into the full pool.
 
-  `choose` without the reasons; same arguments and errors.
+  The same as `choose`, with the same arguments and errors, but without the
+  reasons.
   """
   return np.asarray(choose(name, key, pool, n, **options).indices, np.int32)
 
@@ -51,96 +58,107 @@ def choose(
   min_distance: float = 0.0,
   **hyper,
 ) -> Picks:
-  """Chooses `n` unlabeled images by the method `name`.
+  """Chooses n unlabeled images by the method `name`.
 
-  From the inside out: `preselect` narrows what the method sees, the method
-  ranks, `min_distance` drops near-duplicates, PCB balances the classes.
+  The wrappers apply from the inside out: `preselect` restricts which images the
+  method is offered, the method ranks these, `min_distance` drops
+  near-duplicates, and PCB balances the classes.
 
   Args:
-    name: of `ACQUISITIONS`.
-    key: decides every draw.
-    pool: what is known of all images.
-    n: how many.
-    balance_rule: PCB's `repaired` or `faithful` on top, or None.
-    candidates: how many of the method's best PCB chooses among, by default a
-      tenth of the pool. Fewer than n are topped up with the method's next
-      best. `faithful` gets n of a random draw, as in the reference.
-    within: PCB's draw within a class, `random` or by `rank`.
-    preselect: a method whose best `gamma` of the pool alone are offered.
-    gamma: that share of the pool.
-    min_distance: least Euclidean distance between unit features of two picks,
-      or of a pick and a labeled image; 0 for no guard.
-    hyper: the method's own hyperparameters.
+    name: a key of `ACQUISITIONS`.
+    key: the source of all randomness.
+    pool: what is known about all images.
+    n: number of images to choose.
+    balance_rule: PCB's rule, `repaired` or `faithful`; None for no PCB.
+    candidates: how many of the method's best images PCB chooses among, by
+      default a tenth of the pool, and never fewer than n. With the rule
+      `faithful` it is n for the methods in `ASKED_FOR_N`, as in the reference.
+    within: how PCB draws within a class, `random` or by `rank`.
+    preselect: a method; only its best `gamma` of the pool are offered. None to
+      offer all.
+    gamma: the share of the pool that `preselect` leaves.
+    min_distance: least Euclidean distance between the unit features of two
+      picks, or of a pick and a labeled image; 0 to allow any.
+    hyper: the method's hyperparameters.
 
   Returns:
-    The picks, best first (PCB: in the order picked), on the host.
+    The picks on the host, best first; with PCB, in the order they were picked.
 
   Raises:
-    InputError: no such method, more than there is, a pool that lacks what the
-      method needs, or logits, features or scores that are not finite.
+    InputError: there is no such method, n is below 1 or more than what is left,
+      the pool lacks a field that the method needs, or logits, features or
+      scores are not finite.
   """
   one_of("acquisition", name, ACQUISITIONS)
   pool = placed(pool)
   total = pool.images
   left = int(np.sum(~on_host(pool.labeled, pool)))
   if not 1 <= n <= left:
-    raise InputError(f"cannot select {n} images: {left} of {total} are left.")
+    raise InputError(
+      f"cannot select {n} images: {left} of {total} are left to choose from."
+    )
   for what, rows in (("logits", pool.logits), ("features", pool.features)):
-    _refuse_non_finite(what, on_host(_finite(rows), pool))
+    _refuse_non_finite(what, on_host(_finite_rows(rows), pool))
 
-  def ask(seen: PoolView, wanted: int) -> Picks:
-    picks = ACQUISITIONS[name](draw, seen, wanted, **hyper)
-    columns = {k: on_host(x, seen) for k, x in picks.columns.items()}
+  def run_method(offered: PoolView, wanted: int) -> Picks:
+    picks = ACQUISITIONS[name](method_key, offered, wanted, **hyper)
+    columns = {k: on_host(x, offered) for k, x in picks.columns.items()}
     for column, values in columns.items():
       _refuse_non_finite(f"{name} {column}", np.isfinite(values))
     indices, parts = jax.tree.map(np.asarray, (picks.indices, picks.parts))
     return Picks(indices, parts, columns)
 
   if balance_rule is None:
-    draw, wanted = key, n
+    method_key, wanted = key, n
   else:
     one_of("PCB rule", balance_rule, RULES)
     one_of("PCB draw", within, WITHIN)
-    draw, pick = jax.random.split(key)
+    method_key, balance_key = jax.random.split(key)
     wanted = int(CANDIDATES * total) if candidates is None else candidates
-    if name == "random" and balance_rule == "faithful":
+    if name in ASKED_FOR_N and balance_rule == "faithful":
       wanted = n
     wanted = min(left, max(n, wanted))
-  seen = pool
+  offered = pool
   if preselect is not None:
     one_of("preselection", preselect, ACQUISITIONS)
     size = min(left, max(wanted, int(gamma * total)))
-    first = jax.random.fold_in(draw, total)
-    rows = ACQUISITIONS[preselect](first, pool, size).indices
-    seen = shortlist(pool, np.asarray(rows))
+    # Methods fold the indices of images, which are below `total`, into their
+    # key, so folding in `total` itself gives an independent key.
+    preselect_key = jax.random.fold_in(method_key, total)
+    rows = ACQUISITIONS[preselect](preselect_key, pool, size).indices
+    offered = shortlist(pool, np.asarray(rows))
   if min_distance > 0:
-    picks = spaced(ask, seen, wanted, min_distance=min_distance, least=n)
+    picks = spaced(
+      run_method, offered, wanted, min_distance=min_distance, least=n
+    )
   else:
-    picks = ask(seen, wanted)
+    picks = run_method(offered, wanted)
   if balance_rule is None:
     return picks
   positions = balance(
-    generator(pick),
+    generator(balance_key),
     predicted(pool)[picks.indices],
     class_counts(on_host(pool.labels, pool), pool.logits.shape[1]),
     n,
     rule=balance_rule,
     within=within,
   )
-  return take(picks, positions)
+  return picks_at(picks, positions)
 
 
-@rowwise.per_device(rows=("x",), out=rowwise.ROWS)
-def _finite(x: Float[Array, "N V"]) -> Bool[Array, " N"]:
-  return jnp.isfinite(x).all(axis=1)
+@rowwise.per_device(rows=("rows",), out=rowwise.ROWS)
+def _finite_rows(rows: Float[Array, "N V"]) -> Bool[Array, " N"]:
+  return jnp.isfinite(rows).all(axis=1)
 
 
 def _refuse_non_finite(what: str, finite: Bool[np.ndarray, " N"]) -> None:
-  # In top_k a NaN ranks first, and -inf ties with the labeled.
+  """Raises an error that names `what`, unless all of `finite` are True."""
+  # A selector could not cope: top_k ranks NaN first, and a score of -inf ties
+  # with the labeled images.
   if not finite.all():
     raise InputError(
       f"{what} of {np.sum(~finite)} of {len(finite)} images are not finite, "
-      f"the first at {np.argmin(finite)}: look at the images and the loss."
+      f"the first at index {np.argmin(finite)}: check the images and the loss."
     )
 
 
@@ -150,23 +168,32 @@ def _predicted(logits: Float[Array, "N C"]) -> Int[Array, " N"]:
 
 
 def predicted(pool: PoolView) -> Int[np.ndarray, " N"]:
-  """The class of the largest logit: probabilities tie where logits do not."""
+  """Returns each image's predicted class, which has the largest logit.
+
+  The probabilities would not do: rounding can make them tie where the logits
+  differ.
+  """
   return on_host(_predicted(pool.logits), pool)
 
 
 @rowwise.per_device(rows=("rows",), out=rowwise.ROWS)
-def _always(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
-  """What is recorded of every image whatever the method."""
+def _common_columns(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
+  """Computes the columns that are recorded whatever the method is.
 
-  def of_logits(logits: Array) -> dict[str, Array]:
+  Args:
+    rows: the fields of the pool that are needed: `logits`, and the neighbors
+      where the pool has them.
+  """
+
+  def from_logits(logits: Array) -> dict[str, Array]:
     return {
       "confidence": jax.nn.softmax(logits).max(axis=1),
-      "entropy": entropy_of(logits),
+      "entropy": entropy_of_logits(logits),
       "least_confidence": -jax.nn.softmax(logits).max(axis=1),
-      "margin": margin_of(logits),
+      "margin": margin_of_logits(logits),
     }
 
-  columns = rowwise.each(of_logits, rows["logits"])
+  columns = rowwise.each(from_logits, rows["logits"])
   if "neighbor_indices" in rows:
     columns["neighbor_uncertainty"] = neighbor_uncertainty(
       columns["entropy"],
@@ -179,21 +206,24 @@ def _always(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
 def columns(
   pool: PoolView, picks: Picks | None = None
 ) -> dict[str, Shaped[np.ndarray, " N"]]:
-  """What `scores.parquet` says of every image.
+  """Returns the columns of `scores.parquet`: one value per image of the pool.
 
   Returns:
-    prediction, confidence, entropy, least_confidence, margin; where the pool
-    has neighbors, neighbor_uncertainty; and what the method of `picks` knows
-    of every image, its `score` above all.
+    `prediction`, `confidence`, `entropy`, `least_confidence` and `margin`;
+    `neighbor_uncertainty` if the pool has neighbors; and the columns of
+    `picks`, which are what its method computed for every image (its `score`,
+    for most methods).
   """
   pool = placed(pool)
-  own = {} if picks is None else picks.columns
-  used = ("logits", "neighbor_indices", "neighbor_similarities")
-  always = _always({k: x for k, x in pool.rows().items() if k in used})
+  method_columns = {} if picks is None else picks.columns
+  needed = ("logits", "neighbor_indices", "neighbor_similarities")
+  common = _common_columns(
+    {k: x for k, x in pool.rows().items() if k in needed}
+  )
   return {
     "prediction": predicted(pool),
-    **{name: on_host(x, pool) for name, x in always.items()},
-    **{name: np.asarray(values) for name, values in own.items()},
+    **{name: on_host(x, pool) for name, x in common.items()},
+    **{name: np.asarray(values) for name, values in method_columns.items()},
   }
 
 
@@ -205,38 +235,38 @@ def explain(
   balance_rule: str | None = None,
   classes: Sequence[str] | None = None,
 ) -> dict[str, list]:
-  """Why each pick was chosen, as columns for `selection.csv`.
+  """Says why each pick was chosen, as columns for `selection.csv`.
 
   Args:
     name: the method.
-    pool: what it saw.
-    picks: what `choose` answered.
+    pool: the pool that `choose` was given.
+    picks: what `choose` returned.
     balance_rule: PCB's rule, or None.
-    classes: names; without them classes are numbers.
+    classes: class names; without them classes appear as numbers.
 
   Returns:
-    score (None for a random draw), the method's parts (cluster, distance and
-    the like), entropy, margin, neighbor_uncertainty where there are
-    neighbors, prediction, confidence, reason.
+    `score` (None for a random draw), the method's parts (such as `cluster` and
+    `distance`), `entropy`, `margin`, `neighbor_uncertainty` if the pool has
+    neighbors, `prediction`, `confidence` and `reason`.
   """
   rows = np.asarray(picks.indices)
-  every = columns(pool, picks)
-  every.pop("least_confidence")
-  guess = every.pop("prediction")[rows]
+  all_columns = columns(pool, picks)
+  all_columns.pop("least_confidence")
+  predictions = all_columns.pop("prediction")[rows]
   parts = {k: list(np.asarray(v)) for k, v in picks.parts.items()}
-  picked = {k: list(v[rows]) for k, v in every.items()} | parts
+  picked = {k: list(v[rows]) for k, v in all_columns.items()} | parts
   reasons = _reasons(name, pool, picks, parts)
   names = list(map(str, range(pool.logits.shape[1])))
   if classes is not None:
     names = list(classes)
   if balance_rule is not None:
     counts = class_counts(on_host(pool.labels, pool), pool.logits.shape[1])
-    due = why(guess, counts, balance_rule, names)
+    due = balance_reasons(predictions, counts, balance_rule, names)
     reasons = [f"{a}; {b}" for a, b in zip(reasons, due, strict=True)]
   return {
     "score": [None] * len(rows),
     **picked,
-    "prediction": [names[i] for i in guess],
+    "prediction": [names[i] for i in predictions],
     "reason": reasons,
   }
 
@@ -244,6 +274,7 @@ def explain(
 def _reasons(
   name: str, pool: PoolView, picks: Picks, parts: dict[str, list]
 ) -> list[str]:
+  """Describes each pick by its parts, or its rank by score, or as a draw."""
   if parts:
     lines = zip(*parts.values(), strict=True)
     return [
@@ -255,6 +286,6 @@ def _reasons(
     return [f"{name} draw"] * len(picks.indices)
   scores = np.asarray(picks.columns["score"])
   ordered = np.sort(-scores[~on_host(pool.labeled, pool)])
-  # Rank 1 is the best of what was unlabeled; ties share the better rank.
+  # Rank 1 is the best unlabeled image; equal scores share the better rank.
   ranks = 1 + np.searchsorted(ordered, -scores[picks.indices])
   return [f"{name} rank {rank} of {len(ordered)}" for rank in ranks]

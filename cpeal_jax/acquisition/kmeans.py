@@ -1,7 +1,8 @@
-"""Weighted k-means: what CEC, CLUE, TypiClust, CB and ALFA-Mix cluster with.
+"""Weighted k-means, which CEC, CLUE, TypiClust, CB, ALFA-Mix and ProbCover use.
 
-Rows go in steps and centres in blocks, so no [N, K] array exists. The number
-of centres may grow from call to call inside one compiled size.
+Rows are processed in tiles and centers in blocks, so the [N, K] matrix of all
+distances never exists. The number of centers is a traced number, so it may grow
+from call to call without compiling again, up to the static number `size`.
 """
 
 from typing import Any, NamedTuple
@@ -16,17 +17,18 @@ from cpeal_jax.parallel import rowwise
 from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
+# Centers that a tile of rows is compared with in one matrix product.
 BLOCK = 64
 
 
 class Clusters(NamedTuple):
-  """K centres in `size` rows, and where each of N points belongs.
+  """K centers, and the cluster of each of N points of D dimensions.
 
   Attributes:
-    centers: the first K rows live.
-    assignments: the nearest centre of each point.
-    distances: squared Euclidean distance to it.
-    inertia: their weighted sum.
+    centers: the first K of the `size` rows are the centers; the rest is unused.
+    assignments: the index of each point's nearest center.
+    distances: each point's squared Euclidean distance to that center.
+    inertia: the weighted sum of these squared distances.
   """
 
   centers: Float[Array, "size D"]
@@ -35,7 +37,8 @@ class Clusters(NamedTuple):
   inertia: Float[Array, ""]
 
 
-# In the record's shape, as what is where has to be said.
+# For `per_device`: which fields of Clusters are replicated and which are rows.
+# `Any`, because here the record holds specifications in place of arrays.
 _WHERE: Any = (WHOLE, ROWS, ROWS, WHOLE)
 
 
@@ -51,25 +54,28 @@ def kmeans(
   iterations: int = 100,
   tolerance: float = 1e-4,
 ) -> Clusters:
-  """Minimises `sum_i w_i min_k |x_i - m_k|^2` by Lloyd's iterations.
+  """Minimizes `sum_i w_i min_k |x_i - m_k|^2` by Lloyd's iterations.
 
-  Seeds by greedy k-means++ (Arthur and Vassilvitskii 2007; of 2 + ln(size)
-  draws with probability proportional to w d^2, the one that lowers the sum
-  most). An empty cluster keeps its centre. As in scikit-learn the iterations
-  end when the centres move by less than `tolerance` times the mean variance of
-  the features, squared and summed.
+  The centers start from greedy k-means++ (Arthur and Vassilvitskii 2007): each
+  seed is the one of 2 + ln(size) random points, drawn with a probability
+  proportional to w d^2, that lowers the sum most. A cluster that becomes empty
+  keeps its center. As in scikit-learn, the iterations end when the squared
+  movements of all centers add up to at most `tolerance` times the mean variance
+  of the features.
 
-  Points stay on their devices: an iteration exchanges sums of the clusters, a
-  seed a few rows.
+  The points stay on their devices: an iteration exchanges the sums of the
+  clusters, and a seed exchanges a few rows.
 
   Args:
-    key: of the seeds.
-    points: rows to cluster.
-    weights: at least 0; a row of weight 0 has no say.
-    count: K, at most `size` (traced, so it may change without compiling).
-    size: rows of `centers`.
-    restarts: the best of so many seedings is kept.
-    iterations: at most.
+    key: for the seeds.
+    points: the rows to cluster.
+    weights: at least 0; a row of weight 0 does not influence the centers.
+    count: K, the number of clusters, at most `size`. It is traced, so another
+      number compiles nothing.
+    size: number of rows of `centers`.
+    restarts: number of runs from different seeds; the one of least inertia is
+      returned.
+    iterations: the most iterations of a run.
     tolerance: see above.
   """
   count = jnp.asarray(count)
@@ -79,12 +85,14 @@ def kmeans(
     lambda x, w: jnp.matmul(w[None], x, precision=HIGHEST)[0], points, weights
   )
   mean /= total
-  # Of the points from their mean, which loses no digits to an offset.
-  norms = rowwise.each(lambda x: _to_row(x, mean), points)
+  # Squared norms [N] of the points after their mean is subtracted. A common
+  # offset would make the norms large and cost their differences digits.
+  norms = rowwise.each(lambda x: _squared_distances(x, mean), points)
   spread = rowwise.total(lambda w, d: jnp.sum(w * d), weights, norms) / total
+  # `spread` is the variance summed over the D features.
   stop = tolerance * spread / points.shape[1]
 
-  def lloyd(own):
+  def lloyd(restart_key):
     def unfinished(state):
       _, moved, done = state
       return (moved > stop) & (done < iterations)
@@ -94,109 +102,174 @@ def kmeans(
       sums, masses = rowwise.total(
         lambda x, w: _sums(x, w, centers, count), points, weights
       )
+      # An empty cluster has mass 0 and keeps its center.
       new = jnp.where(masses[:, None] > 0, sums / masses[:, None], centers)
       return new, jnp.sum(jnp.square(new - centers)), done + 1
 
-    seeds = _seeds(own, points, weights, mean, norms, count, size)
+    seeds = _seeds(restart_key, points, weights, mean, norms, count, size)
     start = seeds, jnp.full((), jnp.inf, points.dtype), 0
     centers, _, _ = jax.lax.while_loop(unfinished, iterate, start)
-    which, far = rowwise.each(lambda x: _nearest(x, centers, count), points)
-    inertia = rowwise.total(lambda w, d: jnp.sum(w * d), weights, far)
-    return centers, which, far, inertia
+    assignments, squared_distances = rowwise.each(
+      lambda x: _nearest(x, centers, count), points
+    )
+    inertia = rowwise.total(
+      lambda w, d: jnp.sum(w * d), weights, squared_distances
+    )
+    return centers, assignments, squared_distances, inertia
 
-  found = jax.lax.map(lloyd, jax.random.split(key, restarts))
-  best = jnp.argmin(found[-1])
-  return Clusters(*(x[best] for x in found))
+  # One run after the other; each leaf of `runs` has a leading axis `restarts`.
+  runs = jax.lax.map(lloyd, jax.random.split(key, restarts))
+  best = jnp.argmin(runs[-1])
+  return Clusters(*(x[best] for x in runs))
 
 
-def _to_row(
+def _squared_distances(
   rows: Float[Array, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
   return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
 def _seeds(key, points, weights, mean, norms, count, size):
-  """Greedy k-means++."""
+  """Chooses the first centers by greedy k-means++.
+
+  Args:
+    key: for the draws.
+    points: this device's rows, `[N, D]`.
+    weights: `[N]`.
+    mean: weighted mean of all points, `[D]`.
+    norms: squared distances of the points to `mean`, `[N]`.
+    count: number of centers.
+    size: static number of rows of the answer.
+
+  Returns:
+    `[size, D]`, the same on every device; rows from `count` on are 0.
+  """
   trials = 2 + int(np.log(size))
-  # Closer than this two points are copies: products tell no more.
-  same = jnp.finfo(points.dtype).eps * np.sqrt(points.shape[1])
+  # The distances come from matrix products, whose rounding error is about this
+  # share of the squared norms. Two points that are closer than that count as
+  # copies; otherwise a copy of a seed could be drawn as another seed.
+  copy_tolerance = jnp.finfo(points.dtype).eps * np.sqrt(points.shape[1])
 
   def closer(x, norms, nearest, others):
-    """Squared distance to the nearest seed, were each of `others` one."""
+    """Updates the squared distances to the nearest seed for T possible seeds.
+
+    Args:
+      x: a tile of points, `[tile, D]`.
+      norms: their squared distances to `mean`, `[tile]`.
+      nearest: their squared distances to the nearest seed so far, `[tile]`.
+      others: the possible seeds minus `mean`, `[T, D]`.
+
+    Returns:
+      `[tile, T]`: column t holds if seed t is added.
+    """
     lengths = jnp.sum(jnp.square(others), axis=1)
     dots = jnp.matmul(x - mean[None], others.T, precision=HIGHEST)
     both = norms[:, None] + lengths[None]
     apart = both - 2 * dots
-    apart = jnp.where(apart > same * both, apart, 0)
+    apart = jnp.where(apart > copy_tolerance * both, apart, 0)
     return jnp.minimum(nearest[:, None], apart)
 
   def add(i, state):
     centers, nearest = state
-    own = jax.random.fold_in(key, i)
+    step_key = jax.random.fold_in(key, i)
     chances = rowwise.each(jnp.multiply, weights, nearest)
-    rows = rowwise.at(points, rowwise.draw(own, chances, weights > 0, trials))
+    # The trial seeds, [trials, D], on every device.
+    rows = rowwise.take(
+      points, rowwise.draw(step_key, chances, weights > 0, trials)
+    )
     tried = rowwise.each(
-      lambda x, d, near: closer(x, d, near, rows - mean[None]),
+      lambda x, d, to_seed: closer(x, d, to_seed, rows - mean[None]),
       points,
       norms,
       nearest,
     )
+    # The weighted sum that each trial would leave, [trials].
     potentials = rowwise.total(
       lambda w, d: jnp.matmul(w[None], d, precision=HIGHEST)[0], weights, tried
     )
     won = jnp.argmin(potentials)
     return centers.at[i].set(rows[won]), tried[:, won]
 
-  first = rowwise.at(points, rowwise.draw(key, weights, weights > 0, 1))
-  far = jnp.full_like(norms, jnp.inf)
+  first = rowwise.take(points, rowwise.draw(key, weights, weights > 0, 1))
+  unreached = jnp.full_like(norms, jnp.inf)
   nearest = rowwise.each(
-    lambda x, d, near: closer(x, d, near, first - mean[None])[:, 0],
+    lambda x, d, to_seed: closer(x, d, to_seed, first - mean[None])[:, 0],
     points,
     norms,
-    far,
+    unreached,
   )
   centers = jnp.zeros((size, points.shape[1]), points.dtype).at[0].set(first[0])
   return jax.lax.fori_loop(1, count, add, (centers, nearest))[0]
 
 
 def _nearest(x, centers, count):
-  """The nearest live centre of a tile's rows, and the squared distance."""
+  """Finds the nearest center of each row of a tile.
+
+  Args:
+    x: `[tile, D]`.
+    centers: `[size, D]`, of which the first `count` rows are centers.
+    count: traced number of centers.
+
+  Returns:
+    Indices of the nearest centers and squared distances to them, both `[tile]`.
+  """
   size = centers.shape[0]
   block = min(BLOCK, size)
   norms = jnp.sum(jnp.square(x), axis=1)
 
   def visit(b, state):
-    which, far = state
-    # The last block is moved back to fit; seeing a centre twice is harmless.
+    assignments, squared_distances = state
+    # The last block is moved back to fit; comparing with a center twice is
+    # harmless.
     start = jnp.minimum(b * block, size - block)
-    some = jax.lax.dynamic_slice_in_dim(centers, start, block)
-    dots = jnp.matmul(x, some.T, precision=HIGHEST)
-    d = norms[:, None] + jnp.sum(jnp.square(some), axis=1)[None] - 2 * dots
+    block_centers = jax.lax.dynamic_slice_in_dim(centers, start, block)
+    dots = jnp.matmul(x, block_centers.T, precision=HIGHEST)
+    d = (
+      norms[:, None]
+      + jnp.sum(jnp.square(block_centers), axis=1)[None]
+      - 2 * dots
+    )
     live = start + jnp.arange(block) < count
+    # Rounding can make the square of a tiny distance negative.
     d = jnp.where(live[None], jnp.maximum(d, 0), jnp.inf)
     least = jnp.min(d, axis=1)
-    better = least < far
-    found = start + jnp.argmin(d, axis=1).astype(jnp.int32)
-    return jnp.where(better, found, which), jnp.where(better, least, far)
+    # Strictly less, so that the lower index keeps a tie.
+    better = least < squared_distances
+    nearest = start + jnp.argmin(d, axis=1).astype(jnp.int32)
+    return (
+      jnp.where(better, nearest, assignments),
+      jnp.where(better, least, squared_distances),
+    )
 
   start = jnp.zeros(len(x), jnp.int32), jnp.full(len(x), jnp.inf, x.dtype)
   return jax.lax.fori_loop(0, -(-count // block), visit, start)
 
 
 def _sums(x, weights, centers, count):
-  """Weighted sums and masses of the clusters among a tile's rows.
+  """Sums a tile's rows by cluster: weighted sums and masses.
 
-  By products with one-hot rows: a scatter's order of additions, and so its
-  last bits, are not fixed on every device.
+  It multiplies with one-hot rows. A scatter-add would not add in a fixed order
+  on every kind of device, so its last bits could change from run to run.
+
+  Args:
+    x: `[tile, D]`.
+    weights: `[tile]`.
+    centers: `[size, D]`, of which the first `count` rows are centers.
+    count: traced number of centers.
+
+  Returns:
+    Weighted sums `[size, D]` and sums of the weights `[size]`.
   """
   size = centers.shape[0]
   block = min(BLOCK, size)
+  # Whole blocks: dynamic_update_slice would move a last block that sticks out
+  # back, over the sums of the block before it.
   padded = -(-size // block) * block
-  which, _ = _nearest(x, centers, count)
+  assignments, _ = _nearest(x, centers, count)
 
   def visit(b, state):
-    own = which[:, None] == b * block + jnp.arange(block)[None]
-    share = jnp.where(own, weights[:, None], 0)
+    in_cluster = assignments[:, None] == b * block + jnp.arange(block)[None]
+    share = jnp.where(in_cluster, weights[:, None], 0)
     sums = jnp.matmul(share.T, x, precision=HIGHEST)
     new = sums, jnp.sum(share, axis=0)
     return jax.tree.map(
@@ -221,19 +294,26 @@ def nearest_distinct(
   free: Bool[Array, " N"],
   centers: Float[Array, "n D"],
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-  """For each centre in order, the nearest free point not yet taken.
+  """Finds for each center in turn the nearest free point not yet taken.
 
-  CLUE's rule (Prabhu et al. 2021, arXiv 2010.08666): where two centres share
-  their nearest point, the later one takes its next.
+  This is CLUE's rule (Prabhu et al. 2021, arXiv 2010.08666): where two centers
+  have the same nearest point, the later center takes its next nearest.
+
+  Args:
+    points: the rows to pick from.
+    free: which of them may be picked, n or more.
+    centers: in the order in which they pick.
 
   Returns:
-    Indices, and squared distances to the centre.
+    Indices of the points, and squared Euclidean distances to their centers.
   """
 
-  def take(left, center):
-    far = rowwise.each(lambda x: _to_row(x, center), points)
-    pick = rowwise.argmax(jnp.where(left, -far, -jnp.inf))
-    picked = pick.astype(jnp.int32), rowwise.at(far, pick)
-    return rowwise.without(left, pick), picked
+  def assign(left, center):
+    squared_distances = rowwise.each(
+      lambda x: _squared_distances(x, center), points
+    )
+    pick = rowwise.argmax(jnp.where(left, -squared_distances, -jnp.inf))
+    picked = pick.astype(jnp.int32), rowwise.take(squared_distances, pick)
+    return rowwise.clear_rows(left, pick), picked
 
-  return jax.lax.scan(take, free, centers)[1]
+  return jax.lax.scan(assign, free, centers)[1]

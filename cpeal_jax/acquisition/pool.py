@@ -1,4 +1,4 @@
-"""What a selector may see, and what it answers."""
+"""`PoolView`, the input of every selector, and `Picks`, its output."""
 
 import dataclasses
 from typing import Any
@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cpeal_jax.parallel import sharding
 
-# Not a row per image.
-WHOLE_FIELDS = ("class_embeddings", "logit_scale")
-# What padding rows hold where zero would mean something.
+# Fields that do not have one row per image; every device has all of them.
+REPLICATED_FIELDS = ("class_embeddings", "logit_scale")
+# What padding rows are filled with where 0 would look like real data: a padding
+# row must not be offered as unlabeled, belong to class 0 or name image 0.
 PADDING = {"labeled": True, "labels": -1, "neighbor_indices": -1}
 
 
@@ -21,25 +22,30 @@ PADDING = {"labeled": True, "labels": -1, "neighbor_indices": -1}
 class PoolView:
   """The whole pool: N images, C classes, D features. Frozen, never shrunk.
 
-  Rows are host arrays, or split over the devices of a mesh and padded; then
-  nothing gathers those of C or D numbers. A selector's body sees the rows of
-  its device.
+  The rows are either host arrays, or arrays that are split over the devices of
+  a mesh and padded. Arrays with C or D numbers per row are never gathered from
+  the devices. In the body of a selector, the arrays are one device's rows.
 
   Attributes:
-    logits: temperature-scaled cosines.
-    features: unit image embeddings.
-    labeled: True where no label can be bought (again): it is there already,
-      the image is unreadable, a wrapper has set it aside, or it is padding.
-    labels: the class where it is known, else -1. These are the anchors of the
-      methods that look at what is labeled.
-    class_embeddings: text embeddings; unit ones but for averaged descriptors.
-      None where a linear head answers.
-    logit_scale: what the cosines were multiplied with.
-    neighbor_indices, neighbor_similarities: the nearest K unlabeled images of
-      each image, nearest first; -1 and -inf where there are fewer.
-    predicted_loss: of a loss-prediction head trained beside the adapter.
-    mean_probs, mean_entropy: over several stochastic passes.
-    total: images; rows beyond are padding. None: all rows are images.
+    logits: cosine similarities times `logit_scale`, or a linear head's logits.
+    features: image embeddings of length 1.
+    labeled: True where no label can be bought: the image has its label already,
+      is unreadable, was set aside by a wrapper, or the row is padding.
+    labels: the class where it is known, otherwise -1. The images with a known
+      class are the anchors of all methods that compare with labeled images.
+    class_embeddings: text embeddings of the classes. Their length is 1, except
+      where the embeddings of several descriptors were averaged. None for a
+      linear head.
+    logit_scale: the factor of the cosine similarities (already exponentiated).
+    neighbor_indices, neighbor_similarities: the K unlabeled images nearest to
+      each image, nearest first, and their cosine similarities; -1 and -inf
+      where there are fewer than K.
+    predicted_loss: each image's loss as predicted by the loss head that is
+      trained beside the adapter.
+    mean_probs, mean_entropy: the probabilities and the entropy (in nats),
+      each averaged over several stochastic passes.
+    total: how many rows are images; the rows after these are padding. None if
+      all rows are images.
   """
 
   logits: Float[Array | np.ndarray, "N C"]
@@ -57,45 +63,50 @@ class PoolView:
 
   @property
   def images(self) -> int:
-    """How many rows are images."""
+    """The number of images, without padding rows."""
     return len(self.labeled) if self.total is None else self.total
 
   def rows(self) -> dict[str, Array | np.ndarray]:
-    """The arrays that have a row per image."""
+    """Returns the arrays that have one row per image, by field name."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     return {
-      name: x
-      for name, x in fields.items()
-      if x is not None and name not in (*WHOLE_FIELDS, "total")
+      name: values
+      for name, values in fields.items()
+      if values is not None and name not in (*REPLICATED_FIELDS, "total")
     }
 
 
 def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
-  """The pool with its rows on the devices, padded; as it is if it is there.
+  """Returns the pool with its rows padded and split over the devices.
+
+  Rows that are on the devices already stay as they are.
 
   Args:
-    pool: whole on the host of every process, or placed.
-    mesh: by default that of the rows, or one device if they are on none.
+    pool: its rows are complete on every process's host, or placed already.
+    mesh: the devices. By default those that hold the rows, or a single device
+      if the rows are on the host.
   """
   mesh = sharding.mesh_of(pool.features) if mesh is None else mesh
   rows = pool.rows()
-  to = sharding.whole_blocks(rows, mesh)
-  spread = {
-    name: sharding.place(x, mesh, to=to, fill=PADDING.get(name, 0))
-    for name, x in rows.items()
+  padded_count = sharding.whole_blocks(rows, mesh)
+  placed_rows = {
+    name: sharding.place(
+      values, mesh, to=padded_count, fill=PADDING.get(name, 0)
+    )
+    for name, values in rows.items()
   }
-  return dataclasses.replace(pool, **spread, total=pool.images)
+  return dataclasses.replace(pool, **placed_rows, total=pool.images)
 
 
 def masked(pool: PoolView, labeled: Bool[np.ndarray, " N"]) -> PoolView:
-  """A placed pool with another `labeled`."""
+  """Returns a placed pool with its `labeled` mask replaced by `labeled`."""
   mesh = sharding.mesh_of(pool.features)
   mask = sharding.place(labeled, mesh, to=len(pool.labeled), fill=True)
   return dataclasses.replace(pool, labeled=mask)
 
 
 def on_host(x: Array | np.ndarray, pool: PoolView) -> np.ndarray:
-  """One number per image of a pool, without the padding."""
+  """Copies an array of one number per image to the host, without padding."""
   host = sharding.fetch(x) if isinstance(x, jax.Array) else x
   return host[: pool.images]
 
@@ -105,11 +116,12 @@ class Picks:
   """What a selector chose, and why.
 
   Attributes:
-    indices: into the full pool, best first, each once.
-    parts: columns of `selection.csv`, a value per pick (`score`, `cluster`,
-      `distance`).
-    columns: columns of `scores.parquet`, a finite value per image; `score` is
-      the method's own, where it ranks by one.
+    indices: the picked images as indices into the full pool, best first,
+      without repetition.
+    parts: columns of `selection.csv`, with one value per pick (for example
+      `score`, `cluster`, `distance`).
+    columns: columns of `scores.parquet`, with one finite value per image of
+      the pool. A method that ranks the images has its score in `score`.
   """
 
   indices: Int[Array | np.ndarray, " n"]

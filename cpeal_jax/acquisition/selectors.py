@@ -1,7 +1,8 @@
-"""From scores to picks: the `n` images to label next, best first.
+"""Selectors: functions that choose the `n` images to label next, best first.
 
-A selector is a function (key, pool, n) -> Picks. It may assume finite inputs
-and n <= unlabeled images: `choose` checks both.
+A selector has the signature (key, pool, n) -> Picks. It may assume that its
+inputs are finite and that n is at most the number of unlabeled images;
+`choose` checks both.
 """
 
 import dataclasses
@@ -23,18 +24,20 @@ Selector = Callable[..., Picks]
 
 
 def selector(body: Selector) -> Selector:
-  """Compiles a selector whose body is written for one device's rows.
+  """Decorates and compiles a selector that is written for one device's rows.
 
-  Indices are numbers among all rows; `parts` are the same on every device,
-  `columns` are rows. n and the hyperparameters are static. See
-  `parallel.rowwise`.
+  Inside `body` the arrays of the pool are the rows of one device; see
+  `parallel.rowwise` for what it may ask about all rows. The indices that it
+  returns count over the rows of all devices, its `parts` must be the same on
+  every device, and its `columns` have one value per row of the device. n and
+  the hyperparameters are static: each combination is compiled once.
   """
 
   @functools.cache
   def compiled(n: int, total: int, options: tuple) -> Callable:
     @rowwise.per_device(rows=("rows",), out=(WHOLE, ROWS))
-    def run(key: PRNGKeyArray, whole: dict, rows: dict) -> Any:
-      pool = PoolView(**whole, **rows, total=total)
+    def run(key: PRNGKeyArray, replicated: dict, rows: dict) -> Any:
+      pool = PoolView(**replicated, **rows, total=total)
       picks = body(key, pool, n, **dict(options))
       indices = picks.indices.astype(jnp.int32)
       return (indices, picks.parts), picks.columns
@@ -43,21 +46,27 @@ def selector(body: Selector) -> Selector:
 
   @functools.wraps(body)
   def select(key: PRNGKeyArray, pool: PoolView, n: int, **hyper) -> Picks:
-    there = placed(pool)
-    whole = {
-      "class_embeddings": there.class_embeddings,
-      "logit_scale": there.logit_scale,
+    placed_pool = placed(pool)
+    replicated = {
+      "class_embeddings": placed_pool.class_embeddings,
+      "logit_scale": placed_pool.logit_scale,
     }
-    run = compiled(n, there.images, tuple(sorted(hyper.items())))
-    (indices, parts), columns = run(key, whole, there.rows())
-    return as_given(Picks(indices, parts, columns), pool)
+    run = compiled(n, placed_pool.images, tuple(sorted(hyper.items())))
+    (indices, parts), columns = run(key, replicated, placed_pool.rows())
+    return unpad_columns(Picks(indices, parts, columns), pool)
 
   vars(select)["compiled"] = compiled
   return select
 
 
-def as_given(picks: Picks, pool: PoolView) -> Picks:
-  """Columns without padding that the pool did not have."""
+def unpad_columns(picks: Picks, pool: PoolView) -> Picks:
+  """Removes padding rows from the columns if the caller's pool had none.
+
+  Args:
+    picks: the answer for the placed pool, whose rows may be padded.
+    pool: the pool as the caller passed it. If it was placed already
+      (`total` is set), the columns stay padded on the devices, as its rows are.
+  """
   if pool.total is not None:
     return picks
   columns = {name: on_host(x, pool) for name, x in picks.columns.items()}
@@ -67,12 +76,20 @@ def as_given(picks: Picks, pool: PoolView) -> Picks:
 def best(
   values: Float[Array, " N"], pool: PoolView, n: int
 ) -> Int[Array, " n"]:
-  """The n highest unlabeled values; ties go to the lower index."""
+  """Returns the indices of the n highest values among the unlabeled images.
+
+  They come highest first. On a tie the lower index wins.
+  """
   return rowwise.top(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
 
 
 def by_score(score: Score) -> Selector:
-  """The selector that takes the highest scores of a row-wise function."""
+  """Makes a selector that takes the images of the highest score.
+
+  Args:
+    score: maps a pool to one number per row. It must work row by row, because
+      it is called on blocks of rows.
+  """
 
   @selector
   def select(key, pool, n):
@@ -84,7 +101,7 @@ def by_score(score: Score) -> Selector:
 
 
 def score_rows(score: Callable, pool: PoolView) -> Any:
-  """A row-wise function of the pool, on one block of rows at a time."""
+  """Computes a row-wise function of the pool, one block of rows at a time."""
   return rowwise.each(
     lambda rows: score(dataclasses.replace(pool, **rows)), pool.rows()
   )
@@ -92,15 +109,15 @@ def score_rows(score: Callable, pool: PoolView) -> Any:
 
 @selector
 def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
-  """Uniform without replacement: the baseline.
+  """Draws uniformly without replacement: the baseline.
 
   Each image draws its own noise from (key, index), so the draw does not
-  depend on how many others there are or on which device they sit.
+  depend on the number of images or on the device that an image is on.
   """
   return Picks(best(noise(key, pool), pool, n))
 
 
 def noise(key: PRNGKeyArray, pool: PoolView) -> Float[Array, " N"]:
-  """A uniform number per image, from the key and the image's index."""
-  own = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
-  return own(rowwise.ids(pool.labeled))
+  """Returns a uniform number per image, drawn from the key and its index."""
+  draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
+  return draw(rowwise.ids(pool.labeled))

@@ -1,4 +1,4 @@
-"""Picks that lie apart: one near the center of each cluster of a score."""
+"""Diverse picks: one image near the center of each score-weighted cluster."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -11,22 +11,30 @@ from cpeal_jax.parallel import rowwise
 def spread(
   key: PRNGKeyArray, pool: PoolView, n: int, score: Float[Array, " N"]
 ) -> tuple[Int[Array, " n"], dict[str, Array]]:
-  """n picks from k-means on the unlabeled features, weighted by `score`.
+  """Picks n images by k-means on the unlabeled features, weighted by `score`.
 
-  Each centre takes the nearest image that no earlier one took. All weigh the
-  same if all scores are 0.
+  Each of the n centers takes the image nearest to it that no earlier center
+  took. If all scores are 0, all unlabeled images get the same weight.
+
+  Args:
+    key: seeds the clusters.
+    pool: features, labeled.
+    n: number of picks, and of centers.
+    score: weight of each image, at least 0.
 
   Returns:
-    Indices, highest score first, and the parts `cluster`, `distance`
-    (Euclidean, to its centre) and `score`.
+    The indices of the picks, highest score first, and their parts `cluster`,
+    `distance` (Euclidean, to the cluster's center) and `score`.
   """
   features, free = pool.features, ~pool.labeled
   weights = jnp.where(free, score, 0)
-  some = rowwise.any_(weights > 0)
-  weights = jnp.where(some, weights, free.astype(score.dtype))
+  any_positive = rowwise.any_true(weights > 0)
+  weights = jnp.where(any_positive, weights, free.astype(score.dtype))
   clusters = kmeans(key, features, weights, n, size=n)
   indices, squares = nearest_distinct(features, free, clusters.centers)
-  scores = rowwise.at(score, indices)
+  scores = rowwise.take(score, indices)
+  # Pick i belongs to center i until the picks are sorted, so afterwards
+  # `order` holds each pick's cluster.
   order = jnp.argsort(-scores, stable=True)
   indices = indices[order]
   parts = {

@@ -1,6 +1,7 @@
-"""The acquisition functions by name: a new one is a function and a line here.
+"""The table of acquisition functions by name.
 
-`docs/acquisition.md` shows how; the contract tests run on every line.
+To add a method, write its function and add a line here, as shown in
+`docs/acquisition.md`. The contract tests run on every line of the table.
 """
 
 from cpeal_jax.acquisition.methods.alfa_mix import alfa_mix

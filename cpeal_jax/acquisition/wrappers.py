@@ -1,7 +1,7 @@
-"""What may stand around any selector: a shortlist, and a minimum distance.
+"""Wrappers around any selector: a shortlist, and a minimum distance.
 
-PCB's class balance is in `balance.py`. All work on the host, between calls of
-a compiled selector.
+A third wrapper, PCB's class balance, is in `balance.py`. All of them run on the
+host, between calls of a compiled selector.
 """
 
 import dataclasses
@@ -15,38 +15,56 @@ from jaxtyping import Array, Bool, Float, Int
 from cpeal_jax.acquisition.pool import Picks, PoolView, masked, on_host
 from cpeal_jax.parallel import rowwise
 
-# Rows compared with the whole pool at once.
+# How many rows are compared with the whole pool in one matrix product.
 BLOCK = 64
 
 
 def shortlist(pool: PoolView, rows: Int[np.ndarray, " Q"]) -> PoolView:
-  """The placed pool with all but `rows` set aside (candidate pre-selection).
+  """Restricts what a placed pool offers to `rows` (candidate pre-selection).
 
-  Labels stay, so what a method measures against them does not change.
+  Only the mask `labeled` changes. The labels stay, so what a method measures
+  against the labeled images does not change.
   """
   aside = np.ones(pool.images, bool)
   aside[rows] = False
   return masked(pool, on_host(pool.labeled, pool) | aside)
 
 
-def near(
+def near_any(
   features: Float[Array | np.ndarray, "N D"],
   rows: Float[np.ndarray, "Q D"],
   min_distance: float,
 ) -> Bool[Array, " N"]:
-  """Which unit features are closer than `min_distance` to one of `rows`."""
+  """Says which features are closer than `min_distance` to any of `rows`.
+
+  Args:
+    features: unit rows.
+    rows: unit rows to compare with.
+    min_distance: Euclidean.
+  """
   gap = -len(rows) % BLOCK
-  return _near(
+  return _near_any(
     features,
     np.pad(rows, ((0, gap), (0, 0))).reshape(-1, BLOCK, rows.shape[1]),
     np.int32(len(rows)),
+    # For unit vectors |x - y|^2 = 2 - 2 x . y, so "closer than" is "cosine
+    # above this".
     np.float32(1 - min_distance**2 / 2),
   )
 
 
 @rowwise.per_device(rows=("features",), out=rowwise.ROWS)
-def _near(features, blocks, count, least):
-  def of_rows(x):
+def _near_any(features, blocks, count, least):
+  """The device part of `near_any`.
+
+  Args:
+    features: `[N, D]`.
+    blocks: the rows to compare with, `[blocks, BLOCK, D]`, zeros at the end.
+    count: how many of them are real.
+    least: the cosine above which two rows are near.
+  """
+
+  def of_tile(x):
     def visit(i, close):
       dots = jnp.matmul(x, blocks[i].T, precision=jax.lax.Precision.HIGHEST)
       real = i * BLOCK + jnp.arange(BLOCK) < count
@@ -55,7 +73,7 @@ def _near(features, blocks, count, least):
     start = jnp.zeros(len(x), bool)
     return jax.lax.fori_loop(0, len(blocks), visit, start)
 
-  return rowwise.each(of_rows, features)
+  return rowwise.each(of_tile, features)
 
 
 def spaced(
@@ -66,53 +84,55 @@ def spaced(
   min_distance: float,
   least: int,
 ) -> Picks:
-  """Up to n picks, `min_distance` from each other and from what is labeled.
+  """Picks up to n images, `min_distance` from each other and from labeled ones.
 
-  Near-duplicates of labeled images are set aside; of the picks, those too
-  close to an earlier one are dropped and others asked for in their place.
-  Only if that gives fewer than `least` are near-duplicates taken after all.
+  Near-duplicates of labeled images are set aside. Picks that are too close to
+  an earlier pick are dropped, and the selector is asked again for others in
+  their place, until there are n picks or no image is left. Only if these are
+  fewer than `least`, the difference is filled with near-duplicates.
 
   Args:
-    ask: (pool, n) -> n picks, any selector.
+    ask: any selector as a function (pool, n) -> n picks.
     pool: the pool, placed.
-    n: how many.
-    min_distance: Euclidean, between unit features, in [0, 2].
-    least: how many at least, up to n.
+    n: number of picks wanted.
+    min_distance: Euclidean distance between unit features, in [0, 2].
+    least: number of picks to return in any case, at most n.
   """
 
-  def like(rows: np.ndarray) -> np.ndarray:
-    return on_host(near(pool.features, rows, min_distance), pool)
+  def near_rows(rows: np.ndarray) -> np.ndarray:
+    return on_host(near_any(pool.features, rows, min_distance), pool)
 
   labeled = on_host(pool.labeled, pool)
   anchors = np.flatnonzero(on_host(pool.labels, pool) >= 0)
   aside = labeled.copy()
   if len(anchors):
-    aside |= like(rowwise.rows_at(pool.features, anchors))
+    aside |= near_rows(rowwise.rows_at(pool.features, anchors))
   kept: list[Picks] = []
   missing = n
   while missing and not aside.all():
-    # Always for n, which is compiled, whatever is missing.
-    found = ask(masked(pool, aside), min(n, int(np.sum(~aside))))
-    picked = np.asarray(found.indices)
+    # Asks for n picks even if fewer are missing: the selector is compiled for
+    # n, and another number would compile it again.
+    picks = ask(masked(pool, aside), min(n, int(np.sum(~aside))))
+    picked = np.asarray(picks.indices)
     rows = rowwise.rows_at(pool.features, picked)
-    apart = first_of_each(rows, min_distance)[:missing]
-    kept.append(take(found, apart))
+    apart = without_near_duplicates(rows, min_distance)[:missing]
+    kept.append(picks_at(picks, apart))
     missing -= len(apart)
     aside[picked] = True
-    aside |= like(rows[apart])
+    aside |= near_rows(rows[apart])
   short = least - (n - missing)
   if short > 0:
     taken = labeled.copy()
     for picks in kept:
       taken[picks.indices] = True
     kept.append(ask(masked(pool, taken), short))
-  return joined(kept)
+  return concatenated(kept)
 
 
-def first_of_each(
+def without_near_duplicates(
   rows: Float[np.ndarray, "Q D"], min_distance: float
 ) -> Int[np.ndarray, " kept"]:
-  """Positions of the rows that are not close to an earlier kept one."""
+  """Returns the positions of rows that are not close to an earlier kept row."""
   least = 1 - min_distance**2 / 2
   dropped = np.zeros(len(rows), bool)
   kept = []
@@ -123,16 +143,16 @@ def first_of_each(
   return np.array(kept, int)
 
 
-def take(picks: Picks, positions: Int[np.ndarray, " k"]) -> Picks:
-  """Some of the picks, in the order of `positions`."""
+def picks_at(picks: Picks, positions: Int[np.ndarray, " k"]) -> Picks:
+  """Returns the picks at these positions, in the order of `positions`."""
   indices, parts = jax.tree.map(
     lambda x: np.asarray(x)[positions], (picks.indices, picks.parts)
   )
   return dataclasses.replace(picks, indices=indices, parts=parts)
 
 
-def joined(several: list[Picks]) -> Picks:
-  """The picks one after the other; columns are those of the first."""
+def concatenated(several: list[Picks]) -> Picks:
+  """Joins several picks into one; the columns are those of the first."""
   indices, parts = jax.tree.map(
     lambda *x: np.concatenate([np.asarray(a) for a in x]),
     *((picks.indices, picks.parts) for picks in several),

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cpeal_jax.data.reading import Fields, read_object, shown
 from cpeal_jax.errors import InputError, reason
-from cpeal_jax.reading import Fields, read_object, shown
 
 # The longest side of an image that a tower could be made for, and the largest
 # number among its settings.

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cpeal_jax.data.images import CorruptImage, ImageSpec, decode, preprocess
+from cpeal_jax.data.reading import read_bytes, shown
 from cpeal_jax.errors import InputError
-from cpeal_jax.reading import read_bytes, shown
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
 FORMS = (

@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cpeal_jax.data.reading import Fields
 from cpeal_jax.models.adapters import Linear, Lora
 from cpeal_jax.models.sizes import MAX_SIDE, hf_tower, image_sizes
 from cpeal_jax.models.transformer import (
@@ -29,7 +30,6 @@ from cpeal_jax.models.transformer import (
   run_blocks,
   token,
 )
-from cpeal_jax.reading import Fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from cpeal_jax.data.reading import read_object
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config, config_from_hf
 from cpeal_jax.models.hub import locate, preprocessor_file, refuse_type
 from cpeal_jax.models.tensors import (
@@ -25,7 +26,6 @@ from cpeal_jax.models.tensors import (
   sha256,
   transpose,
 )
-from cpeal_jax.reading import read_object
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 # The token that replaces masked patches; only pre-training uses it.

@@ -6,6 +6,7 @@ A field that is absent has the default that transformers gives it.
 from pathlib import Path
 from typing import Any
 
+from cpeal_jax.data.reading import Fields
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.clip import ClipConfig
 from cpeal_jax.models.sizes import (
@@ -14,7 +15,6 @@ from cpeal_jax.models.sizes import (
   hf_tower,
   image_sizes,
 )
-from cpeal_jax.reading import Fields
 
 # What configs from before transformers 4.24 give as the end token. It is not
 # the tokenizer's, and transformers then pools at the largest id.

@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from cpeal_jax.data.reading import read_object, shown
 from cpeal_jax.errors import InputError, reason
 from cpeal_jax.models.shards import INDEX, shard_names
 from cpeal_jax.models.tokenizer import TOKENIZER_FILES
-from cpeal_jax.reading import read_object, shown
 
 # transformers 5 saves the image processor's settings inside this file. Where
 # both files are, `data.images.image_spec` says which one counts.

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cpeal_jax.data.reading import Fields, shown
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.clip import ClipConfig
 from cpeal_jax.models.resnet import ResNetConfig
@@ -20,7 +21,6 @@ from cpeal_jax.models.sizes import (
   scaled,
 )
 from cpeal_jax.models.transformer import TowerConfig
-from cpeal_jax.reading import Fields, shown
 
 # Settings that do not change the forward pass of these towers.
 HARMLESS = re.compile(

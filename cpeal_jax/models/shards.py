@@ -7,8 +7,8 @@ A file beside them, the index, says which tensor is in which file:
 import hashlib
 from pathlib import Path
 
+from cpeal_jax.data.reading import Fields, read_object
 from cpeal_jax.errors import InputError
-from cpeal_jax.reading import Fields, read_object
 
 INDEX = "model.safetensors.index.json"
 

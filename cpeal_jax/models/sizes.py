@@ -4,9 +4,9 @@ Sizes beyond the bounds are in no published model. Computing with them would
 take hours, or fill the memory, before they were found wrong.
 """
 
+from cpeal_jax.data.reading import Fields
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.transformer import ACTIVATIONS, TowerConfig
-from cpeal_jax.reading import Fields
 
 MAX_WIDTH = 1_000_000
 MAX_BLOCKS = 1_000

@@ -18,6 +18,7 @@ import numpy as np
 from flax import serialization, traverse_util
 from safetensors import safe_open
 
+from cpeal_jax.data.reading import explained, refuse_unreadable
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.shards import (
   INDEX,
@@ -25,7 +26,6 @@ from cpeal_jax.models.shards import (
   shard_names,
   weight_map,
 )
-from cpeal_jax.reading import explained, refuse_unreadable
 
 # Converts a tensor of the file to a leaf, for example by transposing it.
 Turn = Callable[[np.ndarray], np.ndarray]

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import transformers
 
-from cpeal_jax.errors import InputError
-from cpeal_jax.reading import (
+from cpeal_jax.data.reading import (
   BYTE_ORDER_MARK,
   explained,
   read_bytes,
   read_object,
   without_mark,
 )
+from cpeal_jax.errors import InputError
 
 TOKENIZER_FILES = (
   "tokenizer.json",

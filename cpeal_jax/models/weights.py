@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import transformers
 
+from cpeal_jax.data.reading import read_object
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.hf_clip import config_from_hf
@@ -23,7 +24,6 @@ from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import fill, read_tensors, refuse_depth, sha256
 from cpeal_jax.models.tokenizer import read_tokenizer
-from cpeal_jax.reading import read_object
 
 # Tensors that are no weights: counters and constants, and the sizes that
 # OpenAI's own files contain as tensors.

@@ -1,1 +1,1 @@
-"""One file for each acquisition method."""
+"""Acquisition methods, one file each."""

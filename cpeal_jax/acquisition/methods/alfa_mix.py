@@ -1,4 +1,9 @@
-"""ALFA-Mix: cluster the images whose prediction a small mix overturns."""
+"""ALFA-Mix: picks among images whose prediction changes when they are mixed.
+
+An image is mixed, in feature space, with the means of labeled images. If a
+small share of the mix changes the prediction, the image is a candidate, and
+k-means spreads the picks over the candidates.
+"""
 
 import math
 from functools import partial
@@ -21,7 +26,10 @@ from cpeal_jax.parallel import rowwise
 def mixing_anchors(
   features: Float[Array, "N D"], labels: Int[Array, " N"], *, classes: int
 ) -> Float[Array, "C D"]:
-  """Mean feature of each class's labeled images; without any, of them all."""
+  """Returns the mean feature of each class's labeled images.
+
+  A class without labeled images gets the mean over all labeled images.
+  """
   means, counts = class_means(features, labels, classes=classes)
   counts = counts[:, None]
   total = jnp.sum(means * counts, axis=0) / jnp.maximum(jnp.sum(counts), 1)
@@ -33,27 +41,31 @@ def distance_to_flip(
   class_embeddings: Float[Array | np.ndarray, "C D"],
   logit_scale: Float[ArrayLike, ""],
 ) -> Float[Array, " N"]:
-  """How far the features move up the gradient before the prediction changes.
+  """Returns how far each feature must move to change its prediction.
 
-  The gradient of CE(f(h), prediction) points along
+  A feature h moves up the gradient of CE(f(h), prediction), which points along
 
     u = sum over c other than the prediction of q_c t_c, minus t_prediction,
 
-  q being the softmax without the predicted class, so a sure prediction has a
-  direction too, where p - onehot is 0 in float32. With G = scale t . u / |u|,
-  class k overtakes at (logit_prediction - logit_k) / (G_k - G_prediction).
+  where t_c are the class embeddings and q is the softmax over all classes but
+  the predicted one. The usual form, sum_c p_c t_c - t_prediction, has the same
+  direction, but is 0 in float32 where the prediction is certain. With
+  G = scale t . u / |u|, class k overtakes the prediction at the distance
+  (logit_prediction - logit_k) / (G_k - G_prediction).
 
   Returns:
-    The least of these, `[N]`; inf where no class ever overtakes.
+    The smallest such distance over the classes, `[N]`, as a Euclidean distance
+    between features; inf where no class ever overtakes.
   """
   top = jnp.argmax(logits, axis=1)
   predicted = jax.nn.one_hot(top, logits.shape[1], dtype=bool)
-  # With one class there is no other, and q would be 0 / 0.
+  # With a single class, all logits are masked and the softmax is 0 / 0 = NaN.
   q = jax.nn.softmax(jnp.where(predicted, -jnp.inf, logits))
   q = jnp.where(predicted | jnp.isnan(q), 0, q)
   exact = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   u = exact(q, class_embeddings) - class_embeddings[top]
   norm = jnp.sqrt(jnp.sum(jnp.square(u), axis=1, keepdims=True))
+  # How fast each logit grows along u, [N, C].
   slopes = logit_scale * exact(
     u / jnp.where(norm > 0, norm, 1), class_embeddings.T
   )
@@ -74,7 +86,14 @@ def first_flips(
   step: float,
   caps: int,
 ) -> Int[Array, " N"]:
-  """The first i of 1 to `caps` with i step reach > needed; 0 if none."""
+  """Returns the first i in 1..`caps` with i step reach > needed; 0 if none.
+
+  Args:
+    reach: how far a mix moves the feature at a cap of 1.
+    needed: how far it must move, see `distance_to_flip`.
+    step: the difference between two caps.
+    caps: the number of caps.
+  """
 
   def check(i, first):
     flipped = (first == 0) & ((i + 1) * step * reach > needed)
@@ -88,59 +107,74 @@ def first_flips(
 def candidates(
   flips: Int[Array, " N"], free: Bool[Array, " N"], *, n: int, caps: int
 ) -> Bool[Array, " N"]:
-  """What is free and flips by the first cap that gives more than n, or ever."""
+  """Selects the free images that flip at the first cap that yields more than n.
 
-  def by(cap):
+  If no cap yields more than n, all free images that flip at any cap are
+  selected.
+
+  Args:
+    flips: the number of the first cap at which an image flips, from 1; 0 if
+      never.
+    free: which images may be picked.
+    n: number of picks.
+    caps: the number of caps.
+  """
+
+  def flipped_by(cap):
     return free & (flips > 0) & (flips <= cap)
 
-  counts = jax.lax.map(lambda i: rowwise.count(by(i + 1)), jnp.arange(caps))
+  counts = jax.lax.map(
+    lambda i: rowwise.count_true(flipped_by(i + 1)), jnp.arange(caps)
+  )
   enough = counts > n
-  return by(jnp.where(jnp.any(enough), 1 + jnp.argmax(enough), caps))
+  return flipped_by(jnp.where(jnp.any(enough), 1 + jnp.argmax(enough), caps))
 
 
 @selector
 def alfa_mix(
   key: PRNGKeyArray, pool: PoolView, n: int, *, step: float = 0.2
 ) -> Picks:
-  """Spread picks among the images whose prediction a mix with labels changes.
+  """Spreads picks over the images whose prediction changes in a mix.
 
-  Every image h is mixed with each class's anchor a_c, the mean feature of its
-  labeled images (of all, where it has none), each coordinate in its own
-  proportion. In closed form that moves h up the gradient g of the cross
-  entropy of its own prediction:
+  Every image h is mixed with each class's anchor a_c: the mean feature of the
+  class's labeled images, or of all labeled images if it has none. Each
+  coordinate has its own mixing ratio. With the ratio in closed form, the mix
+  moves h up the gradient g of the cross entropy of its own prediction:
 
     h + cap / sqrt(D) |a_c - h| g / |g|
 
   An image whose prediction changes for any c is a candidate. The cap grows by
   `step` until there are more than n candidates or it reaches 1. k-means with
-  min(n, candidates) centres then spreads the picks, the nearest candidate to
-  each; what is missing is drawn from the rest.
+  min(n, candidates) centers then spreads the picks: each center takes the
+  candidate nearest to it. If these are fewer than n, the rest is drawn at
+  random from the remaining unlabeled images.
 
-  A linear classifier's region is convex: along one direction the prediction
-  changes once and for good. So only the farthest anchor matters and the least
-  distance at which a class overtakes, and no loop over anchor and class
-  exists: O(N C D) time, O(N (C + D)) memory.
+  The regions of a linear classifier are convex, so along one direction the
+  prediction changes once and for good. Hence only the farthest anchor and the
+  least distance at which a class overtakes matter, and there is no loop over
+  pairs of anchor and class: O(N C D) time, O(N (C + D)) memory.
 
-  Source: Parvaneh et al. 2022 (arXiv 2203.07034) and their released code, with
-  the mixing ratio in closed form. The code divides by a_c - h + 1e-8, which the
-  factorised move never does, and fills up with replacement, so that an image
-  may come twice; here without. The learned and the random ratios are not
-  offered. The default step is that of a port to CLIP; the code's own is
-  0.03125.
+  Source: Parvaneh et al. 2022 (arXiv 2203.07034) and their released code, in
+  the variant with the closed-form ratio; the learned and the random ratios are
+  not offered. Two differences: the code divides by a_c - h + 1e-8, which the
+  form above avoids; and it draws the missing picks with replacement, so an
+  image may come twice, which cannot happen here. The default step is that of a
+  port to CLIP; the released code has 0.03125.
 
   Args:
-    key: seeds the clusters and draws what is missing.
+    key: seeds the clusters and draws missing picks.
     pool: logits, features, labels, class embeddings, logit scale.
-    n: picks.
-    step: first cap, and its growth.
+    n: number of picks.
+    step: the first cap, and by how much it grows.
 
   Returns:
-    Picks; parts `cluster` (-1 if drawn) and `distance` to its centre (0 if
+    Picks; parts `cluster` (-1 if drawn) and `distance` to its center (0 if
     drawn); column `flips`, the cap at which the prediction first changes, 0 if
-    never.
+    it never does.
 
   Raises:
-    InputError: the pool has no class embeddings or no logit scale.
+    InputError: the pool has no class embeddings or no logit scale, or the step
+      is not above 0.
   """
   if pool.class_embeddings is None or pool.logit_scale is None:
     raise InputError(
@@ -154,33 +188,37 @@ def alfa_mix(
     pool.features, pool.labels, classes=pool.logits.shape[1]
   )
 
-  def of_rows(features, logits):
-    apart = jax.lax.map(
+  def reach_and_needed(features, logits):
+    # Squared distances of a tile's rows to all anchors, [C, tile].
+    squared_distances = jax.lax.map(
       lambda a: jnp.sum(jnp.square(features - a[None]), axis=1), anchors
     )
-    reach = jnp.sqrt(jnp.max(apart, axis=0) / features.shape[1])
+    reach = jnp.sqrt(jnp.max(squared_distances, axis=0) / features.shape[1])
     return reach, distance_to_flip(logits, texts, scale)
 
-  reach, needed = rowwise.each(of_rows, pool.features, pool.logits)
-  # Without a label there is nothing to mix with.
-  reach = jnp.where(rowwise.any_(pool.labels >= 0), reach, 0)
-  # The last cap is the first that is 1 or more; 1 / 0.2 may round above 5.
+  reach, needed = rowwise.each(reach_and_needed, pool.features, pool.logits)
+  # Without any label there is nothing to mix with.
+  reach = jnp.where(rowwise.any_true(pool.labels >= 0), reach, 0)
+  # The last cap is the first that is 1 or more. The small number is there
+  # because 1 / step may round up: 1 / 0.2 could come out above 5.
   caps = math.ceil(1 / step - 1e-9)
   flips = rowwise.each(
     partial(first_flips, step=step, caps=caps), reach, needed
   )
   offered = candidates(flips, free, n=n, caps=caps)
-  count = jnp.minimum(n, rowwise.count(offered))
+  # Traced, so that k-means is compiled for n centers only.
+  count = jnp.minimum(n, rowwise.count_true(offered))
   seed, draw = jax.random.split(key)
   weights = offered.astype(pool.features.dtype)
   centers = kmeans(seed, pool.features, weights, count, size=n).centers
-  near, squares = nearest_distinct(pool.features, offered, centers)
+  nearest, squares = nearest_distinct(pool.features, offered, centers)
   clustered = jnp.arange(n) < count
-  # Picks beyond the last live centre are arbitrary; -1 is nobody's number.
-  rest = rowwise.without(free, jnp.where(clustered, near, -1))
+  # The rows of `centers` from `count` on are unused, and so are their picks:
+  # -1 is no image's index, so it removes nobody from the rest.
+  rest = rowwise.clear_rows(free, jnp.where(clustered, nearest, -1))
   drawn = rowwise.top(jnp.where(rest, noise(draw, pool), -jnp.inf), n)[1]
   return Picks(
-    jnp.where(clustered, near, drawn[jnp.arange(n) - count]),
+    jnp.where(clustered, nearest, drawn[jnp.arange(n) - count]),
     parts={
       "cluster": jnp.where(clustered, jnp.arange(n), -1),
       "distance": jnp.where(clustered, jnp.sqrt(squares), 0),

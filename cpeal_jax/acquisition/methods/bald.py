@@ -1,4 +1,4 @@
-"""BALD: what several stochastic passes disagree on."""
+"""BALD: picks the images on which several stochastic passes disagree."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from cpeal_jax.parallel import rowwise
 NOISES = ("features", "lora")
 
 
-def entropy_of(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
-  """In nats; 0 ln 0 is 0."""
+def entropy_of_probs(probs: Float[Array, "*s C"]) -> Float[Array, "*s"]:
+  """Returns the entropy of each distribution in nats, where 0 ln 0 is 0."""
   return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
 
 
@@ -27,21 +27,29 @@ def bald(
   passes: int = 10,
   dropout: float = 0.5,
 ) -> Picks:
-  """Mutual information of prediction and noise: `H(mean p) - mean H(p)`.
+  """Picks by the mutual information of prediction and noise.
 
-  Houlsby et al. 2011 (arXiv 1112.5745); Gal et al. 2017 (arXiv 1703.02910) for
-  the passes. CLIP itself has no dropout, so the noise has a name:
+    score = H(mean p) - mean H(p), in nats, over the stochastic passes
 
-    features: dropout on the image features, each image draws its own.
-    lora: dropout in the LoRA branches. The passes are the score stage's, which
+  Source: Houlsby et al. 2011 (arXiv 1112.5745); Gal et al. 2017 (arXiv
+  1703.02910) for the passes. CLIP itself has no dropout, so `noise` says where
+  the randomness comes from:
+
+    features: dropout on the image features, drawn separately for each image.
+    lora: dropout in the LoRA branches. The score stage makes these passes and
       leaves their means in `mean_probs` and `mean_entropy`.
 
   Args:
-    key: of the dropout.
-    pool: with class_embeddings and logit_scale, or with the passes' means.
-    n: picks.
+    key: for the dropout on the features.
+    pool: with class_embeddings and logit_scale for `features`, with mean_probs
+      and mean_entropy for `lora`.
+    n: number of picks.
     noise: `features` or `lora`.
-    passes, dropout: of the features.
+    passes: number of passes; for `features` only.
+    dropout: probability that a feature is dropped; for `features` only.
+
+  Returns:
+    Picks; column `score` as above.
 
   Raises:
     InputError: the pool lacks what the noise needs.
@@ -50,15 +58,18 @@ def bald(
     if pool.mean_probs is None or pool.mean_entropy is None:
       raise InputError(
         "bald with noise=lora needs mean_probs and mean_entropy, which the "
-        "score stage provides from a LoRA adapter's stochastic passes."
+        "score stage provides from the stochastic passes of a LoRA adapter."
       )
     mean_probs, mean_entropy = pool.mean_probs, pool.mean_entropy
   else:
     mean_probs, mean_entropy = feature_dropout(
       key, pool, passes=passes, dropout=dropout
     )
+  # The mutual information is at least 0, but rounding could make it negative.
   score = rowwise.each(
-    lambda p, h: jnp.maximum(entropy_of(p) - h, 0), mean_probs, mean_entropy
+    lambda p, h: jnp.maximum(entropy_of_probs(p) - h, 0),
+    mean_probs,
+    mean_entropy,
   )
   return Picks(best(score, pool, n), columns={"score": score})
 
@@ -66,10 +77,23 @@ def bald(
 def feature_dropout(
   key: PRNGKeyArray, pool: PoolView, *, passes: int, dropout: float
 ) -> tuple[Float[Array, "N C"], Float[Array, " N"]]:
-  """Mean probabilities and mean entropy under dropout on the features.
+  """Computes mean probabilities and mean entropy under feature dropout.
 
-  Kept features are scaled by 1 / (1 - dropout), as in training, and not
-  normalised again, so the mean of the logits is the logits.
+  As in training, the features that are kept are scaled by 1 / (1 - dropout).
+  They are not normalized again, so the expected logits are the plain logits.
+
+  Args:
+    key: each image draws from (key, index).
+    pool: features, class_embeddings, logit_scale.
+    passes: number of passes.
+    dropout: probability that a feature is dropped.
+
+  Returns:
+    The means over the passes of the probabilities and of their entropy, in
+    nats.
+
+  Raises:
+    InputError: the pool has no class embeddings or no logit scale.
   """
   texts, scale = pool.class_embeddings, pool.logit_scale
   if texts is None or scale is None:
@@ -79,14 +103,17 @@ def feature_dropout(
     )
 
   def of_image(item, feature):
-    own = jax.random.fold_in(key, item)
-    keep = jax.random.bernoulli(own, 1 - dropout, (passes, feature.shape[0]))
+    image_key = jax.random.fold_in(key, item)
+    keep = jax.random.bernoulli(
+      image_key, 1 - dropout, (passes, feature.shape[0])
+    )
     noisy = jnp.where(keep, feature[None] / (1 - dropout), 0)
     cosines = jnp.matmul(noisy, texts.T, precision=jax.lax.Precision.HIGHEST)
     probs = jax.nn.softmax(scale * cosines)
-    return probs.mean(axis=0), entropy_of(probs).mean()
+    return probs.mean(axis=0), entropy_of_probs(probs).mean()
 
   def of_block(items, features):
+    # 256 images at a time: `passes` noisy copies of each are in memory at once.
     return jax.lax.map(
       lambda row: of_image(*row), (items, features), batch_size=256
     )

@@ -13,7 +13,8 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise
 from cpeal_jax.parallel.rowwise import ROWS
 
-# CB's clusters grow with the labels: room for so many more compiles once.
+# The number of clusters grows with the labels. The static size of k-means is a
+# multiple of ROOM, so that it is not compiled anew in every round.
 ROOM = 512
 
 
@@ -23,7 +24,11 @@ def multimodal(
   features: Float[Array, "N D"],
   class_embeddings: Float[Array, "C D"],
 ) -> Float[Array, "N 2*D"]:
-  """Image feature and expected text embedding side by side, of unit length."""
+  """Concatenates the image feature and the expected class embedding.
+
+  The expected class embedding is the mean of the class embeddings weighted by
+  the predicted probabilities. The rows are scaled to length 1.
+  """
 
   def of_rows(logits: Array, features: Array) -> Array:
     texts = jnp.matmul(
@@ -43,30 +48,35 @@ def cb(
 ) -> Picks:
   """Picks from the clusters that have the fewest labels for their size.
 
-  Each image is [h ; p T] of unit length: its feature and the embedding of its
-  expected class. k-means with `clusters_per_class` C + |L| centres on labeled
-  and unlabeled together; without a label, with n. Then `allocate`.
+  Each image is represented by [h ; p T], scaled to length 1: its feature beside
+  its expected class embedding. k-means runs on the labeled and unlabeled images
+  together, with `clusters_per_class` C + |L| centers, or with n centers if
+  nothing is labeled. `allocate` then picks from the clusters.
 
-  One rule serves both cases: without labels every cluster's ratio is 0, so
-  each gives one; and among unit rows of one cluster the nearest to the
-  centroid is the one of largest cosine, which the first round asks for. Here n
-  need not be C as it is there, and clusters that are used up are skipped.
+  The method has its own rule for the first round: take from each cluster the
+  image of largest cosine with the centroid. `allocate` does the same: without
+  labels every cluster's ratio is 0, so each cluster gets one pick; and among
+  unit rows of one cluster, the nearest to the centroid has the largest cosine.
+  Two differences: n need not be C in the first round, and clusters without
+  unlabeled images are skipped.
 
   Source: CB of CB+SQ (arXiv 2411.16722) as its released code behaves, without
-  its pseudo-labels (SQ). O(N log N + n log K) time beside k-means.
+  its pseudo-labels (SQ). O(N log N + n log K) time in addition to k-means.
 
   Args:
     key: seeds the clusters.
     pool: logits, features, labels, class embeddings.
-    n: picks.
+    n: number of picks.
     clusters_per_class: at least 1.
 
   Returns:
     Picks in the order of allocation; parts `cluster`, `distance` to its
-    centroid, and `score`, minus the labeled share of the cluster by then.
+    centroid, and `score`, which is minus the labeled share of the cluster just
+    before the pick.
 
   Raises:
-    InputError: no class embeddings, or no clusters.
+    InputError: the pool has no class embeddings, or `clusters_per_class` is
+      below 1.
   """
   if pool.class_embeddings is None:
     raise InputError(
@@ -75,13 +85,14 @@ def cb(
     )
   if clusters_per_class < 1:
     raise InputError(
-      f"cb: clusters_per_class={clusters_per_class}, but must be at least 1."
+      f"cb: clusters_per_class is {clusters_per_class}, but must be at least 1."
     )
   pool = placed(pool)
   classes = pool.logits.shape[1]
   anchors = on_host(pool.labels, pool) >= 0
   free = ~on_host(pool.labeled, pool)
-  # What is neither labeled nor to be had takes no part.
+  # Images that are neither labeled nor free (unreadable or set aside) take no
+  # part: they get weight 0 in k-means and are in no count.
   members, labels = int((anchors | free).sum()), int(anchors.sum())
   count = clusters_per_class * classes + labels if labels else n
   count = min(count, members)
@@ -113,26 +124,28 @@ def allocate(
   free: Bool[np.ndarray, " N"],
   n: int,
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-  """One by one, a pick for the cluster of the lowest ratio labeled / size.
+  """Makes n picks, each from the cluster with the lowest ratio labeled / size.
 
-  Picks count as labeled. Ties go to the largest cluster, then to the lowest
-  index. Inside it the free member nearest the centroid is picked; a cluster
-  without one is skipped.
+  Earlier picks count as labeled. On a tie the largest cluster comes first, then
+  the one of the lowest index. Within the cluster, the free image nearest to the
+  centroid is picked. Clusters without free images are skipped.
 
   Args:
     assignments: each image's cluster.
-    distances: to its centroid, in any monotone unit.
-    anchors: what is labeled.
-    free: what may be picked, n or more.
-    n: picks.
+    distances: each image's distance to its centroid, or any increasing function
+      of it, such as its square.
+    anchors: which images are labeled.
+    free: which images may be picked, n or more.
+    n: number of picks.
 
   Returns:
-    Indices, and each one's cluster's ratio before it was picked.
+    Indices of the picks, and the ratio of each pick's cluster just before it.
   """
   size = np.bincount(assignments[anchors | free])
   labeled = np.bincount(assignments[anchors], minlength=len(size))
   rows = np.flatnonzero(free)
-  # By cluster, then distance, then index; lists are read from their end.
+  # Sorted by cluster, then distance, then index. The lists below are filled in
+  # reverse order, because they are read from their end.
   rows = rows[np.lexsort((rows, distances[rows], assignments[rows]))]
   left: dict[int, list[int]] = {}
   for row in rows[::-1].tolist():

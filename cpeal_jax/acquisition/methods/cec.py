@@ -1,4 +1,7 @@
-"""CEC: cluster the images by calibrated entropy, their own and around them."""
+"""CEC: calibrated entropy-weighted clustering.
+
+An image's weight combines its calibrated entropy with that of its neighbors.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.acquisition.scores import entropy_of_logits
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.acquisition.spread import spread
 from cpeal_jax.errors import InputError, one_of
@@ -23,59 +26,68 @@ def calibrated_entropy(
   prior: str = "pooled",
   where: Bool[Array | np.ndarray, " N"] | None = None,
 ) -> Float[Array, " N"]:
-  """Entropy in nats after the class prior is divided out.
+  """Returns the entropy in nats after division by the estimated class prior.
 
     S_c = the `support` images of largest p_c
     pooled: P_c = mean of p_c over the union of all S
     per_class: P_c = mean of p_c over S_c
     q_c ~ p_c / max(P_c, 1e-8),  H = - sum_c q_c ln q_c
 
-  Source: CEC as others describe it, its paper being out of reach; the union is
-  the reading of PATRON (arXiv 2209.06995), from which CEC takes this step.
+  Source: descriptions of CEC by others, since its paper was not available to
+  us. The union is the construction of PATRON (arXiv 2209.06995), from which
+  CEC takes this step.
 
   Args:
     logits: of the posterior p = softmax(logits).
-    support: images a class, at most N / C and at least 1.
+    support: number of images per class. More than N / C are reduced to that,
+      but to no less than 1.
     prior: `pooled` or `per_class`.
-    where: which images may support a class, by default all.
+    where: which images the prior may be estimated from, by default all.
 
   Returns:
-    H, `[N]`, of all images.
+    H of all images, `[N]`.
+
+  Raises:
+    InputError: there is no such prior, or `support` is below 1.
   """
   allowed = np.ones(len(logits), bool) if where is None else where
-  return _calibrated(
+  return _calibrated_entropy(
     logits, allowed, support=support, prior=prior, images=len(logits)
   )
 
 
 @rowwise.per_device(rows=("logits", "allowed"), out=rowwise.ROWS)
-def _calibrated(logits, allowed, *, support, prior, images):
+def _calibrated_entropy(logits, allowed, *, support, prior, images):
+  """The device part of `calibrated_entropy`; `images` is N without padding."""
   one_of("CEC prior", prior, PRIORS)
   if support < 1:
-    raise InputError(f"cec: support={support}, but must be at least 1.")
+    raise InputError(f"cec: support is {support}, but must be at least 1.")
   support = max(1, min(support, images // logits.shape[1]))
   log_p = rowwise.each(jax.nn.log_softmax, logits)
-  # By the logarithm: small probabilities underflow and would tie.
+  # Sorted by the logarithm, because small probabilities underflow to 0 and
+  # would tie.
   masked = jnp.where(allowed[:, None], log_p, -jnp.inf)
+  # The support of each class, [C, support].
   values, rows = jax.vmap(lambda x: rowwise.top(x, support))(masked.T)
-  # Where too few are allowed, the others fill the list with -inf.
-  found = values > -jnp.inf
+  # If too few images are allowed, the lists end in others, of value -inf.
+  in_support = values > -jnp.inf
   if prior == "per_class":
-    number = jnp.sum(found, axis=1)
+    number = jnp.sum(in_support, axis=1)
     mean = jnp.sum(jnp.exp(values), axis=1) / jnp.maximum(number, 1)
   else:
-    # A row that is listed for several classes is one of the union.
-    union = allowed & ~rowwise.without(
-      jnp.ones_like(allowed), jnp.where(found, rows, -1)
+    # A row that supports several classes counts once in the union. `without`
+    # can only clear rows, so the union is what it clears in a mask of True.
+    union = allowed & ~rowwise.clear_rows(
+      jnp.ones_like(allowed), jnp.where(in_support, rows, -1)
     )
     mean = rowwise.total(
       lambda x, w: jnp.sum(jnp.where(w[:, None], jnp.exp(x), 0), axis=0),
       log_p,
       union,
     )
-    mean /= jnp.maximum(rowwise.count(union), 1)
+    mean /= jnp.maximum(rowwise.count_true(union), 1)
   offset = jnp.log(jnp.maximum(mean, 1e-8))
-  return rowwise.each(lambda x: entropy_of(x - offset[None]), log_p)
+  return rowwise.each(lambda x: entropy_of_logits(x - offset[None]), log_p)
 
 
 def neighbor_uncertainty(
@@ -87,30 +99,33 @@ def neighbor_uncertainty(
   rho: float = 1.0,
   normalize: bool = True,
 ) -> Float[Array, " N"]:
-  """Weighted mean of the neighbours' uncertainty.
+  """Returns the weighted mean uncertainty of each image's neighbors.
 
     cosine: w = max(cos, 0);  rbf: w = exp(-rho (2 - 2 cos))
     normalize: sum w u / sum w;  otherwise: sum w u / k
 
-  k counts the neighbours that are there. The image itself is not among them,
-  as it is in PATRON's code. Where all weights are 0 the normalised mean is the
-  plain one; without neighbours the value is 0.
+  Here k is the number of neighbors that exist. Unlike in PATRON's code, an
+  image is not its own neighbor. If all weights are 0, the normalized mean is
+  the unweighted mean. Without neighbors the value is 0.
 
   Args:
     uncertainty: of all images.
-    indices: each image's neighbours, -1 where there are fewer.
-    similarities: their cosines, -inf where there are fewer.
+    indices: each image's neighbors; -1 fills a row that has fewer.
+    similarities: their cosines; -inf fills a row that has fewer.
     kernel: `cosine` or `rbf`.
-    rho: of `rbf`, at least 0, on the squared distance.
+    rho: of `rbf`, at least 0; it multiplies the squared distance.
     normalize: whether the weights are made to sum to 1.
 
   Returns:
     `[N]`, in the unit of `uncertainty`.
+
+  Raises:
+    InputError: there is no such kernel, or `rho` is below 0.
   """
   one_of("CEC kernel", kernel, KERNELS)
   if rho < 0:
-    raise InputError(f"cec: rho={rho}, but must be at least 0.")
-  return _around(
+    raise InputError(f"cec: rho is {rho}, but must be at least 0.")
+  return _neighbor_mean(
     uncertainty,
     indices,
     similarities,
@@ -123,26 +138,32 @@ def neighbor_uncertainty(
 @rowwise.per_device(
   rows=("uncertainty", "indices", "similarities"), out=rowwise.ROWS
 )
-def _around(uncertainty, indices, similarities, *, kernel, rho, normalize):
-  every = rowwise.gather(uncertainty)
+def _neighbor_mean(
+  uncertainty, indices, similarities, *, kernel, rho, normalize
+):
+  """The device part of `neighbor_uncertainty`."""
+  # One number per image of the pool, so it may be gathered on every device.
+  all_uncertainty = rowwise.gather(uncertainty)
 
   def mean(indices, cosines):
-    there = indices >= 0
-    cosines = jnp.where(there, cosines, 0)
+    exists = indices >= 0
+    cosines = jnp.where(exists, cosines, 0)
     weights = (
       jnp.maximum(cosines, 0)
       if kernel == "cosine"
       else jnp.exp(-rho * (2 - 2 * cosines))
     )
-    weights = jnp.where(there, weights, 0)
+    weights = jnp.where(exists, weights, 0)
     if normalize:
-      flat = jnp.sum(weights, axis=1, keepdims=True) == 0
-      weights = jnp.where(flat, there, weights)
-      whole = jnp.sum(weights, axis=1)
+      all_zero = jnp.sum(weights, axis=1, keepdims=True) == 0
+      weights = jnp.where(all_zero, exists, weights)
+      divisor = jnp.sum(weights, axis=1)
     else:
-      whole = jnp.sum(there, axis=1).astype(weights.dtype)
-    around = every[jnp.maximum(indices, 0)]
-    return jnp.sum(weights * around, axis=1) / jnp.where(whole > 0, whole, 1)
+      divisor = jnp.sum(exists, axis=1).astype(weights.dtype)
+    around = all_uncertainty[jnp.maximum(indices, 0)]
+    return jnp.sum(weights * around, axis=1) / jnp.where(
+      divisor > 0, divisor, 1
+    )
 
   return rowwise.each(mean, indices, similarities)
 
@@ -160,43 +181,44 @@ def cec(
   normalize: bool = True,
   alpha: float = 0.5,
 ) -> Picks:
-  """Calibrated entropy-weighted clustering.
+  """Picks one image per cluster, weighted by calibrated entropy (CEC).
 
     U = (1 - alpha) H + alpha U_nbr
 
-  H is `calibrated_entropy`, U_nbr the `neighbor_uncertainty` of H among the
-  unlabeled. k-means with n centres on the unlabeled features, weighted by U;
-  each centre takes the image nearest to it, not its most uncertain member.
-  Weighted k-means ignores a factor, so H + beta U_nbr is alpha = beta /
-  (1 + beta). Where U is 0 throughout, all weigh the same.
+  H is `calibrated_entropy`, and U_nbr is the `neighbor_uncertainty` of H among
+  the unlabeled images. k-means with n centers runs on the unlabeled features,
+  weighted by U. Each center takes the image nearest to it, not the most
+  uncertain one of its cluster. If U is 0 everywhere, all images get the same
+  weight. A common factor does not change weighted k-means, so H + beta U_nbr
+  corresponds to alpha = beta / (1 + beta).
 
-  Source: the stages of CEC's abstract and others' account of its steps; the
-  paper's own constants are unknown, so the defaults are ours.
+  Source: the stages that CEC's abstract names, and descriptions of its steps by
+  others. The paper's constants are unknown to us, so the defaults are ours.
 
   Args:
     key: seeds the clusters.
-    pool: logits, features, neighbours.
-    n: picks, and centres.
-    support, prior: of `calibrated_entropy`, on the unlabeled.
+    pool: logits, features, neighbors.
+    n: number of picks, and of centers.
+    support, prior: of `calibrated_entropy`, estimated on the unlabeled images.
     kernel, rho, normalize: of `neighbor_uncertainty`.
-    alpha: weight of the neighbours, 0 to 1.
+    alpha: weight of the neighbors, 0 to 1.
 
   Returns:
-    Picks, highest U first; parts `cluster`, `distance` to its centre, `score`;
-    columns `calibrated_entropy` and `calibrated_neighbor_uncertainty` in nats,
-    and `score`, which is U.
+    Picks, highest U first; parts `cluster`, `distance` to its center and
+    `score`; columns `calibrated_entropy` and `calibrated_neighbor_uncertainty`
+    in nats, and `score`, which is U.
 
   Raises:
-    InputError: the pool has no neighbours, or a hyperparameter is out of range.
+    InputError: the pool has no neighbors, or a hyperparameter is out of range.
   """
   if pool.neighbor_indices is None or pool.neighbor_similarities is None:
     raise InputError(
-      "cec needs each image's neighbours, which the stage `score` provides "
+      "cec needs each image's neighbors, which the stage `score` provides "
       "with scoring.neighbors above 0."
     )
   if not 0 <= alpha <= 1:
-    raise InputError(f"cec: alpha={alpha}; allowed are 0 to 1.")
-  own = _calibrated(
+    raise InputError(f"cec: alpha is {alpha}, but must be from 0 to 1.")
+  entropies = _calibrated_entropy(
     pool.logits,
     ~pool.labeled,
     support=support,
@@ -204,7 +226,7 @@ def cec(
     images=pool.images,
   )
   around = neighbor_uncertainty(
-    own,
+    entropies,
     pool.neighbor_indices,
     pool.neighbor_similarities,
     kernel=kernel,
@@ -212,12 +234,12 @@ def cec(
     normalize=normalize,
   )
   score = rowwise.each(
-    lambda own, around: (1 - alpha) * own + alpha * around, own, around
+    lambda h, h_around: (1 - alpha) * h + alpha * h_around, entropies, around
   )
   return Picks(
     *spread(key, pool, n, score),
     columns={
-      "calibrated_entropy": own,
+      "calibrated_entropy": entropies,
       "calibrated_neighbor_uncertainty": around,
       "score": score,
     },

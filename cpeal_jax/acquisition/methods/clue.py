@@ -1,9 +1,9 @@
-"""CLUE: picks from clusters of the features, weighted by entropy."""
+"""CLUE: picks near the centers of entropy-weighted clusters of the features."""
 
 from jaxtyping import PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
-from cpeal_jax.acquisition.scores import entropy_of
+from cpeal_jax.acquisition.scores import entropy_of_logits
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.acquisition.spread import spread
 from cpeal_jax.errors import InputError
@@ -14,28 +14,35 @@ from cpeal_jax.parallel import rowwise
 def clue(
   key: PRNGKeyArray, pool: PoolView, n: int, *, temperature: float = 1.0
 ) -> Picks:
-  """Clusters of the unlabeled images, weighted by their entropy.
+  """Picks one image per cluster of the unlabeled, weighted by entropy.
 
     w = entropy of softmax(logits / temperature), in nats
 
-  k-means with n centres on the features, weighted by w; each centre takes the
-  image nearest to it that no earlier one took.
+  k-means with n centers runs on the unlabeled features, weighted by w. Each
+  center takes the image nearest to it that no earlier center took.
 
   Source: Prabhu et al. 2021 (arXiv 2010.08666). Its code adds 1e-8 to every
-  probability; here equal weights step in only where all are 0. The temperature
-  is 1 since CLIP's logits are scaled already.
+  probability; here, all images get the same weight if all weights are 0. The
+  temperature defaults to 1, because CLIP's logits are scaled already.
 
   Args:
     key: seeds the clusters.
     pool: logits, features.
-    n: picks, and centres.
+    n: number of picks, and of centers.
     temperature: above 0.
 
   Returns:
-    Picks, highest w first; parts `cluster`, `distance` to its centre, `score`;
-    column `score` is w.
+    Picks, highest w first; parts `cluster`, `distance` to its center and
+    `score`; column `score` is w.
+
+  Raises:
+    InputError: the temperature is not above 0.
   """
   if not temperature > 0:
-    raise InputError(f"clue: temperature={temperature}, but must be above 0.")
-  score = rowwise.each(lambda x: entropy_of(x / temperature), pool.logits)
+    raise InputError(
+      f"clue: temperature is {temperature}, but must be above 0."
+    )
+  score = rowwise.each(
+    lambda x: entropy_of_logits(x / temperature), pool.logits
+  )
   return Picks(*spread(key, pool, n, score), columns={"score": score})

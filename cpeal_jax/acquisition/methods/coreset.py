@@ -1,4 +1,7 @@
-"""CoreSet: cover the features, each pick the point farthest from the rest."""
+"""CoreSet: picks that cover the feature space.
+
+Each pick is the image farthest from all labeled and picked images.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.parallel import rowwise
 
-# Shown to all devices at once, and the columns of one product.
+# How many anchors are sent to all devices at once. They are also the columns of
+# one matrix product.
 ANCHORS = 256
 
 
@@ -17,50 +21,66 @@ ANCHORS = 256
 def squared_distances(
   rows: Float[Array, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
-  """Squared Euclidean distance of all rows to one, exactly 0 to its copies.
+  """Returns the squared Euclidean distances of all rows to one row.
 
-  From differences: |x|^2 + |y|^2 - 2 xy leaves noise between equal rows, and
-  then ties do not go to the lower index.
+  They are computed from differences, so copies of the row are at exactly 0.
+  With |x|^2 + |y|^2 - 2 x . y equal rows would differ by rounding noise, and
+  ties would not go to the lower index.
   """
   return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
-def to_row(
+def squared_distances_to_row(
   rows: Float[Array | np.ndarray, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
-  """`squared_distances`, a block of rows at a time."""
+  """Computes `squared_distances` of one device's rows, a block at a time."""
   return rowwise.each(lambda x: squared_distances(x, row), rows)
 
 
 @rowwise.per_device(rows=("rows", "anchors"), out=rowwise.ROWS)
-def to_nearest(
+def squared_distances_to_nearest(
   rows: Float[Array, "N D"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
-  """Squared distance of all rows to the nearest anchor row; inf without any.
+  """Returns each row's squared Euclidean distance to the nearest anchor row.
 
-  A product finds which of some anchors is nearest and the difference says how
-  far, so that a copy of an anchor is at exactly 0. ANCHORS at a time are shown
-  to all devices.
+  ANCHORS anchors at a time are sent to all devices. A matrix product finds
+  which of them is nearest, and the difference to that one gives the distance,
+  so a copy of an anchor is at exactly 0.
+
+  Args:
+    rows: the features.
+    anchors: which of the rows are anchors.
+
+  Returns:
+    `[N]`; inf everywhere if there are no anchors.
   """
-  count, number = rowwise.listed(anchors)
+  # `number(k)` is the index of the k-th anchor among the rows of all devices.
+  count, number = rowwise.selected_rows(anchors)
 
   def visit(i, state):
     places = i * ANCHORS + jnp.arange(ANCHORS)
-    others = rowwise.at(rows, number(places))
+    others = rowwise.take(rows, number(places))  # [ANCHORS, D]
     norms = jnp.sum(jnp.square(others), axis=1)
 
-    def nearer(x, best, far):
+    def nearer(x, best, squared_distance):
+      """Compares a tile `x` with these anchors; all states are `[tile]`."""
       dots = jnp.matmul(x, others.T, precision=jax.lax.Precision.HIGHEST)
-      # Less the row's own norm, which is the same for every anchor.
+      # The squared distance without the row's own squared norm, which is the
+      # same for all anchors and so does not matter for the argmin. Places from
+      # `count` on are no anchors.
       apart = jnp.where((places < count)[None], norms[None] - 2 * dots, jnp.inf)
       least = jnp.min(apart, axis=1)
       exact = jnp.sum(jnp.square(x - others[jnp.argmin(apart, axis=1)]), axis=1)
-      return jnp.minimum(least, best), jnp.where(least < best, exact, far)
+      return (
+        jnp.minimum(least, best),
+        jnp.where(least < best, exact, squared_distance),
+      )
 
     return rowwise.each(nearer, rows, *state)
 
   start = jnp.full(rows.shape[0], jnp.inf, rows.dtype)
-  # The trip count is traced: one compilation, however many are labeled.
+  # The trip count is traced, so the program is compiled once, whatever the
+  # number of labeled images.
   return jax.lax.fori_loop(0, -(-count // ANCHORS), visit, (start, start))[1]
 
 
@@ -74,48 +94,67 @@ def k_center(
   *,
   n: int,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-  """k-centre greedy: n times the free point farthest from all centres.
+  """Picks n free points, each farthest from all centers so far (k-center).
 
-    d_i = min over centres c of |x_i - x_c|; pick argmax d_i; it is a centre.
+    d_i = min over centers c of |x_i - x_c|;  pick argmax_i d_i
 
-  The anchors are the first centres. Without any, the first pick is the free
-  point nearest the mean of the free points.
+  The anchors are the first centers, and every pick becomes one. Without
+  anchors, the first pick is the free point nearest the mean of the free points.
 
   Source: Sener and Savarese 2018 (arXiv 1708.00489), algorithm 1.
 
   Args:
-    features: points.
-    anchors: centres that are there already.
-    free: points that may be picked, n or more.
-    n: picks.
+    features: the points.
+    anchors: which of them are centers from the start.
+    free: which of them may be picked, n or more.
+    n: number of picks.
 
   Returns:
-    Indices, and each pick's distance to its nearest centre when it was picked
-    (0 for a first pick without anchors).
+    Indices, and each pick's Euclidean distance to the nearest center at the
+    time it was picked (0 for a first pick without anchors).
   """
-  return _greedy(features, to_nearest(features, anchors), free, n)
+  return _greedy_k_center(
+    features, squared_distances_to_nearest(features, anchors), free, n
+  )
 
 
-def _greedy(features, nearest, free, n):
+def _greedy_k_center(features, nearest, free, n):
+  """The greedy loop of `k_center`, in the body of a per-device function.
+
+  Args:
+    features: `[N, D]`.
+    nearest: squared distance of each row to the nearest anchor, `[N]`; inf if
+      there are no anchors.
+    free: which rows may be picked, `[N]`.
+    n: number of picks.
+
+  Returns:
+    Indices and Euclidean distances of the picks, both `[n]`.
+  """
   sums = rowwise.total(
     lambda x, w: jnp.sum(jnp.where(w[:, None], x, 0), axis=0), features, free
   )
-  central = -to_row(features, sums / rowwise.count(free))
+  # How near each row is to the mean of the free rows: higher is nearer.
+  centrality = -squared_distances_to_row(
+    features, sums / rowwise.count_true(free)
+  )
 
   def step(i, state):
     nearest, left, picks, distances = state
-    # Only a first pick without anchors sees an infinite distance.
-    first = jnp.isinf(nearest)
-    value = jnp.where(first, central, nearest)
+    # `nearest` is infinite only before the first pick, if there are no anchors.
+    no_center = jnp.isinf(nearest)
+    value = jnp.where(no_center, centrality, nearest)
     pick = rowwise.argmax(jnp.where(left, value, -jnp.inf))
-    there = rowwise.at(nearest, pick)
-    far = jnp.where(jnp.isinf(there), 0, jnp.sqrt(there))
-    to_pick = to_row(features, rowwise.at(features, pick))
+    squared_distance = rowwise.take(nearest, pick)
+    distance = jnp.where(
+      jnp.isinf(squared_distance), 0, jnp.sqrt(squared_distance)
+    )
+    to_pick = squared_distances_to_row(features, rowwise.take(features, pick))
     return (
       jnp.minimum(nearest, to_pick),
-      rowwise.without(left, pick),
+      rowwise.clear_rows(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
-      distances.at[i].set(far),
+      distances.at[i].set(distance),
     )
 
   picks, distances = jnp.zeros(n, jnp.int32), jnp.zeros(n, features.dtype)
@@ -125,26 +164,27 @@ def _greedy(features, nearest, free, n):
 
 @selector
 def coreset(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
-  """The image farthest from all that is labeled or picked, n times.
+  """Picks the image farthest from all labeled and picked images, n times.
 
-  `k_center` on the image features, with the labeled images as first centres.
-  O((|L| + n) N D) time, O(N D) memory.
+  This is `k_center` on the image features, with the labeled images as first
+  centers. O((|L| + n) N D) time, O(N D) memory.
 
-  Source: Sener and Savarese 2018 (arXiv 1708.00489), the greedy form without
-  the later mixed-integer refinement. What comes first when nothing is labeled
-  is our choice: the image nearest the mean.
+  Source: Sener and Savarese 2018 (arXiv 1708.00489), the greedy form, without
+  the mixed-integer program that refines it. The first pick when nothing is
+  labeled, the image nearest the mean, is our choice.
 
   Returns:
-    Picks; part `distance` to the nearest labeled or picked image when picked,
-    and the same as `score`; column `score` is the distance of every image to
-    the nearest labeled one, 0 if nothing is labeled.
+    Picks; part `distance`, to the nearest labeled or picked image at the time
+    of the pick; part `score`, the same number; column `score`, each image's
+    distance to the nearest labeled one, or 0 if nothing is labeled. All
+    distances are Euclidean.
   """
   del key  # Deterministic.
   features, anchors = jnp.asarray(pool.features), jnp.asarray(pool.labels) >= 0
-  far = to_nearest(features, anchors)
-  indices, distances = _greedy(features, far, ~pool.labeled, n)
+  nearest = squared_distances_to_nearest(features, anchors)
+  indices, distances = _greedy_k_center(features, nearest, ~pool.labeled, n)
   return Picks(
     indices,
     parts={"score": distances, "distance": distances},
-    columns={"score": jnp.where(jnp.isinf(far), 0, jnp.sqrt(far))},
+    columns={"score": jnp.where(jnp.isinf(nearest), 0, jnp.sqrt(nearest))},
   )

@@ -1,11 +1,14 @@
-"""Featdist: label what lies farthest from the labeled images."""
+"""Featdist: picks the images farthest from the labeled ones."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cpeal_jax.acquisition.methods.coreset import squared_distances, to_nearest
+from cpeal_jax.acquisition.methods.coreset import (
+  squared_distances,
+  squared_distances_to_nearest,
+)
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import one_of
@@ -19,12 +22,22 @@ SPACES = ("logits", "image")
 def class_means(
   rows: Float[Array, "N V"], labels: Int[Array, " N"], *, classes: int
 ) -> tuple[Float[Array, "C V"], Int[Array, " C"]]:
-  """Mean row of each class, 0 where it has no label, and labels per class."""
+  """Computes the mean row of each class, and the number of its labels.
+
+  Args:
+    rows: one vector per image.
+    labels: the class of each image; -1 leaves it out.
+    classes: C.
+
+  Returns:
+    The means, 0 for a class without labels, and the counts.
+  """
 
   def sums(rows, labels):
-    # A label of -1 is no class's. By a product: see `kmeans`.
-    of = jax.nn.one_hot(labels, classes, dtype=rows.dtype)
-    return jnp.matmul(of.T, rows, precision=jax.lax.Precision.HIGHEST)
+    # A label of -1 gives a row of zeros, so it belongs to no class. A product
+    # with one-hot rows adds in a fixed order, which a scatter does not promise.
+    membership = jax.nn.one_hot(labels, classes, dtype=rows.dtype)
+    return jnp.matmul(membership.T, rows, precision=jax.lax.Precision.HIGHEST)
 
   counts = rowwise.total(
     lambda x: jnp.sum(x[:, None] == jnp.arange(classes)[None], axis=0), labels
@@ -36,10 +49,11 @@ def class_means(
 def _sum_of_distances(
   rows: Float[Array | np.ndarray, "N V"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
-  count, number = rowwise.listed(anchors)
+  """Adds up each row's Euclidean distances to all anchor rows."""
+  count, number = rowwise.selected_rows(anchors)
 
   def add(i, total):
-    row = rowwise.at(rows, number(i))
+    row = rowwise.take(rows, number(i))
     return rowwise.each(
       lambda x, total: total + jnp.sqrt(squared_distances(x, row)), rows, total
     )
@@ -57,29 +71,32 @@ def featdist(
   to: str = "class_mean",
   space: str = "logits",
 ) -> Picks:
-  """The largest distances to what is labeled.
+  """Picks the images with the largest distance to the labeled images.
+
+  For image i with the vector v_i, the distance is one of
 
     class_mean: |v_i - mean of v over the images labeled as i's prediction|
     nearest: min over labeled l of |v_i - v_l|
     sum: sum over labeled l of |v_i - v_l|
 
-  Source: `class_mean` on the logits is the behaviour of C-PEAL's released
-  code (arXiv 2507.21521). It leaves out images predicted as a class without
-  labels and so can return too few; here they come after all others, with a
-  score of -1. Featdist of PEAL (arXiv 2406.09296) is published without a
-  definition; `nearest` and `sum` on the image features are two readings of
-  its name.
+  Source: `class_mean` on the logits is what C-PEAL's released code does (arXiv
+  2507.21521). That code leaves out images whose predicted class has no labels,
+  and so can return too few; here they come after all others, with a score of
+  -1. PEAL (arXiv 2406.09296) uses a Featdist without defining it; `nearest` and
+  `sum` on the image features are two readings of the name.
 
   Args:
     key: unused.
     pool: logits, features, labels.
-    n: picks.
+    n: number of picks.
     to: `class_mean`, `nearest` or `sum`.
-    space: v is the `logits`, scaled cosines, or the unit `image` features.
+    space: what v is, the `logits` (scaled cosines) or the unit `image`
+      features.
 
   Returns:
-    Picks; column `score` is the distance, -1 where there is nothing to measure
-    to. If nothing is labeled that is everywhere, and the lowest indices win.
+    Picks; column `score` is the distance, or -1 where there is nothing to
+    measure to. If nothing is labeled, every score is -1 and the lowest indices
+    are picked.
   """
   del key  # Deterministic.
   one_of("featdist distance", to, TO)
@@ -90,17 +107,17 @@ def featdist(
     means, counts = class_means(rows, pool.labels, classes=pool.logits.shape[1])
     predicted = jnp.argmax(pool.logits, axis=1)
 
-    def apart(rows, predicted):
+    def to_class_mean(rows, predicted):
       return jnp.sqrt(jnp.sum(jnp.square(rows - means[predicted]), axis=1))
 
-    known = counts[predicted] > 0
-    distances = rowwise.each(apart, rows, predicted)
+    measurable = counts[predicted] > 0
+    distances = rowwise.each(to_class_mean, rows, predicted)
   else:
-    known = rowwise.any_(anchors)
+    measurable = rowwise.any_true(anchors)
     distances = (
-      jnp.sqrt(to_nearest(rows, anchors))
+      jnp.sqrt(squared_distances_to_nearest(rows, anchors))
       if to == "nearest"
       else _sum_of_distances(rows, anchors)
     )
-  score = jnp.where(known, distances, -1)
+  score = jnp.where(measurable, distances, -1)
   return Picks(best(score, pool, n), columns={"score": score})

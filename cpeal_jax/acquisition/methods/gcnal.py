@@ -1,4 +1,8 @@
-"""GCNAL: a graph network tells labeled from unlabeled, CoreSet on its view."""
+"""GCNAL: CoreSet on features from a graph network that knows what is labeled.
+
+The network is trained to tell labeled from unlabeled images; the picks are
+k-center greedy on its hidden layer and its output, side by side.
+"""
 
 from functools import partial
 
@@ -12,21 +16,29 @@ from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.parallel import rowwise, sharding
 
-# Column sums below this are rounding noise, or cancellation: see `senders`.
+# A column sum closer to 0 than this is rounding noise, or what is left after
+# positive and negative cosines cancel: see `inverse_column_sums`.
 LEAST_SUM = 1e-3
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def senders(
+def inverse_column_sums(
   z: Float[Array, "M D"], nodes: Bool[Array, " M"]
 ) -> Float[Array, " M"]:
-  """1 / column sum of S = Z Z^T - I over the nodes, 0 for any other row.
+  """Returns 1 / column sums of S = Z Z^T - I, taken over the nodes.
 
-  A column sum between -1e-3 and 1e-3, as of a lone node, would divide by
-  noise; such a node passes nothing on. Sums below 0 stay as they are.
+  It is 0 for rows that are no nodes. It is also 0 where the sum lies between
+  -1e-3 and 1e-3, as that of a lone node does: dividing would amplify noise, so
+  such a node passes nothing on to its neighbors. Negative sums stay negative.
+
+  Args:
+    z: unit features.
+    nodes: which rows are nodes of the graph; the others are padding.
   """
   weights = nodes.astype(z.dtype)
+  # The sum over nodes i of z_i . z_j is (w^T Z) . z_j: two products of a vector
+  # instead of the M x M matrix. The 1 is z_j . z_j.
   sums = _matmul(z, _matmul(weights, z)) - 1
   usable = nodes & (jnp.abs(sums) >= LEAST_SUM)
   return jnp.where(usable, 1 / jnp.where(usable, sums, 1), 0)
@@ -35,16 +47,25 @@ def senders(
 def propagate(
   z: Float[Array, "M D"], inverse: Float[Array, " M"], x: Float[Array, "M K"]
 ) -> Float[Array, "M K"]:
-  """Adj X for Adj = S diag(1 / column sums) + I, without the M x M Adj.
+  """Returns Adj X for Adj = S diag(inverse) + I, without building Adj.
 
-  Adj X = Z (Z^T Y) - Y + X with Y = X / column sums, exactly.
+  With Y = diag(inverse) X, Adj X = Z (Z^T Y) - Y + X, exactly. The largest
+  product has the shape [M, D] x [D, K], where Adj would be [M, M].
+
+  Args:
+    z: unit features, S = Z Z^T - I.
+    inverse: see `inverse_column_sums`.
+    x: K numbers per node.
   """
   y = x * inverse[:, None]
   return _matmul(z, _matmul(z.T, y)) - y + x
 
 
 def init(key: PRNGKeyArray, features: int, hidden: int) -> dict[str, Array]:
-  """Weights and biases, uniform in +- 1 / sqrt(outputs)."""
+  """Draws weights and biases, uniform in +- 1 / sqrt(outputs of the layer).
+
+  The bound follows from the outputs, not from the inputs as is usual.
+  """
   shapes = {"w1": (features, hidden), "b1": (hidden,), "w2": (hidden, 1)}
   shapes["b2"] = (1,)
   keys = jax.random.split(key, len(shapes))
@@ -63,10 +84,19 @@ def forward(
   inverse: Float[Array, " M"],
   keep: Float[Array, "M H"] | None = None,
 ) -> tuple[Float[Array, "M H"], Float[Array, " M"]]:
-  """Hidden layer and logit of "labeled", of each node.
+  """Runs the network: two graph convolutions, D to H to 1.
 
-  `smooth` is Adj Z, the same at every step since Adj (Z W) = (Adj Z) W;
-  `keep` is what dropout multiplies the hidden layer with.
+  Args:
+    params: see `init`.
+    smooth: Adj Z. Since Adj (Z W) = (Adj Z) W, it is the same for all weights
+      and is computed once, before training.
+    z: unit features, for the second convolution.
+    inverse: see `inverse_column_sums`.
+    keep: the factors by which dropout multiplies the hidden layer: 0 or
+      1 / (1 - dropout). None for no dropout.
+
+  Returns:
+    The hidden layer, before dropout, and each node's logit of being labeled.
   """
   hidden = jax.nn.relu(_matmul(smooth, params["w1"]) + params["b1"][None])
   passed = hidden if keep is None else hidden * keep
@@ -80,17 +110,19 @@ def loss(
   unlabeled: Bool[Array, " M"],
   unlabeled_weight: float,
 ) -> Float[Array, ""]:
-  """-mean ln s over the labeled - weight mean ln(1 - s) over the unlabeled.
+  """Returns the weighted cross entropy of labeled against unlabeled nodes.
 
-  s = sigmoid(logit); the mean of nothing is 0.
+    -mean ln s over the labeled - weight * mean ln(1 - s) over the unlabeled,
+
+  where s = sigmoid(logit). The mean over an empty set is 0.
   """
 
   def mean(values, where):
     total = jnp.sum(jnp.where(where, values, 0))
     return total / jnp.maximum(jnp.sum(where), 1)
 
-  known = mean(jax.nn.log_sigmoid(logits), labeled)
-  return -known - unlabeled_weight * mean(
+  labeled_term = mean(jax.nn.log_sigmoid(logits), labeled)
+  return -labeled_term - unlabeled_weight * mean(
     jax.nn.log_sigmoid(-logits), unlabeled
   )
 
@@ -106,15 +138,24 @@ def draw_nodes(
   nodes: int,
   images: int,
 ) -> tuple[Int[Array, " M"], Bool[Array, " M"]]:
-  """Up to `nodes` random free rows, and the labeled ones.
+  """Chooses the nodes: up to `nodes` random free rows, and the labeled ones.
 
-  Shapes may not follow the labels, so M = min(images, 2 nodes), made whole for
-  the devices: the free rows drawn come first, then the labeled, then what is
-  no node.
+  The number of labeled rows grows from round to round, but the shapes must not,
+  or every round would compile again. So M is min(images, 2 nodes), rounded up
+  to what the devices can share. These M rows are filled with the drawn free
+  rows, then with labeled rows, then with rows that are no nodes. If there are
+  too many labeled rows, a random part of them is left out.
+
+  Args:
+    key: each row draws from (key, index).
+    free: rows without a label.
+    labeled: rows with a label.
+    nodes: the most free rows to draw.
+    images: number of rows that are images.
 
   Returns:
-    Rows in ascending order, so that ties go to the lower index, and which of
-    them are nodes.
+    The chosen rows in ascending order, so that ties go to the lower index, and
+    which of them are nodes. Both are the same on every device.
   """
   devices = jax.lax.axis_size(rowwise.AXIS)
   items = rowwise.ids(free)
@@ -122,14 +163,16 @@ def draw_nodes(
     items
   )
   chances, drawn = rowwise.top(jnp.where(free, noise, -1), min(images, nodes))
-  # What is not free fills the list where too little is.
+  # With fewer free rows than asked for, the list ends in other rows, of chance
+  # -1.
   drawn = jnp.where(chances >= 0, drawn, -1)
-  chosen = ~rowwise.without(jnp.ones_like(free), drawn)
-  # Noise is at most 1, so the groups stay apart.
+  # `without` can only clear rows, so it clears `drawn` in a mask of True.
+  chosen = ~rowwise.clear_rows(jnp.ones_like(free), drawn)
+  # The noise is below 1, so it orders rows within the three groups only.
   order = 4.0 * chosen + 2.0 * labeled + noise
   size = sharding.padded(min(images, 2 * nodes), devices)
   rows = jnp.sort(rowwise.top(order, size)[1])
-  return rows, rowwise.at((chosen | labeled).astype(jnp.int32), rows) > 0
+  return rows, rowwise.take((chosen | labeled).astype(jnp.int32), rows) > 0
 
 
 def train(
@@ -145,8 +188,25 @@ def train(
   dropout: float,
   unlabeled_weight: float,
 ) -> dict[str, Array]:
-  """Full-batch steps of Adam, whose weight decay is part of the gradient."""
-  # In this order, unlike AdamW's.
+  """Trains the network by full-batch steps of Adam.
+
+  Args:
+    key: for the dropout.
+    params: initial weights.
+    graph: `smooth`, `z` and `inverse` as `forward` takes them.
+    labeled: which rows are labeled nodes.
+    unlabeled: which rows are unlabeled nodes.
+    steps: number of steps.
+    learning_rate: Adam's.
+    weight_decay: this times the weights is added to the gradient.
+    dropout: probability that a hidden unit is dropped.
+    unlabeled_weight: see `loss`.
+
+  Returns:
+    The trained weights.
+  """
+  # The decay is part of the gradient that Adam sees, as in torch's Adam. In
+  # AdamW it would come after Adam.
   adam = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.adam(learning_rate)
   )
@@ -181,55 +241,61 @@ def gcnal(
   dropout: float = 0.3,
   unlabeled_weight: float = 1.2,
 ) -> Picks:
-  """CoreGCN: k-centre greedy on a graph network's hidden layer.
+  """CoreGCN: picks by k-center greedy on what a graph network computes.
 
   The nodes are the labeled images and up to `nodes` random unlabeled ones.
   Edges are cosines, S = Z Z^T - I, and Adj = S diag(1 / column sums of S) + I.
-  Two graph convolutions, D to `hidden`, ReLU, dropout, `hidden` to 1, learn
-  to tell labeled from unlabeled nodes (`loss`) in `steps` full-batch steps of
-  Adam. `k_center` then picks on the hidden layer without dropout, with the
-  labeled nodes as first centres.
+  Two graph convolutions (D to `hidden`, ReLU, dropout, `hidden` to 1) learn to
+  tell labeled from unlabeled nodes (`loss`) in `steps` full-batch steps of
+  Adam. `k_center` then picks among the points [hidden layer ; logit], of
+  `hidden` + 1 coordinates and without dropout, with the labeled nodes as first
+  centers. The logit, the output before its sigmoid, is not scaled: where the
+  network is sure, it is the coordinate along which labeled and unlabeled nodes
+  lie farthest apart.
 
-  Adj is Z Z^T up to diagonals, so a product with it takes two thin ones:
-  O(steps M D hidden) time and O(M (D + hidden)) memory for M nodes.
+  Except on the diagonal, Adj is Z Z^T with scaled columns, so a product with it
+  takes two thin ones: O(steps M D hidden) time and O(M (D + hidden)) memory for
+  M nodes.
 
   Source: Caramalau et al. 2021 (arXiv 2006.10219) and their released code,
-  which builds Adj and takes ln(1 - sigmoid) of what can be 0. Its k-centre
-  space has the network's output as one more coordinate; here the hidden layer
-  alone.
+  which has the same points. That code builds Adj, and takes ln(1 - sigmoid) of
+  a number that can be 0.
 
   Args:
     key: draws nodes, weights and dropout.
     pool: features, labels.
-    n: picks. Those beyond `nodes` come from `k_center` on the features.
-    nodes: unlabeled ones at most. Beyond that many labeled ones, too, a random
-      part of them may be left out: see `draw_nodes`.
+    n: number of picks. Those beyond `nodes` come from `k_center` on the
+      features.
+    nodes: the most unlabeled images in the graph. If there are more labeled
+      ones than that, a random part of them may be left out, too: see
+      `draw_nodes`.
     hidden: width of the hidden layer.
-    steps: full-batch steps.
-    learning_rate: of Adam.
-    weight_decay: added to the gradient, times the weights.
+    steps: number of full-batch steps.
+    learning_rate: Adam's.
+    weight_decay: this times the weights is added to the gradient.
     dropout: share of the hidden layer that is dropped in training.
-    unlabeled_weight: of the unlabeled nodes' term.
+    unlabeled_weight: weight of the unlabeled nodes in the loss.
 
   Returns:
-    Picks; part `distance` to the nearest centre when picked; column `score`,
-    1 - sigmoid(logit) of the nodes and 0 of all others.
+    Picks; part `distance` to the nearest center at the time of the pick; column
+    `score`, which is 1 - sigmoid(logit) for nodes and 0 for all others.
   """
-  draw, start, drop = jax.random.split(key, 3)
+  draw_key, init_key, dropout_key = jax.random.split(key, 3)
   free = ~pool.labeled
   anchors = (pool.labels >= 0) & pool.labeled
   rows, is_node = draw_nodes(
-    draw, free, anchors, nodes=nodes, images=pool.images
+    draw_key, free, anchors, nodes=nodes, images=pool.images
   )
-  is_free = rowwise.at(free.astype(jnp.int32), rows) > 0
+  is_free = rowwise.take(free.astype(jnp.int32), rows) > 0
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
-  # The nodes are few: every device has them all and trains the same network.
-  z = rowwise.at(pool.features, rows)
-  inverse = senders(z, is_node)
+  # The nodes are few, so every device holds all of them, z being [M, D], and
+  # trains the same network.
+  z = rowwise.take(pool.features, rows)
+  inverse = inverse_column_sums(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
-    drop,
-    init(start, z.shape[1], hidden),
+    dropout_key,
+    init(init_key, z.shape[1], hidden),
     graph,
     labeled,
     unlabeled,
@@ -239,18 +305,22 @@ def gcnal(
     dropout=dropout,
     unlabeled_weight=unlabeled_weight,
   )
-  view, logits = forward(params, *graph)
-  found, distances = k_center(
-    *(rowwise.own(x) for x in (view, labeled, unlabeled)), n=min(n, nodes)
+  hidden_layer, logits = forward(params, *graph)
+  points = jnp.concatenate([hidden_layer, logits[:, None]], axis=1)
+  # `k_center` works on a device's share of the rows, so it gets that of the
+  # replicated nodes. Its answer counts over all M nodes.
+  picked_nodes, distances = k_center(
+    *(rowwise.device_share(x) for x in (points, labeled, unlabeled)),
+    n=min(n, nodes),
   )
-  indices = rows[found]
+  indices = rows[picked_nodes]
   if n > nodes:
-    left = rowwise.without(free, indices)
-    more, far = k_center(
+    left = rowwise.clear_rows(free, indices)
+    more_indices, more_distances = k_center(
       pool.features, anchors | (free & ~left), left, n=n - nodes
     )
-    indices = jnp.concatenate([indices, more])
-    distances = jnp.concatenate([distances, far])
+    indices = jnp.concatenate([indices, more_indices])
+    distances = jnp.concatenate([distances, more_distances])
   score = jnp.where(is_node, jax.nn.sigmoid(-logits), 0)
   return Picks(
     indices,

@@ -1,4 +1,4 @@
-"""ProbCover: cover the pool with balls of one radius around labeled images."""
+"""ProbCover: covers the pool with balls of one radius around labeled images."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,20 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.kmeans import kmeans
-from cpeal_jax.acquisition.methods.coreset import to_nearest, to_row
+from cpeal_jax.acquisition.methods.coreset import (
+  squared_distances_to_nearest,
+  squared_distances_to_row,
+)
 from cpeal_jax.acquisition.pool import Picks, PoolView, placed
-from cpeal_jax.acquisition.selectors import as_given
+from cpeal_jax.acquisition.selectors import unpad_columns
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise
 
-# Columns of one product; a pick that covers one image still pays for these.
+# How many rows are compared with the whole pool in one matrix product. It is
+# small because a pick that newly covers a single image costs a whole product.
 BLOCK = 32
-# In float32, unit rows closer than this are not told apart by a product.
+# The allowed radii. In float32, a matrix product cannot tell apart unit rows
+# that are closer than LEAST; two unit rows are never farther apart than MOST.
 LEAST, MOST = 1e-3, 2.0
 
 
@@ -27,60 +32,68 @@ def probcover(
   radius: float = 0.0,
   purity: float = 0.95,
 ) -> Picks:
-  """The image whose ball covers most of what is not covered yet, n times.
+  """Picks n times the image whose ball covers the most uncovered images.
 
     x -> y if |z_x - z_y| < radius;  pick argmax_x |{y uncovered: x -> y}|,
-    then its y are covered. The labeled images cover their balls first.
+    and all y with x -> y are covered. The balls of the labeled images are
+    covered from the start.
 
-  Once no image left would cover anything, the rest is farthest-first: the
-  image farthest from all that is labeled or picked.
+  When no remaining image would cover anything new, the rest is picked
+  farthest-first: each time the image farthest from all labeled and picked ones.
 
-  O(N D) memory: of the graph only the out-degrees are kept, and when a pick
-  covers a set S, the edges into S are computed and subtracted. Each image is
-  covered once, so a call does the N^2 D multiply-adds of all pairs at most
-  twice (degrees, subtractions), and 32 N D or less more for a pick; besides
-  N |L| D for the labeled, and `estimate_radius` where it is asked for.
+  O(N D) memory: of the graph x -> y only the out-degrees are kept. When a pick
+  covers a set S of images, the edges into S are computed and subtracted. Each
+  image is covered only once, so a call computes the N^2 D multiply-adds of all
+  pairs at most twice (for the degrees and for the subtractions), plus at most
+  32 N D per pick. In addition, the labeled images take N |L| D, and
+  `estimate_radius` has its own cost.
 
-  Source: Yehuda et al. 2022 (arXiv 2205.11320), and the reference code's
-  behaviour, which differs in two points repaired here: its last N mod 500
-  images have no edges, and with all covered it picks index 0, labeled or not.
+  Source: Yehuda et al. 2022 (arXiv 2205.11320) and the reference code's
+  behavior. Two of its faults are repaired here: its last N mod 500 images have
+  no edges, and when everything is covered it picks index 0, even if that image
+  is labeled.
 
   Args:
-    key: for the estimate; nothing else is drawn.
-    pool: unit features; what is masked is still to be covered.
-    n: picks.
-    radius: Euclidean distance, 0.001 to 2; 0 estimates it, anew each round.
-    purity: for the estimate, see there.
+    key: for the estimate of the radius; nothing else is random.
+    pool: unit features, labels. Images that cannot be picked but have no label
+      must be covered, too.
+    n: number of picks.
+    radius: Euclidean distance, 0.001 to 2; 0 estimates it in every round.
+    purity: for the estimate, see `estimate_radius`.
 
   Returns:
-    Picks; part `score` is how many images the pick newly covered; column
-    `score` how many the image would have as the first pick.
+    Picks; part `score`, how many images the pick newly covers; column `score`,
+    how many images each image would newly cover as the first pick.
 
   Raises:
-    InputError: a radius or purity out of range.
+    InputError: the radius or the purity is out of range.
   """
   if radius != 0 and not LEAST <= radius <= MOST:
     raise InputError(
-      f"probcover: radius={radius}; allowed are {LEAST} to {MOST}, or 0 to "
+      f"probcover: radius is {radius}; allowed are {LEAST} to {MOST}, or 0 to "
       "estimate it."
     )
   if not 0 < purity <= 1:
-    raise InputError(f"probcover: purity={purity}; allowed are (0, 1].")
-  there, classes = placed(pool), pool.logits.shape[1]
+    raise InputError(f"probcover: purity is {purity}; allowed are (0, 1].")
+  placed_pool, classes = placed(pool), pool.logits.shape[1]
   if radius == 0:
     radius = estimate_radius(
-      key, there.features, classes, purity=purity, total=there.images
+      key,
+      placed_pool.features,
+      classes,
+      purity=purity,
+      total=placed_pool.images,
     )
-  picks, gains, degrees = _cover(
+  picks, gains, degrees = _greedy_cover(
     np.float32(radius),
-    there.features,
-    there.labels >= 0,
-    ~there.labeled,
-    np.arange(len(there.labeled)) < there.images,
+    placed_pool.features,
+    placed_pool.labels >= 0,
+    ~placed_pool.labeled,
+    np.arange(len(placed_pool.labeled)) < placed_pool.images,
     n=n,
   )
-  found = Picks(picks, parts={"score": gains}, columns={"score": degrees})
-  return as_given(found, pool)
+  padded = Picks(picks, parts={"score": gains}, columns={"score": degrees})
+  return unpad_columns(padded, pool)
 
 
 def estimate_radius(
@@ -92,59 +105,91 @@ def estimate_radius(
   samples: int = 2048,
   total: int | None = None,
 ) -> float:
-  """The largest radius at which a share `purity` of the balls is pure.
+  """Returns the largest radius at which a share `purity` of balls is pure.
 
-  A ball is pure if all its images have one pseudo-label: one of max(C, 2)
-  k-means clusters. So it is the 1 - purity quantile of the distance to the
-  nearest image of another cluster, over `samples` images drawn without
-  replacement (all, if there are fewer). O(samples N D) and the clustering.
+  The pseudo-labels are max(C, 2) k-means clusters; with a single cluster every
+  ball would be pure. The ball around an image is pure if all images in it have
+  one pseudo-label, that is, if the nearest image of another cluster lies
+  outside. So the radius is the 1 - purity quantile of the distances to the
+  nearest image of another cluster. They are computed for `samples` images drawn
+  without replacement, or for all if there are fewer. The cost is O(samples N D)
+  and the clustering.
 
-  Source: Yehuda et al. 2022, section 4; they read it off a grid of radii. At
-  least two clusters, since with one every ball is pure.
+  Source: Yehuda et al. 2022, section 4, who read the radius off a grid.
+
+  Args:
+    key: for the clustering and the samples.
+    features: unit rows, maybe padded.
+    classes: C.
+    purity: in (0, 1].
+    samples: the most images to take the quantile over.
+    total: how many rows are images; None if all are.
 
   Returns:
-    The radius, at least 0.001, and 2 where no image has another label.
+    The radius, Euclidean, from 0.001 to 2. It is 2 if all images have the same
+    pseudo-label.
   """
-  seeding, drawing = jax.random.split(key)
+  cluster_key, sample_key = jax.random.split(key)
   rows, size = len(features) if total is None else total, max(classes, 2)
   real = np.arange(len(features)) < rows
   labels = kmeans(
-    seeding,
+    cluster_key,
     features,
     real.astype(np.float32),
     min(size, rows),
     size=size,
   ).assignments
-  drawn = jax.random.permutation(drawing, rows)[:samples]
-  distances = np.sort(_to_other(features, labels, real, drawn))
-  # So many balls may be mixed; 1e-6 since 1 - 0.9 is less than 0.1.
+  drawn = jax.random.permutation(sample_key, rows)[:samples]
+  distances = np.sort(
+    _distances_to_other_clusters(features, labels, real, drawn)
+  )
+  # This many balls may be mixed. 1e-6 is added because in floating point
+  # 1 - 0.9 is less than 0.1, so the product may fall just short of an integer.
   mixed = int((1 - purity) * len(distances) + 1e-6)
-  # A hair less: the ball is open, but the very image at this distance could
-  # fall inside when another product rounds it otherwise.
+  # The radius is a little smaller than the distance. The ball is open, so the
+  # image at exactly this distance is outside, but a differently rounded product
+  # could put it inside.
   return float(np.clip(distances[mixed] - 1e-5, LEAST, MOST))
 
 
 @rowwise.per_device(rows=("features", "labels", "real"), out=rowwise.WHOLE)
-def _to_other(
+def _distances_to_other_clusters(
   features: Float[Array, "N D"],
   labels: Int[Array, " N"],
   real: Bool[Array, " N"],
   drawn: Int[Array, " M"],
 ) -> Float[Array, " M"]:
-  """Distance to the nearest row with another label; inf without any."""
+  """Returns each drawn row's distance to the nearest row with another label.
 
-  def of_some(drawn: Array) -> Array:
-    others, own = rowwise.at(features, drawn), rowwise.at(labels, drawn)
+  Args:
+    features: unit rows.
+    labels: the cluster of each row.
+    real: False for padding.
+    drawn: indices among the rows of all devices.
+
+  Returns:
+    Euclidean distances, inf if no row has another label.
+  """
+
+  def of_block(drawn: Array) -> Array:
+    # The drawn rows, [BLOCK, D], and their labels, on every device.
+    others, drawn_labels = (
+      rowwise.take(features, drawn),
+      rowwise.take(labels, drawn),
+    )
 
     def cosines(features: Array) -> Array:
       return jnp.matmul(features, others.T, precision=jax.lax.Precision.HIGHEST)
 
-    other = real[:, None] & (labels[:, None] != own[None])
-    found = jnp.where(other, rowwise.each(cosines, features), -jnp.inf)
-    return jax.lax.pmax(jnp.max(found, axis=0), rowwise.AXIS)
+    # This device's rows against the drawn ones, [N, BLOCK].
+    differs = real[:, None] & (labels[:, None] != drawn_labels[None])
+    similarities = jnp.where(differs, rowwise.each(cosines, features), -jnp.inf)
+    # Each device has the maximum over its own rows.
+    return jax.lax.pmax(jnp.max(similarities, axis=0), rowwise.AXIS)
 
   blocks = jnp.pad(drawn, (0, -len(drawn) % BLOCK)).reshape(-1, BLOCK)
-  nearest = jax.lax.map(of_some, blocks).reshape(-1)[: len(drawn)]
+  nearest = jax.lax.map(of_block, blocks).reshape(-1)[: len(drawn)]
+  # |x - y|^2 = 2 - 2 x . y for unit rows.
   return jnp.sqrt(jnp.maximum(2 - 2 * nearest, 0))
 
 
@@ -152,7 +197,7 @@ def _to_other(
   rows=("features", "anchors", "free", "real"),
   out=(rowwise.WHOLE, rowwise.WHOLE, rowwise.ROWS),
 )
-def _cover(
+def _greedy_cover(
   radius: Float[Array, ""],
   features: Float[Array, "N D"],
   anchors: Bool[Array, " N"],
@@ -161,28 +206,47 @@ def _cover(
   *,
   n: int,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"], Float[Array, " N"]]:
-  """Picks, what each newly covered, and every row's degree at the start."""
-  within = jnp.square(radius)
-  # Padding is covered.
-  nearest = jnp.where(real, to_nearest(features, anchors), -jnp.inf)
-  start = edges_into(features, nearest >= within, radius)
+  """Picks greedily by the number of newly covered rows.
+
+  Args:
+    radius: of the balls.
+    features: unit rows.
+    anchors: rows that are labeled.
+    free: rows that may be picked.
+    real: False for padding.
+    n: number of picks.
+
+  Returns:
+    The picks, how many rows each of them newly covered, and how many uncovered
+    rows each row had in its ball before the first pick (its degree).
+  """
+  squared_radius = jnp.square(radius)
+  # Squared distance to the nearest anchor or pick; a row is covered if it is
+  # less than the squared radius. With -inf, padding counts as covered.
+  nearest = jnp.where(
+    real, squared_distances_to_nearest(features, anchors), -jnp.inf
+  )
+  start = edges_into(features, nearest >= squared_radius, radius)
 
   def step(i: Array, state: tuple) -> tuple:
     degrees, nearest, free, picks, gains = state
-    open_degrees = jnp.where(free, degrees, 0)
+    free_degrees = jnp.where(free, degrees, 0)
+    # The largest degree, or farthest-first if no free row covers anything new.
     pick = jnp.where(
-      rowwise.any_(open_degrees > 0),
-      rowwise.argmax(open_degrees),
+      rowwise.any_true(free_degrees > 0),
+      rowwise.argmax(free_degrees),
       rowwise.argmax(jnp.where(free, nearest, -1)),
     ).astype(jnp.int32)
-    closer = jnp.minimum(nearest, to_row(features, rowwise.at(features, pick)))
-    new = (closer < within) & (nearest >= within)
+    closer = jnp.minimum(
+      nearest, squared_distances_to_row(features, rowwise.take(features, pick))
+    )
+    new = (closer < squared_radius) & (nearest >= squared_radius)
     return (
       degrees - edges_into(features, new, radius),
       closer,
-      rowwise.without(free, pick),
+      rowwise.clear_rows(free, pick),
       picks.at[i].set(pick),
-      gains.at[i].set(rowwise.count(new).astype(gains.dtype)),
+      gains.at[i].set(rowwise.count_true(new).astype(gains.dtype)),
     )
 
   picks, gains = jnp.zeros(n, jnp.int32), jnp.zeros(n)
@@ -197,22 +261,32 @@ def edges_into(
   targets: Bool[Array, " N"],
   radius: Float[ArrayLike, ""],
 ) -> Int[Array, " N"]:
-  """How many `targets` lie within `radius` of each unit row.
+  """Counts for each unit row the `targets` that lie within `radius` of it.
 
-  A block of targets at a time, as many blocks as it takes: all products have
-  one shape, so an edge that was counted is found again when subtracted.
+  The targets are compared with all rows in blocks of BLOCK, as many as it
+  takes. All products have the same shape and so round in the same way, which
+  means that every edge that was counted once is found again when it is to be
+  subtracted.
+
+  Args:
+    features: unit rows.
+    targets: which of the rows to count.
+    radius: Euclidean.
   """
+  # |x - y| < radius if and only if x . y > 1 - radius^2 / 2.
   threshold = 1 - jnp.square(jnp.float32(radius)) / 2
-  count, number = rowwise.listed(targets)
+  # `number(k)` is the index of the k-th target among the rows of all devices.
+  count, number = rowwise.selected_rows(targets)
 
   def visit(i: Array, counts: Array) -> Array:
     places = i * BLOCK + jnp.arange(BLOCK)
-    others = rowwise.at(features, number(places))
+    others = rowwise.take(features, number(places))  # [BLOCK, D]
 
     def add(features: Array, counts: Array) -> Array:
       cosines = jnp.matmul(
         features, others.T, precision=jax.lax.Precision.HIGHEST
       )
+      # Places from `count` on are no targets.
       edges = (cosines > threshold) & (places < count)[None]
       return counts + jnp.sum(edges, axis=1, dtype=jnp.int32)
 

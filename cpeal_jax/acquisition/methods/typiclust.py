@@ -1,4 +1,4 @@
-"""TypiClust: the most typical image of each cluster that has no label yet."""
+"""TypiClust: picks the most typical images of clusters with few labels."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,10 @@ from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise, sharding
 
-# Rows and candidates of one product.
+# Shape of one matrix product of the neighbor search: QUERIES rows of this
+# device against KEYS rows of any device. QUERIES must divide KEYS.
 QUERIES, KEYS = 256, 1024
-# Picks of a cluster that one search for neighbours serves.
+# How many picks of each cluster one neighbor search serves.
 SERVED = 16
 
 
@@ -27,58 +28,65 @@ def typiclust(
   neighbors: int = 20,
   smallest: int = 5,
 ) -> Picks:
-  """The most typical images, cluster by cluster.
+  """Picks the most typical images, cluster by cluster.
 
     typicality = 1 / (mean distance to the k nearest + 1e-5)
 
-  k-means with min(|L| + n, `max_clusters`) centres on labeled and unlabeled
-  images. Clusters of more than `smallest` images (of any size, if none is
-  larger) stand in a row, those with the fewest labels first, then the largest.
-  The picks walk along it, again and again; each is the most typical of the
-  cluster's free images, measured among these: k = min(`neighbors`, half of
-  them), at least 1.
+  k-means with min(|L| + n, `max_clusters`) centers runs on the labeled and the
+  unlabeled images. The clusters of more than `smallest` images (or all
+  clusters, if none is that large) are sorted: those with the fewest labels
+  first, and among equals the largest first. The picks go through this list
+  again and again, one pick per cluster. Each pick is the most typical of the
+  cluster's unlabeled images. Its neighbors are other unlabeled images of the
+  cluster: k = min(`neighbors`, half their number), at least 1.
 
-  Source: Hacohen et al. 2022 (arXiv 2202.02794) and the behaviour of its
-  released code. That code averages squared distances, these are Euclidean, as
-  the paper says; it fails at a cluster that is used up, which is skipped here,
-  and at one of a single image, which is taken. When the row is used up, the
-  small clusters follow.
+  Source: Hacohen et al. 2022 (arXiv 2202.02794) and the behavior of its
+  released code. Differences: that code averages squared distances, here they
+  are Euclidean, as the paper says; it fails at a cluster that has no unlabeled
+  image left, which is skipped here, and at one that has a single image, which
+  is picked here. When all listed clusters are used up, the small ones follow.
 
-  Besides k-means, a pick recomputes nothing: one search within the clusters
-  serves 16 picks of each and costs the sum of their squared sizes times D, in
-  tiles. N^2 D / K for clusters of one size, N^2 D at the very worst, where one
-  cluster holds everything. O(N (D + `neighbors`)) memory.
+  Apart from k-means, the cost is that of the neighbor searches. One search
+  within the clusters serves 16 picks of each cluster; its time is the sum of
+  the squared cluster sizes times D, rounded up to tiles: N^2 D / K for K
+  clusters of equal size, N^2 D at worst, where one cluster holds everything.
+  O(N (D + `neighbors`)) memory.
 
   Args:
     key: seeds the clusters.
     pool: features, labels.
-    n: picks.
-    max_clusters, neighbors: at least 1.
-    smallest: a cluster of so many images or fewer is left out.
+    n: number of picks.
+    max_clusters: the most clusters, at least 1.
+    neighbors: the most neighbors that typicality averages over, at least 1.
+    smallest: clusters of this many images or fewer are left out at first.
 
   Returns:
-    Picks in the order of the walk; parts `cluster` and `score`, the typicality
-    when picked.
+    Picks in the order in which they were made; parts `cluster` and `score`, the
+    typicality at the time of the pick.
+
+  Raises:
+    InputError: `max_clusters` or `neighbors` is below 1.
   """
   if max_clusters < 1 or neighbors < 1:
     raise InputError(
-      f"typiclust: max_clusters={max_clusters} and neighbors={neighbors}, but "
-      "both must be at least 1."
+      f"typiclust: max_clusters is {max_clusters} and neighbors is "
+      f"{neighbors}, but both must be at least 1."
     )
   pool = placed(pool)
   anchors = on_host(pool.labels, pool) >= 0
   free = ~on_host(pool.labeled, pool)
-  # What is neither labeled nor to be had takes no part.
+  # Images that are neither labeled nor free (unreadable or set aside) take no
+  # part: they get weight 0 in k-means and are in no count.
   members = int((anchors | free).sum())
   size = min(max_clusters, pool.images)
-  found = kmeans(
+  result = kmeans(
     key,
     pool.features,
     ((pool.labels >= 0) | ~pool.labeled).astype(np.float32),
     np.int32(min(anchors.sum() + n, size, members)),
     size=size,
   )
-  clusters = on_host(found.assignments, pool)
+  clusters = on_host(result.assignments, pool)
   walk = schedule(clusters, anchors, free, n, smallest)
   indices, score = most_typical(pool.features, clusters, free, walk, neighbors)
   return Picks(indices, parts={"cluster": walk, "score": score})
@@ -91,19 +99,32 @@ def schedule(
   n: int,
   smallest: int,
 ) -> Int[np.ndarray, " n"]:
-  """The cluster of each pick: it depends on the counts alone."""
+  """Returns the cluster of each pick, in the order of the picks.
+
+  It depends only on the numbers of labeled and free images per cluster, so it
+  is known before any image is picked.
+
+  Args:
+    clusters: the cluster of each image.
+    anchors: which images are labeled.
+    free: which images may be picked.
+    n: number of picks.
+    smallest: clusters of this many images or fewer come last.
+  """
   sizes = np.bincount(clusters[anchors | free])
   labels = np.bincount(clusters[anchors], minlength=len(sizes))
   left = np.bincount(clusters[free], minlength=len(sizes))
+  # lexsort's last key is the first criterion: labels, then size, then index.
   order = np.lexsort((np.arange(len(sizes)), -sizes, labels))
   large = sizes[order] > smallest
   walk: list[int] = []
-  # Without a large cluster, the small ones come first anyway.
-  for row in (order[large], order[~large]):
-    while len(walk) < n and left[row].any():
-      row = row[left[row] > 0]
-      left[row] -= 1
-      walk.extend(row.tolist())
+  # The large clusters, then the small ones. If there is no large cluster, the
+  # first list is empty and the small ones come at once.
+  for queue in (order[large], order[~large]):
+    while len(walk) < n and left[queue].any():
+      queue = queue[left[queue] > 0]
+      left[queue] -= 1
+      walk.extend(queue.tolist())
   return np.array(walk[:n], np.int32)
 
 
@@ -114,26 +135,38 @@ def most_typical(
   walk: Int[np.ndarray, " n"],
   neighbors: int,
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-  """The most typical free image of each cluster that `walk` names.
+  """Picks the most typical free image of each cluster that `walk` names.
 
-  Clusters do not meddle with each other, so all are served from one search.
-  A list is longer than k by the picks that may fall out of it before the next.
+  A pick in one cluster changes nothing in another, so one neighbor search
+  serves SERVED picks of every cluster. Every pick leaves the neighbor lists of
+  the others, so the lists have SERVED - 1 entries more than `neighbors`.
+
+  Args:
+    features: unit rows, maybe padded on the devices.
+    clusters: the cluster of each image.
+    free: which images may be picked.
+    walk: the cluster of each pick, see `schedule`.
+    neighbors: the most neighbors that typicality averages over.
+
+  Returns:
+    Indices of the picks and their typicality, both in the order of `walk`.
   """
   free = free.copy()
   indices, score = (
     np.zeros(len(walk), np.int32),
     np.zeros(len(walk), np.float32),
   )
-  # Where each cluster's picks stand in the walk, SERVED at a time.
+  # For each cluster, its positions in `walk`; they are served SERVED at a time.
   places = [np.flatnonzero(walk == c) for c in range(walk.max() + 1)]
   for start in range(0, max(map(len, places)), SERVED):
     batch = [p[start : start + SERVED] for p in places]
     due = np.array([c for c, p in enumerate(batch) if len(p)])
-    # 0 is what padding gets, too.
+    # Groups count from 1, because 0 means "takes no part": `per_device` pads
+    # with 0.
     group = np.where(free & np.isin(clusters, due), clusters + 1, 0)
-    near, far = (
+    neighbor_ids, distances = (
       sharding.fetch(x)
-      for x in _lists(
+      for x in _nearest_in_group(
         features,
         group,
         length=neighbors + SERVED - 1,
@@ -141,99 +174,149 @@ def most_typical(
     )
     for c in due:
       members = np.flatnonzero(group == c + 1)
-      found = _walk_one(near[members], far[members], members, neighbors)
-      for place, (row, typicality) in zip(batch[c], found, strict=False):
+      picks = _picks_of_cluster(
+        neighbor_ids[members], distances[members], members, neighbors
+      )
+      # The generator could go on; `zip` takes as many picks as are due.
+      for place, (row, typicality) in zip(batch[c], picks, strict=False):
         indices[place], score[place] = row, typicality
         free[row] = False
   return indices, score
 
 
-def _walk_one(
-  near: Int[np.ndarray, "M L"],
-  far: Float[np.ndarray, "M L"],
+def _picks_of_cluster(
+  neighbor_ids: Int[np.ndarray, "M L"],
+  distances: Float[np.ndarray, "M L"],
   members: Int[np.ndarray, " M"],
   neighbors: int,
 ) -> Iterator[tuple[int, float]]:
-  """One cluster's picks: (row, typicality), each without those before."""
-  # A missing neighbour is -1; it counts as gone.
-  there, left = near >= 0, np.ones(len(members), bool)
+  """Yields one cluster's picks as (row, typicality).
+
+  Each pick is removed from the cluster before the next is made.
+
+  Args:
+    neighbor_ids: each member's nearest members, nearest first; -1 for none.
+    distances: Euclidean distances to them.
+    members: the rows of the cluster's free images.
+    neighbors: the most neighbors that typicality averages over.
+  """
+  # A missing neighbor (-1) is treated like one that was picked already.
+  present, left = neighbor_ids >= 0, np.ones(len(members), bool)
   while left.any():
     k = max(1, min(neighbors, int(left.sum()) // 2))
-    counted = there & (np.cumsum(there, axis=1) <= k)
-    # A lone member has no neighbour, and nothing to be compared with.
-    total = np.where(counted, far, 0).sum(axis=1, dtype=np.float64)
+    # The first k neighbors that are still there, [M, L].
+    counted = present & (np.cumsum(present, axis=1) <= k)
+    # The last member has no neighbor: its sum is 0, and the divisor is at
+    # least 1.
+    total = np.where(counted, distances, 0).sum(axis=1, dtype=np.float64)
     mean = total / np.maximum(counted.sum(axis=1), 1)
     pick = int(np.argmin(np.where(left, mean, np.inf)))
     left[pick] = False
-    there &= near != members[pick]
+    present &= neighbor_ids != members[pick]
     yield int(members[pick]), float(1 / (mean[pick] + 1e-5))
 
 
 @rowwise.per_device(
   rows=("features", "group"), out=(rowwise.ROWS, rowwise.ROWS)
 )
-def _lists(
+def _nearest_in_group(
   features: Float[Array, "N D"], group: Int[Array, " N"], *, length: int
 ) -> tuple[Int[Array, "N L"], Float[Array, "N L"]]:
-  """Each row's nearest rows of its group, and how far they are.
+  """Finds each row's nearest other rows of the same group.
 
-  Every device sorts its rows by group. Tile after tile is shown by its owner to
-  all, and meets those tiles of rows whose groups it has; rows of group 0 take
-  no part. Distances are Euclidean; -1 and inf where there are no more.
+  Every device sorts its rows by group and cuts them into tiles of KEYS rows.
+  One tile after another is sent by its owner to all devices. Each device
+  compares it only with those of its own rows whose groups occur in the tile;
+  these rows are adjacent, because they are sorted.
+
+  Args:
+    features: one row per image.
+    group: the group of each row; rows of group 0 take no part.
+    length: L, how many neighbors to return.
+
+  Returns:
+    Indices among the rows of all devices, nearest first, and Euclidean
+    distances; -1 and inf where the group has no more rows.
   """
   share = features.shape[0]
+  # This device's rows, padded to whole tiles.
   rows = -(-share // KEYS) * KEYS
-  # Group 0 comes last, and is then nobody's.
-  last = jnp.iinfo(group.dtype).max
+  # Rows of group 0 and padding get the largest number, so they are sorted last.
+  no_group = jnp.iinfo(group.dtype).max
   sortable = jnp.pad(
-    jnp.where(group > 0, group, last), (0, rows - share), constant_values=last
+    jnp.where(group > 0, group, no_group),
+    (0, rows - share),
+    constant_values=no_group,
   )
   order = jnp.argsort(sortable, stable=True)
-  groups = sortable[order]
-  x = features[jnp.minimum(order, share - 1)]
-  numbers = rowwise.ids(features)[jnp.minimum(order, share - 1)]
-  tiles = -(-jnp.sum(groups < last) // KEYS)
-  every = rowwise.gather(tiles[None])
-  ends = jnp.cumsum(every)
+  groups = sortable[order]  # [rows], ascending.
+  # Where `order` points to padding, the last real row is repeated; its group
+  # there is `no_group`, which keeps it out.
+  sorted_features = features[jnp.minimum(order, share - 1)]
+  row_ids = rowwise.ids(features)[jnp.minimum(order, share - 1)]
+  # Only tiles with a row that takes part are sent.
+  tiles = -(-jnp.sum(groups < no_group) // KEYS)
+  tiles_of_devices = rowwise.gather(tiles[None])  # [devices]
+  ends = jnp.cumsum(tiles_of_devices)
 
-  def shown(i: Array) -> list[Array]:
+  def send(i: Array) -> list[Array]:
+    """Returns tile i of all devices' tiles on every device."""
     owner = jnp.searchsorted(ends, i, side="right")
-    start = (i - (ends - every)[owner]) * KEYS
-    mine = owner == jax.lax.axis_index(rowwise.AXIS)
-    parts = [_rows(a, start, KEYS) for a in (x, groups, numbers)]
-    # What the others add is zero.
-    return [jax.lax.psum(jnp.where(mine, a, 0), rowwise.AXIS) for a in parts]
+    start = (i - (ends - tiles_of_devices)[owner]) * KEYS
+    is_owner = owner == jax.lax.axis_index(rowwise.AXIS)
+    parts = [
+      _slice_rows(a, start, KEYS) for a in (sorted_features, groups, row_ids)
+    ]
+    # The other devices add zeros, so the sum is the owner's tile, bit for bit.
+    return [
+      jax.lax.psum(jnp.where(is_owner, a, 0), rowwise.AXIS) for a in parts
+    ]
 
   def visit(i: Array, lists: tuple) -> tuple:
-    keys, theirs, ids = shown(i)
+    keys, key_groups, key_ids = send(i)  # [KEYS, D], [KEYS], [KEYS]
     norms = jnp.sum(jnp.square(keys), axis=1)
-    first = jnp.searchsorted(groups, theirs[0])
-    # The tile's rows of no group stand at its end.
-    highest = jnp.max(jnp.where(theirs < last, theirs, -1))
+    # This device's rows from `first` to `end` have groups from the lowest to
+    # the highest of the tile.
+    first = jnp.searchsorted(groups, key_groups[0])
+    # The rows of the tile that take no part are at its end.
+    highest = jnp.max(jnp.where(key_groups < no_group, key_groups, -1))
     end = jnp.searchsorted(groups, highest, side="right")
 
     def of_queries(j: Array, lists: tuple) -> tuple:
       start = j * QUERIES
-      mine = _rows(x, start, QUERIES)
-      dots = jnp.matmul(mine, keys.T, precision=jax.lax.Precision.HIGHEST)
-      fits = _rows(groups, start, QUERIES)[:, None] == theirs[None]
-      fits &= (theirs < last)[None]
-      fits &= _rows(numbers, start, QUERIES)[:, None] != ids[None]
-      near = jnp.where(fits, 2 * dots - norms[None], -jnp.inf)
-      best, known, far = (_rows(a, start, QUERIES) for a in lists)
-      best, columns = jax.lax.top_k(
-        jnp.concatenate([best, near], axis=1), length
+      queries = _slice_rows(sorted_features, start, QUERIES)
+      dots = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
+      # Which pairs count, [QUERIES, KEYS]: of the same group, the key taking
+      # part, and not a row with itself.
+      fits = _slice_rows(groups, start, QUERIES)[:, None] == key_groups[None]
+      fits &= (key_groups < no_group)[None]
+      fits &= _slice_rows(row_ids, start, QUERIES)[:, None] != key_ids[None]
+      # Minus the squared distance, without the query's own norm, which is the
+      # same for all keys: the higher, the nearer.
+      nearness = jnp.where(fits, 2 * dots - norms[None], -jnp.inf)
+      best, best_ids, best_distances = (
+        _slice_rows(a, start, QUERIES) for a in lists
       )
+      # The nearest of the list so far and the tile, [QUERIES, length + KEYS].
+      best, columns = jax.lax.top_k(
+        jnp.concatenate([best, nearness], axis=1), length
+      )
+      # Columns below `length` were in the list; the others are in the tile.
       old, column = columns < length, jnp.maximum(columns - length, 0)
-      # From differences: copies are at 0, in whatever order they were found.
-      apart = jnp.sqrt(
-        jnp.sum(jnp.square(mine[:, None] - keys[column]), axis=2)
+      # Computed from differences, [QUERIES, length, D], so that the distance to
+      # a copy is exactly 0, in whatever order the products rank the copies.
+      distances = jnp.sqrt(
+        jnp.sum(jnp.square(queries[:, None] - keys[column]), axis=2)
       )
       columns = jnp.minimum(columns, length - 1)
       new = (
         best,
-        jnp.where(old, jnp.take_along_axis(known, columns, 1), ids[column]),
-        jnp.where(old, jnp.take_along_axis(far, columns, 1), apart),
+        jnp.where(
+          old, jnp.take_along_axis(best_ids, columns, 1), key_ids[column]
+        ),
+        jnp.where(
+          old, jnp.take_along_axis(best_distances, columns, 1), distances
+        ),
       )
       return jax.tree.map(
         lambda a, b: jax.lax.dynamic_update_slice(a, b, (start, 0)), lists, new
@@ -244,19 +327,24 @@ def _lists(
     )
 
   empty = (
-    jnp.full((rows, length), -jnp.inf, x.dtype),
-    jnp.full((rows, length), -1, numbers.dtype),
-    jnp.full((rows, length), jnp.inf, x.dtype),
+    jnp.full((rows, length), -jnp.inf, sorted_features.dtype),
+    jnp.full((rows, length), -1, row_ids.dtype),
+    jnp.full((rows, length), jnp.inf, sorted_features.dtype),
   )
-  values, ids, far = jax.lax.fori_loop(0, ends[-1], visit, empty)
+  values, ids, distances = jax.lax.fori_loop(0, ends[-1], visit, empty)
+  # A list that is not full has entries of value -inf from top_k, whose ids mean
+  # nothing.
   ids = jnp.where(values > -jnp.inf, ids, -1)
-  far = jnp.where(values > -jnp.inf, far, jnp.inf)
-  nearest = jnp.argsort(far, axis=1, stable=True)
-  # Back to where the rows were.
+  distances = jnp.where(values > -jnp.inf, distances, jnp.inf)
+  # So far the lists are in the order of the products, which rounding disturbs.
+  nearest = jnp.argsort(distances, axis=1, stable=True)
+  # The inverse of `order` brings the rows back to where they were.
   place = jnp.argsort(order)[:share]
-  ids, far = (jnp.take_along_axis(a, nearest, 1)[place] for a in (ids, far))
-  return ids, far
+  ids, distances = (
+    jnp.take_along_axis(a, nearest, 1)[place] for a in (ids, distances)
+  )
+  return ids, distances
 
 
-def _rows(x: Array, start: Array, count: int) -> Array:
+def _slice_rows(x: Array, start: Array, count: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(x, start, count)

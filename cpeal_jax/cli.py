@@ -1,0 +1,72 @@
+"""The command `cpeal`: `cpeal run`, `cpeal export`, `cpeal sweep`.
+
+  cpeal run     plays a trajectory, or resumes it
+  cpeal export  writes the adapted model for other programs
+  cpeal sweep   plays seeds x methods x data sets
+  cpeal COMMAND --help, cpeal --version
+
+For example `cpeal run --config=quickstart`.
+
+Each is the same as `python -m cpeal_jax.MODULE`. Exit codes: 0 done, 2 usage or
+input error; the commands add their own.
+"""
+
+import importlib
+import runpy
+import sys
+from collections.abc import Callable
+
+
+def _main(words: list[str]) -> None:
+  # First, since the imports take seconds in which Ctrl-C may come.
+  importlib.import_module("cpeal_jax.run.interrupts").listen()
+  module = importlib.import_module("cpeal_jax.main")
+  module.end(module.main(["cpeal run", *words]))
+
+
+def _export(words: list[str]) -> None:
+  module = importlib.import_module("cpeal_jax.export")
+  sys.exit(module.main(["cpeal export", *words]))
+
+
+def _sweep(words: list[str]) -> None:
+  load = importlib.import_module("cpeal_jax.config.load")
+  folder = load.data_folder("launch")
+  # The script imports the module beside it.
+  sys.path.insert(0, str(folder))
+  sys.argv = ["cpeal sweep", *words]
+  runpy.run_path(str(folder / "sweep.py"), run_name="__main__")
+
+
+# A new command is a line here; nothing is imported before it is asked for.
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+  "run": _main,
+  "export": _export,
+  "sweep": _sweep,
+}
+
+
+def main() -> None:
+  """Runs the command that the first word names."""
+  words = sys.argv[1:]
+  if words[:1] in ([], ["--help"], ["-h"]):
+    sys.stdout.write(f"{__doc__}")
+    sys.exit(0 if words else 2)
+  if words[0] == "--version":
+    from cpeal_jax import __version__
+
+    sys.stdout.write(f"cpeal_jax {__version__}\n")
+    sys.exit(0)
+  if words[0] not in COMMANDS:
+    from cpeal_jax.errors import nearest
+
+    sys.stderr.write(
+      f"error: unknown command {words[0]!r}; choose from: "
+      f"{', '.join(COMMANDS)}.{nearest(words[0], COMMANDS)}\n"
+    )
+    sys.exit(2)
+  COMMANDS[words[0]](words[1:])
+
+
+if __name__ == "__main__":
+  main()

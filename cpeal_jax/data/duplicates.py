@@ -1,0 +1,100 @@
+"""Finds images whose bytes are the same, by the sha256 of each."""
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from cpeal_jax.data.pools import Dataset, Split
+from cpeal_jax.errors import InputError
+
+# What happens to an image of the pool whose bytes also stand in the validation
+# or test split. `refuse` ends the run and `allow` says so and goes on.
+POLICIES = ("refuse", "allow")
+NAMED = 3
+
+
+def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
+  """Looks for the same bytes in two splits, in two classes, or twice.
+
+  A test image that also stands in the pool may be bought and trained on, so
+  the test accuracy would be measured on training data. The same holds for the
+  validation split, which temperatures are fitted on.
+
+  Args:
+    dataset: its splits' digests and labels are read, no image.
+    policy: one of `POLICIES`.
+
+  Returns:
+    A line for each kind of duplicate that was found.
+
+  Raises:
+    InputError: the policy is `refuse`, and an image of the pool also stands in
+      another split.
+  """
+  lines = []
+  pool = _by_digest(dataset.train)
+  for split in (dataset.test, dataset.val):
+    shared = [
+      f"{split.ids[i]} = {dataset.train.ids[pool[digest][0]]}"
+      for i, digest in enumerate(split.sha256)
+      if digest in pool
+    ]
+    if not shared:
+      continue
+    text = (
+      f"{len(shared)} of {len(split)} images of split {split.name} have the "
+      f"same bytes as an image of the pool ({_named(shared)})"
+    )
+    if policy == "refuse":
+      raise InputError(
+        f"{text}: what is measured on them would be measured on images that "
+        "can be trained on. Remove them from one of the splits, or set "
+        "dataset.duplicates=allow."
+      )
+    lines.append(text)
+  lines += _contradictions(dataset.splits)
+  copies = [rows for rows in pool.values() if len(rows) > 1]
+  if copies:
+    names = [_pair(dataset.train.ids, rows) for rows in copies]
+    extra = sum(map(len, copies)) - len(copies)
+    lines.append(
+      f"{extra} images of the pool repeat the bytes of another one "
+      f"({_named(names)})"
+    )
+  return tuple(lines)
+
+
+def _contradictions(splits: Iterable[Split]) -> list[str]:
+  """A line about images whose bytes have different labels, if there are any."""
+  seen: dict[str, tuple[str, int]] = {}
+  names = []
+  for split in splits:
+    rows = zip(split.sha256, split.ids, split.labels.tolist(), strict=True)
+    for digest, id_, label in rows:
+      if label < 0:
+        continue
+      other, known = seen.setdefault(digest, (id_, label))
+      if known != label:
+        names.append(f"{other} = {id_}")
+  if not names:
+    return []
+  return [
+    f"{len(names)} images have the same bytes as an image of another class "
+    f"({_named(names)})"
+  ]
+
+
+def _by_digest(split: Split) -> dict[str, list[int]]:
+  rows = collections.defaultdict(list)
+  for i, digest in enumerate(split.sha256):
+    rows[digest].append(i)
+  return dict(rows)
+
+
+def _pair(ids: Sequence[str], rows: Sequence[int]) -> str:
+  return f"{ids[rows[0]]} = {ids[rows[1]]}"
+
+
+def _named(names: Sequence[str]) -> str:
+  """The first few names, and dots where there are more."""
+  dots = ", ..." if len(names) > NAMED else ""
+  return ", ".join(names[:NAMED]) + dots
