@@ -71,7 +71,15 @@ class Split:
 class Dataset:
   """Three splits over the same classes; label c is `classes[c]`.
 
-  `origin` says where the splits come from, for a person; it may be empty.
+  Attributes:
+    name: what it is called.
+    classes: the class names.
+    train: the pool.
+    val: the validation split.
+    test: the test split.
+    origin: where the splits come from, for a person; it may be empty.
+    notes: lines for a person about how it was read: what was passed over,
+      scaled or repeated.
   """
 
   name: str
@@ -80,6 +88,7 @@ class Dataset:
   val: Split
   test: Split
   origin: str = ""
+  notes: tuple[str, ...] = ()
 
   @property
   def splits(self) -> tuple[Split, Split, Split]:
