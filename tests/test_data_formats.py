@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpeal_jax.data import formats
+from cpeal_jax.data import formats, remarks
+from cpeal_jax.data.folders import load_folders
 from cpeal_jax.data.images import CorruptImage, decode, preprocess, to_rgb
 from cpeal_jax.errors import InputError
 
@@ -224,3 +225,48 @@ def test_suffixes():
   for suffix in (".pdf", ".eps", ".ps", ".mpg", ".h5", ".txt", ".wmf"):
     assert suffix not in read
   assert (".heic" in read) == formats.register_heif()
+
+
+def folders_of(root, *contents):
+  for i, data in enumerate(contents):
+    for c in ("cat", "dog"):
+      path = root / c / f"{i}.tif"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(data)
+  return load_folders(root)
+
+
+def test_a_data_set_says_once_what_was_scaled(tmp_path):
+  eight = encoded(Image.fromarray(SCALED), "TIFF")
+  data = folders_of(tmp_path, SIXTEEN_BIT["tiff"], eight, eight)
+  ready = remarks.with_range(data, None)
+  assert ready.notes == (
+    "2 images have more than 8 bits a channel and are scaled to 8 bits "
+    "(16-bit values divided by 257)",
+  )
+  assert ready.train.fingerprint == data.train.fingerprint
+  ranged = remarks.with_range(data, (0.0, 65535.0))
+  assert "from 0 to 65535 become 0 to 255" in ranged.notes[0]
+  # The range decides the pixels, so it is part of what names the cache.
+  assert ranged.train.fingerprint != data.train.fingerprint
+  assert ranged.fingerprint != data.fingerprint
+
+
+def test_a_data_set_refuses_undefined_ranges_before_it_decodes(tmp_path):
+  data = folders_of(tmp_path, UNDEFINED["float tiff"][0], SIXTEEN_BIT["tiff"])
+  with pytest.raises(
+    InputError, match=r"tif' \(and 1 more\) is floating-point"
+  ):
+    remarks.with_range(data, None)
+  ready = remarks.with_range(data, (0.0, 2.0))
+  for split in ready.splits:
+    for i in range(len(split)):
+      assert split.open(i).mode == "RGB"
+  split = next(s for s in data.splits if any("floating" in x for x in s.forms))
+  index = split.forms.index("floating-point")
+  with pytest.raises(InputError, match=r"image '.*/0.tif' is floating-point"):
+    split.open(index)
+  bands = tiff(np.zeros((4, 4, 13), "<u2"), bits=16, bands=13)
+  data = folders_of(tmp_path, bands)
+  with pytest.raises(InputError, match="13 x 16-bit, which is not read"):
+    remarks.with_range(data, (0.0, 2.0))

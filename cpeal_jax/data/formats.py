@@ -159,20 +159,23 @@ def to_eight_bits(image: Image.Image, value_range: Range = None) -> Image.Image:
   return Image.fromarray(np.round(255 * share).astype(np.uint8))
 
 
-def refuse_form(what: str, value_range: Range, name: str = "") -> None:
+def refuse_form(
+  what: str, value_range: Range, name: str = "", more: str = ""
+) -> None:
   """Refuses a picture whose pixels cannot be shown in 8 bits.
 
   Args:
     what: what `form_of` said.
     value_range: (black, white), or None.
-    name: what to call the picture in the message.
+    name: the picture's id or path, for the message.
+    more: what follows the name, such as " (and 3 more)".
 
   Raises:
     UndefinedRange: naming what the picture is and what to do.
   """
   if what in ("", SIXTEEN_BIT) or (what in UNDEFINED and value_range):
     return
-  subject = f"image {name!r}" if name else "the picture"
+  subject = f"image {name!r}{more}" if name else "the picture"
   if what in UNDEFINED:
     raise UndefinedRange(
       f"{subject} is {what}, which does not say which values are black and "
