@@ -12,19 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import serialization
+from flax_naming import in_flax_naming
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_files import TEXTS, embed, load
 from safetensors.numpy import load_file
-from test_model_files import TEXTS, embed, load
-from test_weights import GOLDEN, OPEN_CLIP, in_flax_naming
 
 from cpeal_jax import quickstart
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import dinov2_weights, tensors, weights
+from cpeal_jax.models import dinov2_weights, hub, tensors, weights
 from cpeal_jax.models.descriptors import read_descriptors, with_descriptors
 from cpeal_jax.models.shards import INDEX, shard_names
 
+GOLDEN = Path(__file__).parent / "golden"
+OPEN_CLIP = hub.LAYOUTS[1]
 few = settings(
   max_examples=int(os.environ.get("CPEAL_JAX_EXAMPLES", "20")),
   deadline=None,

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from cpeal_jax import config as config_lib
+from cpeal_jax.errors import InputError
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
@@ -82,7 +83,15 @@ def _build(
   # Nothing is compiled early for a run that is finished, nor by processes that
   # must enter each compilation together.
   compiles = jax.process_count() == 1 and (overwrite or not last.exists())
-  return together(lambda: build(config, make_plan(config), compiles=compiles))
+
+  def build_all() -> Experiment:
+    plan = make_plan(config)
+    # Said before the images are decoded, which may take long.
+    for line in describe.data_lines(plan):
+      say(line)
+    return build(config, plan, compiles=compiles)
+
+  return together(build_all)
 
 
 @contextmanager
@@ -106,6 +115,7 @@ def _opened(
       environment=describe.environment(plan),
       manifest=describe.manifest(experiment),
       overwrite=overwrite,
+      accept_labels=config.dataset.accept_labels,
     )
     for line in changed:
       say(f"note: {line}")
@@ -207,6 +217,11 @@ def known_labels(run: Run, rounds_: int) -> Labels:
   dataset = run.experiment.plan.dataset
   bought = run.journal.labels(rounds_)
   number = {name: i for i, name in enumerate(dataset.classes)}
+  if unknown := sorted(set(bought.values()).difference(number)):
+    raise InputError(
+      f"a finished round bought the label {unknown[0]!r}, which is no class "
+      "any more: restore the class names, or use another --workdir."
+    )
   return np.array(
     [number[bought[i]] if i in bought else -1 for i in dataset.train.ids],
     np.int32,

@@ -132,6 +132,7 @@ def open_workdir(
   environment: Mapping[str, Any],
   manifest: Mapping[str, Any],
   overwrite: bool = False,
+  accept_labels: bool = False,
 ) -> tuple[str, ...]:
   """Starts a workdir, or continues the one that is there.
 
@@ -142,10 +143,13 @@ def open_workdir(
     run_keys: dotted names of settings, or of whole sections, that may differ.
     defaults: values by dotted name, for keys that an older workdir lacks.
     environment: versions, devices and weights; recorded at the first start.
-    manifest: columns of strings (or None): id, path, sha256, split, status. A
-      later start must have the same ids, contents and splits.
+    manifest: columns of strings (or None): id, path, sha256, split, status,
+      label. A later start must have the same ids, contents and splits, and the
+      same labels unless `accept_labels`.
     overwrite: whether an earlier run is removed first. Files that the run did
       not write stay.
+    accept_labels: whether labels or class names may have changed since; those
+      of finished rounds stay as they were bought.
 
   Returns:
     The allowed differences from the last start, each as "key: workdir has X,
@@ -177,7 +181,17 @@ def open_workdir(
       f"{workdir} was started with other settings: {'; '.join(refused)}. Use "
       "another --workdir, or --overwrite to start over."
     )
-  _check_manifest(root, pa.table(rows))
+  table = pa.table(rows)
+  _check_manifest(root, table)
+  if corrected := _changed_labels(root, table):
+    if not accept_labels:
+      raise InputError(
+        f"{corrected}. Restore them, use another --workdir, or go on with the "
+        "new ones by dataset.accept_labels=True."
+      )
+    write_json(root / "environment.json", environment)
+    write_parquet(root / "manifest.parquet", rows)
+    allowed = (*allowed, corrected)
   if allowed:
     write_json(root / "config.json", config)
   return allowed
@@ -257,6 +271,29 @@ def _check_manifest(root: epath.Path, given: pa.Table) -> None:
       f"{first[1]!r} of {first[0]}. Restore them, use another --workdir, or "
       "--overwrite to start over."
     )
+
+
+def _changed_labels(root: epath.Path, given: pa.Table) -> str:
+  """Says how many images have other labels than before; empty for none.
+
+  Workdirs of older versions did not record labels.
+  """
+  stored = read_parquet(root / "manifest.parquet")
+  if not all("label" in table.column_names for table in (stored, given)):
+    return ""
+  old, new = (
+    {(row["split"], row["id"]): row["label"] for row in table.to_pylist()}
+    for table in (stored, given)
+  )
+  changed = sorted(k for k in old.keys() & new if old[k] != new[k])
+  if not changed:
+    return ""
+  split, id_ = changed[0]
+  return (
+    f"{len(changed)} labels of the data set are not those {root} was started "
+    f"with, the first is that of {id_!r} in {split}: {old[changed[0]]!r} then, "
+    f"{new[changed[0]]!r} now"
+  )
 
 
 def _refuse_links(root: epath.Path) -> None:
