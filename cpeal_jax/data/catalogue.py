@@ -1,16 +1,27 @@
-"""The papers' data sets: templates, counts, class names, where to get them.
+"""The catalogue of the papers' data sets.
 
-Class names: EuroSAT, DTD, Flowers102, Pets and Caltech101 as in CoOp's split
-files; Cars and SUN397 by the rules of CoOp's readers (year first, last folder
-first); Food101 as its folders; Aircraft's variants, UCF101 (spelt as CoOp's
-folders) and CIFAR as in CLIP's list of prompts; ImageNet CLIP's 1,000 names,
-where the second "missile" is "projectile" and the second "sunglasses"
-"sunglass"; colorectal histology as its paper; APTOS its five grades in words.
-Templates are CoOp's zero-shot ones; those of the last two sets are ours.
+It holds the prompt template, the image counts, the class names and the source
+of each data set.
 
-Counts: CoOp's split files (five of them counted, the others as its paper
-gives them) and TFDS's catalogue; SUN397's by TFDS's lists less the one image of
-them that its code passes over.
+Class names come from:
+- CoOp's split files for EuroSAT, DTD, Flowers102, Pets and Caltech101;
+- the rules of CoOp's readers for Cars (the year comes first) and SUN397 (the
+  last folder comes first);
+- the folder names for Food101;
+- CLIP's list of prompts for the variants of Aircraft, UCF101 (spelled as CoOp's
+  folders) and CIFAR;
+- CLIP's 1,000 names for ImageNet, with the second "missile" changed to
+  "projectile" and the second "sunglasses" to "sunglass";
+- its paper for colorectal histology;
+- the five grades, in words, for APTOS.
+
+Templates are CoOp's zero-shot templates, except for those of colorectal
+histology and APTOS, which are this project's.
+
+The counts of the papers' splits are those of CoOp's split files: five of the
+files were counted, and for the others CoOp's paper states the numbers. The
+counts of TFDS are those of its catalogue, except for SUN397, where one listed
+image is not counted because TFDS's code skips it.
 """
 
 import dataclasses
@@ -27,24 +38,25 @@ COOP = "split_zhou_{} (links: DATASETS.md of KaiyangZhou/CoOp)"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """What is known of a data set before it is read.
+  """What is known about a data set before it is read.
 
   Attributes:
     title: its name in prose.
-    template: the zero-shot prompt, `{}` for the class.
-    layout: of its files, where there is a root.
-    get: which files, and where they go below DIR, the root.
-    terms: licence or terms of use, as its authors state them.
-    papers: images of (train, val, test) in the papers' split; None where no
-      such split is published.
-    total: labeled images, where `papers` is None.
-    tfds: `name/config:version` of TFDS; empty where it has none.
-    splits: (our split, TFDS's split, images) of that version, without those
-      of dropped labels.
-    file: the id of an image, from TFDS's features, `label` and `split`; the
-      path that CoOp's split file has, where there is one.
-    manual: what TFDS cannot download by itself, and where it looks for it.
-    dropped: labels that are no class here.
+    template: the zero-shot prompt, with `{}` for the class.
+    layout: the layout of its files, if they are read from a data root.
+    get: the files to download, and their places below DIR, the data root.
+    terms: license or terms of use, as its authors state them.
+    papers: numbers of images in the (train, val, test) split of the papers;
+      None if that split is not published.
+    total: number of labeled images; 0 if `papers` is given.
+    tfds: `name/config:version` of the data set in TFDS; empty if TFDS lacks it.
+    splits: (this project's name of a split, TFDS's name of it, number of
+      images) of that version, not counting images of dropped labels.
+    file: template of an image's id, filled in from TFDS's features, `label` and
+      `split`. If CoOp has a split file, the result ends in the file name that
+      the split file has.
+    manual: the files that TFDS cannot download itself, and where to put them.
+    dropped: names of labels whose images are left out.
   """
 
   title: str
@@ -257,33 +269,35 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def find(name: str) -> Entry:
-  """The entry of a catalogue key.
+  """Returns the catalogue's entry of a data set.
 
   Raises:
-    InputError: naming the keys.
+    InputError: there is no such entry; the message has the valid names.
   """
   return CATALOGUE[one_of("dataset.name", name, CATALOGUE)]
 
 
 @functools.cache
 def class_table(name: str) -> dict[str, str]:
-  """Label name, as TFDS or a folder spells it -> class name for the prompt.
+  """Reads the table from label names to the class names for prompts.
 
-  Two spellings of a label share a class name. The classes' order is theirs.
+  Label names are spelled as in TFDS or as the folder; several spellings of a
+  label may map to the same class name. The order of the table is the order of
+  the classes.
   """
   return json.loads((CLASSES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def classes(name: str) -> tuple[str, ...]:
-  """The class names of a data set, in order."""
+  """Returns the class names of a data set, in the order of their labels."""
   return tuple(dict.fromkeys(class_table(name).values()))
 
 
 def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
-  """The class name of each label name; dropped labels are left out.
+  """Returns a dict from label name to class name, without dropped labels.
 
   Raises:
-    InputError: listing the labels that the table does not have.
+    InputError: the table lacks some of the labels; the message lists them.
   """
   table, dropped = class_table(name), find(name).dropped
   kept = [label for label in labels if label not in dropped]
@@ -291,29 +305,44 @@ def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
     raise InputError(
       f"{len(unknown)} label(s) are no class of {name}: "
       f"{', '.join(map(repr, unknown[:5]))}; its labels are "
-      f"{', '.join(list(table)[:3])}, ...: give the data set itself, or for "
-      "one of your own set dataset.name to the empty string"
+      f"{', '.join(list(table)[:3])}, ...: use the files of this data set, or "
+      "set dataset.name to the empty string to use a data set of your own"
     )
   return {label: table[label] for label in kept}
 
 
 def papers(name: str) -> dict[str, int]:
-  """Images per split of the papers' split; empty where there is none."""
+  """Returns the papers' number of images in each split.
+
+  The dict is empty if the papers' split is not published.
+  """
   counts = find(name).papers
   return dict(zip(("train", "val", "test"), counts or (), strict=bool(counts)))
 
 
 def origin(name: str, source: str, counts: dict[str, int]) -> str:
-  """`source`, and whether results are comparable to the papers."""
+  """Returns `source`, with a remark if the splits are the papers'.
+
+  Args:
+    name: the data set's key in the catalogue.
+    source: where the splits come from, in words.
+    counts: number of images in each split; the splits count as the papers' if
+      these numbers are equal.
+  """
   same = bool(counts) and counts == papers(name)
   return source + (", comparable to the papers" if same else "")
 
 
 def check_counts(what: str, got: dict[str, int], known: dict[str, int]) -> None:
-  """Compares images per split with what is known.
+  """Checks the number of images in each split.
+
+  Args:
+    what: the data set or file, for the message.
+    got: the number of images in each split.
+    known: the expected numbers, of the splits to check.
 
   Raises:
-    InputError: a split has more or fewer images.
+    InputError: a split has more or fewer images than expected.
   """
   wrong = [
     f"{split} {got.get(split, 0)} (expected {count})"
@@ -323,5 +352,5 @@ def check_counts(what: str, got: dict[str, int], known: dict[str, int]) -> None:
   if wrong:
     raise InputError(
       f"{what} does not have the known number of images: {', '.join(wrong)}; "
-      "get it whole, or set dataset.check_counts=False to use what is there"
+      "complete it, or set dataset.check_counts=False to use it as it is"
     )

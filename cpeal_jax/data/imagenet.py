@@ -1,4 +1,4 @@
-"""ImageNet as CoOp lays it out: `images/{train,val}/SYNSET/*.JPEG`."""
+"""Loads ImageNet in CoOp's layout: `images/{train,val}/SYNSET/*.JPEG`."""
 
 import collections
 from pathlib import Path
@@ -10,40 +10,50 @@ from cpeal_jax.errors import InputError
 def load_imagenet(
   root: Path | str, *, seed: int = 0, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """ImageNet's validation images are the test split; val is cut from train.
+  """Reads ImageNet; its validation images become the test split.
 
-  A fifth of each class's training images, by a hash of (seed, id). CoOp takes
-  the validation images as val and as test both; here no image is in two
-  splits. Classes are the synsets that have a folder, in their order.
+  The val split is a fifth of each class's training images, by a hash of (seed,
+  id). CoOp uses the validation images both as val and as test; here no image
+  is in two splits. The classes are the synsets that have a folder, sorted.
 
-  Class names are the catalogue's, or those of `classnames.txt` (`SYNSET name`
-  on each line) where it has one; a name it gives to two synsets is passed
-  over, as CoOp's own file has two such.
+  Class names come from `root/classnames.txt` if it exists, which has a synset
+  and a name on each line, and otherwise from the catalogue. A name that
+  `classnames.txt` gives to two synsets, as CoOp's file does twice, is ignored,
+  and the catalogue's is used.
+
+  Args:
+    root: the data root; ids are paths relative to it.
+    seed: seed of the cut.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
-    InputError: no such layout, or a folder that is no synset of ImageNet.
+    InputError: the layout is another one, or a folder is not named after a
+      synset of ImageNet.
   """
   root = Path(root)
-  found = {}
-  for split, folder in (("train", "train"), ("test", "val")):
-    where = root / "images" / folder
-    found[split] = {
-      synset: folders.images_below(root, where / synset)
-      for synset in folders.subfolders(where)
+  # Split -> synset -> ids of its images.
+  ids_of = {}
+  for split, subfolder in (("train", "train"), ("test", "val")):
+    folder = root / "images" / subfolder
+    ids_of[split] = {
+      synset: folders.images_below(root, folder / synset)
+      for synset in folders.subfolders(folder)
     }
-    if not found[split]:
+    if not ids_of[split]:
       raise InputError(
-        f"no class folder in {where}; {catalogue.find('imagenet').get}"
+        f"no class folder in {folder}; {catalogue.find('imagenet').get}"
       )
-  synsets = sorted({synset for listed in found.values() for synset in listed})
-  names = catalogue.class_names("imagenet", synsets) | _own_names(root, synsets)
+  synsets = sorted({s for by_synset in ids_of.values() for s in by_synset})
+  names = catalogue.class_names("imagenet", synsets) | _listed_names(
+    root, synsets
+  )
   rows = {
     split: [
       (id_, label)
       for label, synset in enumerate(synsets)
-      for id_ in listed.get(synset, ())
+      for id_ in by_synset.get(synset, ())
     ]
-    for split, listed in found.items()
+    for split, by_synset in ids_of.items()
   }
   return files.from_files(
     "imagenet",
@@ -54,11 +64,12 @@ def load_imagenet(
   )
 
 
-def _own_names(root: Path, synsets: list[str]) -> dict[str, str]:
+def _listed_names(root: Path, synsets: list[str]) -> dict[str, str]:
+  """Reads the names of `synsets` that `classnames.txt` gives to no other."""
   source = root / "classnames.txt"
   if not source.is_file():
     return {}
   pairs = (line.split(" ", 1) for line in source.read_text().splitlines())
   names = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
-  times = collections.Counter(names.values())
-  return {s: names[s] for s in synsets if s in names and times[names[s]] == 1}
+  counts = collections.Counter(names.values())
+  return {s: names[s] for s in synsets if s in names and counts[names[s]] == 1}

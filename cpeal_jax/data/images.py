@@ -1,4 +1,4 @@
-"""Pixels: decode any image to RGB, resize and crop as CLIP's processor does."""
+"""Decodes images to RGB, then resizes and crops them as CLIP's processor."""
 
 import dataclasses
 import io
@@ -12,26 +12,27 @@ from PIL import Image
 
 from cpeal_jax.errors import InputError
 
-# Pillow's own limit for what it opens; here also for what a long, thin image
-# would be resized to.
+# Pillow refuses to open images of more pixels than this. `preprocess` refuses
+# long, thin images that would be resized to more.
 MAX_PIXELS = 178_956_970
 
 
 class CorruptImage(InputError):
-  """The bytes are there but are no image, or not a whole or sane one."""
+  """The bytes are no image, or a truncated, damaged or far too large one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-  """What a checkpoint's image tower was trained to see.
+  """The preprocessing that a checkpoint's image tower was trained with.
 
   Attributes:
-    size: side of the square it sees, in pixels.
-    resize: short side before the centre crop, at least `size`.
-    stretch: resize both sides to `resize`, giving up the aspect ratio.
-    resample: Pillow's filter; 3 is bicubic.
-    mean: per channel, of values in [0, 1].
-    std: per channel, of values in [0, 1].
+    size: side of the square that the tower takes, in pixels.
+    resize: length in pixels to which the short side is resized before the
+      center crop; at least `size`.
+    stretch: True to resize both sides to `resize`, whatever the aspect ratio.
+    resample: number of Pillow's resampling filter; 3 is bicubic.
+    mean: mean of each channel, for pixel values in [0, 1].
+    std: standard deviation of each channel, for pixel values in [0, 1].
   """
 
   size: int = 224
@@ -50,18 +51,20 @@ class ImageSpec:
 
 
 def decode(data: bytes) -> Image.Image:
-  """The first frame in RGB, transparency over white, EXIF rotation ignored.
+  """Decodes the bytes of an image file to an RGB image.
 
-  That is what CLIP's processor in transformers 5 does with a Pillow image.
+  Takes the first frame, puts transparent images on white and ignores EXIF
+  rotation, as CLIP's processor in transformers 5 does with a Pillow image.
 
   Raises:
-    CorruptImage: not an image, truncated, or too large to be meant.
+    CorruptImage: the bytes are no image, are truncated, or decode to more
+      pixels than Pillow allows.
   """
   try:
     return to_rgb(Image.open(io.BytesIO(data)))
   except Exception as error:
-    # Pillow's plugins raise nearly anything on bad bytes: OSError, SyntaxError,
-    # ValueError, struct.error, DecompressionBombError and more.
+    # Pillow's plugins raise many exception types on bad bytes: OSError,
+    # SyntaxError, ValueError, struct.error, DecompressionBombError and more.
     reason = str(error).splitlines() or [type(error).__name__]
     if isinstance(error, Image.UnidentifiedImageError):
       reason = ["not an image"]
@@ -69,12 +72,14 @@ def decode(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-  """Any Pillow image as an RGB one in memory, transparency over white."""
+  """Loads a Pillow image and converts it to RGB, transparent parts to white."""
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
-  if image.mode == "RGB":  # Small images are decoded in the time of a copy.
+  if image.mode == "RGB":
+    # Not `convert`, which would also copy: for a small image a copy takes as
+    # long as decoding it.
     image.load()
     return image
   return image.convert("RGB")
@@ -83,19 +88,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def preprocess(
   image: Image.Image, spec: ImageSpec
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Resizes the short side and crops the centre: what evaluation sees.
+  """Resizes the short side and crops the center, as evaluation needs it.
 
-  Equal, byte for byte, to CLIPImageProcessorPil before it rescales to [0, 1]
-  and normalises; `(x / 255 - mean) / std` is left to the device.
+  The result equals, byte for byte, that of CLIPImageProcessorPil before it
+  rescales to [0, 1] and normalizes; `(x / 255 - mean) / std` is computed on the
+  device.
+
+  Args:
+    image: the image, of any mode and size.
+    spec: the size of the result, S, and how to get there.
+
+  Returns:
+    uint8 pixels [S, S, 3].
 
   Raises:
-    CorruptImage: so long and thin that its resized self would fill memory.
+    CorruptImage: the image is so long and thin that it would fill the memory
+      once resized.
   """
   image = to_rgb(image)
   if spec.stretch:
     width = height = spec.resize
   else:
-    # The long side is cut to an integer, not rounded, as in the reference.
+    # The long side is truncated to an integer, not rounded, as the reference
+    # processor does it.
     short = min(image.size)
     width = int(spec.resize * image.width / short)
     height = int(spec.resize * image.height / short)
@@ -111,14 +126,19 @@ def preprocess(
 
 
 def image_spec(path: Path | str) -> ImageSpec:
-  """Reads a `preprocessor_config.json`, or the one in a checkpoint's folder.
+  """Reads the preprocessing of a checkpoint from its config file.
 
-  An `open_clip_config.json` is read too, its `preprocess_cfg`.
-  `size` may be a number or `{"shortest_edge": S}` (keeps the aspect ratio) or
-  `{"height": S, "width": S}` (does not).
+  In a `preprocessor_config.json`, `size` may be a number S or
+  `{"shortest_edge": S}`, which keep the aspect ratio, or
+  `{"height": S, "width": S}`, which does not. Of an `open_clip_config.json`,
+  `preprocess_cfg` is read.
+
+  Args:
+    path: the file, or the checkpoint's directory, in which
+      `preprocessor_config.json` is read.
 
   Raises:
-    InputError: no such file, or a setting that is not supported.
+    InputError: the file cannot be read, or has a setting that is not supported.
   """
   path = Path(path)
   path = path / "preprocessor_config.json" if path.is_dir() else path
@@ -174,7 +194,10 @@ def image_spec(path: Path | str) -> ImageSpec:
 
 
 def _side(size: Any) -> int | None:
-  """The one length in a size, or None where there is not exactly one."""
+  """Returns the side length S of a `size` setting, or None if not supported.
+
+  The setting may be S, `{"shortest_edge": S}` or `{"height": S, "width": S}`.
+  """
   match size:
     case {"height": height, "width": width} if len(size) == 2:
       side = height if height == width else None
@@ -186,7 +209,7 @@ def _side(size: Any) -> int | None:
 
 
 def processor_settings(spec: ImageSpec) -> dict[str, Any]:
-  """The `preprocessor_config.json` that `image_spec` reads back as `spec`."""
+  """Returns the content of the `preprocessor_config.json` that means `spec`."""
   side = spec.resize
   return {
     "image_processor_type": "CLIPImageProcessor",
@@ -207,32 +230,33 @@ def processor_settings(spec: ImageSpec) -> dict[str, Any]:
 
 
 def _from_open_clip(path: Path, raw: dict) -> dict:
-  """OpenCLIP's preprocessing in the words of a `preprocessor_config.json`.
+  """Translates an OpenCLIP config into `preprocessor_config.json` settings.
 
-  Its defaults are CLIP's own. Where an odd number of pixels is cropped, its
-  crop may lie one pixel beside ours, which is transformers'.
+  Settings that the config leaves out are CLIP's. If an odd number of pixels is
+  cropped away, OpenCLIP's crop may lie one pixel beside that of `preprocess`,
+  which follows transformers.
   """
   try:
-    own = raw.get("preprocess_cfg") or {}
-    size = own.get("size") or raw["model_cfg"]["vision_cfg"]["image_size"]
+    settings = raw.get("preprocess_cfg") or {}
+    size = settings.get("size") or raw["model_cfg"]["vision_cfg"]["image_size"]
     side = size if isinstance(size, int) else max(size)
-    mode = own.get("resize_mode") or "shortest"
+    mode = settings.get("resize_mode") or "shortest"
     filters = {"bicubic": 3, "bilinear": 2, "random": 3}
-    resample = filters[own.get("interpolation") or "bicubic"]
+    resample = filters[settings.get("interpolation") or "bicubic"]
     square = {"height": side, "width": side}
-    if size not in (side, [side, side]) or own.get("mode", "RGB") != "RGB":
-      raise ValueError(f"size {size}, mode {own.get('mode')!r}")
+    if size not in (side, [side, side]) or settings.get("mode", "RGB") != "RGB":
+      raise ValueError(f"size {size}, mode {settings.get('mode')!r}")
     sizes = {"shortest": {"shortest_edge": side}, "squash": square}
     return {
       "size": sizes[mode],
       "crop_size": square,
       "resample": resample,
-      "image_mean": own.get("mean"),
-      "image_std": own.get("std"),
+      "image_mean": settings.get("mean"),
+      "image_std": settings.get("std"),
     }
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(
-      f"{path}: preprocess_cfg is not supported ({error}); it may have a "
+      f"{path}: preprocess_cfg is not supported ({error}); supported are a "
       "square size, mode RGB, resize_mode shortest or squash, interpolation "
       "bicubic or bilinear, mean and std"
     ) from error

@@ -1,4 +1,4 @@
-"""Pools: which images there are, what they are called, and how to read them."""
+"""Data sets as splits of images: their ids, labels, digests and bytes."""
 
 import collections
 import dataclasses
@@ -16,9 +16,11 @@ from PIL import Image
 
 from cpeal_jax.data.images import CorruptImage, decode
 
+# Called with the number of images done since the last call.
 Progress = Callable[[int], None] | None
-HASH_BLOCK = 64
-# What the training images are cut into when these splits are missing.
+HASH_BLOCK = 64  # images that one thread hashes per task
+# Missing splits -> the fractions of the training images that become the new
+# train split and each missing split.
 FRACTIONS = {
   (): (1.0,),
   ("val",): (0.8, 0.2),
@@ -33,11 +35,12 @@ class Split:
 
   Attributes:
     name: `train`, `val` or `test`.
-    ids: stable names, relative to the data root with forward slashes.
-    labels: class numbers, -1 where unknown.
-    sha256: hex digest of each image's bytes.
-    paths: where each file lies; an empty string where there is no file.
-    read: the bytes of image i.
+    ids: stable names of the images: for files, their path relative to the data
+      root, with forward slashes.
+    labels: class numbers; -1 if unknown.
+    sha256: hex digest of each image's encoded bytes.
+    paths: path of each image's file; an empty string if it has none.
+    read: `read(i)` returns the encoded bytes of image i.
   """
 
   name: str
@@ -51,7 +54,11 @@ class Split:
     return len(self.ids)
 
   def open(self, index: int) -> Image.Image:
-    """Image `index` at its original size, in RGB; CorruptImage names it."""
+    """Decodes image `index` to RGB, at its original size.
+
+    Raises:
+      CorruptImage: it cannot be decoded; the message has its id.
+    """
     data = self.read(index)
     try:
       return decode(data)
@@ -63,15 +70,21 @@ class Split:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of the ids and the images' bytes; labels play no part."""
+    """Hex digest of the ids and the images' bytes, but not of the labels."""
     return _digest([self.ids, self.sha256])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-  """Three splits over the same classes; label c is `classes[c]`.
+  """Three splits over the same classes.
 
-  `origin` says where the splits come from, for a person; it may be empty.
+  Attributes:
+    name: the data set's name.
+    classes: the class names; label c is `classes[c]`.
+    train: the pool of active learning.
+    val: the validation split.
+    test: the test split.
+    origin: where the splits come from, in words for the user; may be empty.
   """
 
   name: str
@@ -87,9 +100,9 @@ class Dataset:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of the classes and of every split's ids, bytes and labels.
+    """Hex digest of the classes and of every split's ids, bytes and labels.
 
-    The data root is not in it: a moved folder is the same data set.
+    It does not cover the data root, so moving the folder does not change it.
     """
     return _digest(
       [self.classes, *([s.fingerprint, s.labels.tolist()] for s in self.splits)]
@@ -106,16 +119,17 @@ def from_bytes(
   sha256: Sequence[str] | None = None,
   progress: Progress = None,
 ) -> Split:
-  """A split of anything readable: sorts by id and hashes every image.
+  """Builds a split: sorts the images by id and hashes each of them.
 
   Args:
-    name: of the split.
-    ids: one per image, in any order.
-    labels: one per image, -1 where unknown.
-    read: the bytes of image i, counted as in `ids`; called from threads.
-    paths: one per image where there are files.
-    sha256: one per image where they are known; nothing is read then.
-    progress: told how many more images have been hashed.
+    name: the split's name, `train`, `val` or `test`.
+    ids: the id of each image, in any order.
+    labels: the class number of each image; -1 if unknown.
+    read: `read(i)` returns the encoded bytes of the image with id `ids[i]`; it
+      is called from several threads.
+    paths: the path of each image's file, if there are files.
+    sha256: the digest of each image, if known; then no image is read.
+    progress: called with the number of images hashed since the last call.
   """
   order = sorted(range(len(ids)), key=lambda i: ids[i].encode())
   if sha256 is not None:
@@ -137,8 +151,16 @@ def cut(
 ) -> list[list[tuple[str, int]]]:
   """Cuts (id, label) rows into parts, each with its fraction of every class.
 
-  Which part an id falls in follows from a hash of (seed, id), so it does not
-  depend on the order of `rows`. The first part gets at least one per class.
+  A hash of (seed, id) decides which part an id goes to, so the order of `rows`
+  does not matter. The first part gets at least one row of each class.
+
+  Args:
+    rows: the rows to cut.
+    fractions: the fraction of each part; they sum to 1.
+    seed: seed of the hash.
+
+  Returns:
+    The rows of each part.
   """
   by_class = collections.defaultdict(list)
   for row in sorted(rows, key=lambda row: _digest([seed, row[0]])):
@@ -155,7 +177,15 @@ def cut(
 def fill(
   rows: dict[str, list[tuple[str, int]]], *, seed: int
 ) -> dict[str, list[tuple[str, int]]]:
-  """Cuts the splits that are missing out of `train`, as `FRACTIONS` says."""
+  """Cuts the splits that `rows` lacks out of its `train`, per `FRACTIONS`.
+
+  Args:
+    rows: the (id, label) rows of `train` and any of `val` and `test`.
+    seed: seed of the cut.
+
+  Returns:
+    The rows of `train`, `val` and `test`.
+  """
   missing = tuple(split for split in ("val", "test") if split not in rows)
   parts = cut(rows["train"], FRACTIONS[missing], seed=seed)
   return rows | dict(zip(("train", *missing), parts, strict=True))
@@ -170,11 +200,13 @@ def _hash_all(
   order: Sequence[int],
   progress: Callable[[int], None],
 ) -> Iterator[str]:
+  """Yields the sha256 of the images `order`, read and hashed in threads."""
+
   def hash_block(start: int) -> list[str]:
     block = order[start : start + HASH_BLOCK]
     return [hashlib.sha256(read(i)).hexdigest() for i in block]
 
-  # More threads than cores wait for one another where files are small.
+  # If files are small, more threads than cores only wait for one another.
   with ThreadPoolExecutor(os.cpu_count()) as threads:
     starts = range(0, len(order), HASH_BLOCK)
     for digests in threads.map(hash_block, starts):

@@ -1,9 +1,10 @@
 """The evaluation store: every image of a split, preprocessed once.
 
-Two files under `cache_dir`, named by what determines their content: a mask of
-the images that decode, and a memory-mapped array of the pixels. Each is
-written aside and renamed when whole, so a kill leaves nothing half-written
-and processes that build the same store do not meet.
+A store is two files under `cache_dir`: a mask of the images that can be
+decoded, and a memory-mapped array of the pixels. Their names are a digest of
+what determines their content. Each is written under a temporary name and
+renamed when complete, so a killed process leaves no partial file under the
+final name, and several processes can build the same store at once.
 """
 
 import contextlib
@@ -26,10 +27,9 @@ from cpeal_jax.data.pools import Progress, Split
 from cpeal_jax.data.workers import TRIED, workers
 from cpeal_jax.errors import InputError
 
-VERSION = 1  # raise it when the same images and spec give other pixels
-BLOCK = 256
-# Images that a thread decodes before it takes new ones.
-RUN = 16
+VERSION = 1  # Increase it if the same images and spec give other pixels.
+BLOCK = 256  # images that are decoded, then written, at a time
+RUN = 16  # images that one thread decodes per task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +37,9 @@ class ImageStore:
   """Preprocessed images of one split, in the split's order.
 
   Attributes:
-    ok: False where the image could not be decoded; its pixels are zeros.
-    rows: `rows(start, stop)` is uint8 [stop - start, S, S, 3]; read-only.
+    ok: False for images that could not be decoded; their pixels are zeros.
+    rows: `rows(start, stop)` returns pixels, uint8 [stop - start, S, S, 3],
+      which must not be written to.
   """
 
   ok: Bool[np.ndarray, " N"]
@@ -58,20 +59,22 @@ def open_store(
   max_corrupt: int = 0,
   progress: Progress = None,
 ) -> ImageStore:
-  """Opens the store of a split, building it where there is none.
+  """Opens the store of a split, building it first if it does not exist.
 
   Args:
-    split: whose images.
-    spec: how they are resized and cropped.
-    cache_dir: where the files go; may be shared by processes and runs.
-    fingerprint: of the images; by default the split's own.
-    limit_bytes: a split with more pixels than this is decoded anew at each
-      `rows`; only the mask is kept, from one pass that finds corrupt images.
+    split: the split with the N images.
+    spec: how the images are resized and cropped.
+    cache_dir: the directory of the files; processes and runs may share it.
+    fingerprint: digest of the images; by default the split's.
+    limit_bytes: if the pixels take more bytes than this, they are not stored
+      but decoded at each call of `rows`. One pass still decodes all images, to
+      find the corrupt ones, and only the mask is written.
     max_corrupt: how many images may fail to decode.
-    progress: told how many more images have been decoded while building.
+    progress: called with the number of images decoded since the last call,
+      while the store is built.
 
   Raises:
-    InputError: too many corrupt images, an unreadable file, or a cache that
+    InputError: too many images are corrupt, a file cannot be read, or the cache
       cannot be written.
   """
   cache_dir = Path(cache_dir)
@@ -91,7 +94,7 @@ def open_store(
     ok = cache.read(mask_file, shape[:1], np.bool_)
     if ok is None:
       return None
-    _refuse(split, ok, max_corrupt)
+    _check_corrupt(split, ok, max_corrupt)
     if streams:
       return ImageStore(np.array(ok), decode)
     pixels = cache.read(pixel_file, shape, np.uint8)
@@ -101,7 +104,7 @@ def open_store(
       np.array(ok), lambda start, stop: np.asarray(pixels[start:stop])
     )
 
-  if not len(split):  # nothing to map
+  if not len(split):  # An empty file cannot be memory-mapped.
     return ImageStore(np.zeros(0, bool), decode)
   if (store := load()) is not None:
     return store
@@ -112,36 +115,44 @@ def open_store(
     _build(blocks, mask_file, None if streams else pixel_file, shape)
   except OSError as error:
     raise InputError(
-      f"cannot write the image cache in {cache_dir}: {error.strerror}; make"
-      " room, choose another folder, or lower limit_bytes to stream"
+      f"cannot write the image cache in {cache_dir}: {error.strerror}; free"
+      " some space, choose another folder, or lower limit_bytes so that pixels"
+      " are not cached"
     ) from error
   if (store := load()) is not None:
     return store
-  raise InputError(f"the image cache in {cache_dir} was changed while opening")
+  raise InputError(
+    f"the image cache in {cache_dir} was changed while it was opened"
+  )
 
 
 def is_built(split: Split, spec: ImageSpec, *, cache_dir: Path | str) -> bool:
-  """Whether the mask is there, so that there is mostly nothing to decode."""
-  # Not Path.exists, which raises where a folder may not be entered.
+  """Returns whether the mask file exists.
+
+  The pixel file is not looked for: `open_store` writes it together with the
+  mask, unless the split has too many pixels to store.
+  """
+  # Path.exists would raise if a folder may not be entered.
   return os.path.exists(_files(split, spec, Path(cache_dir))[0])
 
 
 def _files(
   split: Split, spec: ImageSpec, folder: Path, fingerprint: str | None = None
 ) -> tuple[Path, Path]:
-  """Of the mask, and of the pixels."""
-  determines = [
+  """Returns the paths of the mask file and of the pixel file."""
+  identity = [
     VERSION,
     fingerprint or split.fingerprint,
     [spec.size, spec.resize, spec.stretch, spec.resample],
   ]
-  name = hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:24]
+  name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
   return folder / f"{name}.ok.npy", folder / f"{name}.npy"
 
 
 def _decode(
   split: Split, spec: ImageSpec, start: int, stop: int, threads: int
 ) -> tuple[UInt8[np.ndarray, "n S S 3"], Bool[np.ndarray, " n"]]:
+  """Decodes images `start` to `stop`; returns their pixels and their mask."""
   span = range(len(split))[start:stop]
   images = np.zeros((len(span), spec.size, spec.size, 3), np.uint8)
   ok = np.zeros(len(span), bool)
@@ -154,7 +165,7 @@ def _decode(
 
   with ThreadPoolExecutor(threads) as pool:
     for _ in pool.map(fill, range(0, len(span), RUN)):
-      pass  # raises what a thread raised
+      pass  # Iterating raises the exceptions of the threads.
   return images, ok
 
 
@@ -165,17 +176,19 @@ def _decode_all(
   progress: Progress,
   threads: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields the pixels and the mask of one block of images after another."""
   ok = np.ones(len(split), bool)
   for start in range(0, len(split), BLOCK):
-    images, good = _decode(split, spec, start, start + BLOCK, threads)
-    ok[start : start + BLOCK] = good
-    _refuse(split, ok, max_corrupt)
-    yield images, good
+    images, block_ok = _decode(split, spec, start, start + BLOCK, threads)
+    ok[start : start + BLOCK] = block_ok
+    _check_corrupt(split, ok, max_corrupt)
+    yield images, block_ok
     if progress:
-      progress(len(good))
+      progress(len(block_ok))
 
 
-def _refuse(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
+def _check_corrupt(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
+  """Raises InputError if more than `max_corrupt` images are not `ok`."""
   bad = [split.ids[i] for i in np.flatnonzero(~ok)]
   if len(bad) > max_corrupt:
     raise InputError(
@@ -191,10 +204,17 @@ def _build(
   pixel_file: Path | None,
   shape: tuple[int, ...],
 ) -> None:
-  """Writes the pixels block by block, then the mask; the pixels commit last.
+  """Writes the pixels block by block, then the mask.
 
-  Plain writes, not a writable memory map: on a full disk those raise, where
-  the map would kill the process.
+  The pixel file gets its final name last. The pixels are written with plain
+  writes, not through a writable memory map: on a full disk a write raises an
+  error, while the map would kill the process.
+
+  Args:
+    blocks: the pixels and the mask of one block of images after another.
+    mask_file: path of the mask.
+    pixel_file: path of the pixels; None to write the mask alone.
+    shape: shape of all pixels, [N, S, S, 3].
   """
   with contextlib.ExitStack() as stack:
     if pixel_file:
