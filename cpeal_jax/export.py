@@ -1,16 +1,20 @@
-"""`python -m cpeal_jax.export WORKDIR --format=peft --to=DIR`: weights out.
+"""`python -m cpeal_jax.export WORKDIR --format=peft --to=DIR`
 
-The adapted model for other programs, as a new directory:
+Exports the adapted model of a run for other programs, as a new directory in one
+of these formats:
 
-transformers  the base with LoRA merged, for `CLIPModel.from_pretrained`, or
-              `Dinov2Model.from_pretrained` after a run with a linear head
-peft          LoRA alone, for `PeftModel.from_pretrained` on the base model
-prompts       learned contexts and the class embeddings they give
-head          what unit image features are multiplied with: class embeddings
-              and logit scale, or a linear head's weight and bias
+transformers  the base model with LoRA merged, to load with
+              `CLIPModel.from_pretrained`, or after a run with a linear head
+              with `Dinov2Model.from_pretrained`
+peft          the LoRA weights alone, to load with
+              `PeftModel.from_pretrained` on the base model
+prompts       the learned prompt contexts and the resulting class embeddings
+head          what turns unit image features into logits: class embeddings and
+              the logit scale, or the weight and bias of a linear head
 
-Each has a `classes.json`: class names, exact prompts, logit scale, digests.
-Exit codes: 0 written, 2 usage or input error.
+Every format has a `classes.json` with the class names, the exact prompts, the
+logit scale and digests of the weights and settings.
+Exit codes: 0 if the export was written, 2 for a usage or input error.
 """
 
 import argparse
@@ -38,6 +42,7 @@ from cpeal_jax.models.tensors import Row, read_tensors
 from cpeal_jax.progress import say
 from cpeal_jax.run import finished
 
+# Files of the base model that the transformers format copies, if they exist.
 COPIED = (
   "config.json",
   "preprocessor_config.json",
@@ -53,26 +58,37 @@ def export(
   format: str,
   round: int = -1,
 ) -> None:
-  """Writes a round's model to `to`, which appears whole or not at all.
+  """Exports the model of a round; an export that fails leaves nothing at `to`.
 
   Args:
-    workdir: of the run.
-    to: a directory that is absent or empty.
+    workdir: the run's workdir.
+    to: the directory to write, which must not exist or be empty.
     format: `transformers`, `peft`, `prompts` or `head`.
-    round: counted from 0, or from the end where negative.
+    round: the round to export, counted from 0, or from the end if negative; by
+      default the last.
 
   Raises:
-    InputError: an unknown format or one the adapter has no place in, no such
-      round, or a target that is taken or cannot be written.
+    InputError: the format is unknown or cannot hold the run's model, there is
+      no such round, or the directory is not empty or cannot be written.
   """
   one_of("--format", format, WRITERS)
-  _free(to)
+  _free_target(to)
   save(finished.read_round(workdir, round), to, format=format)
 
 
 def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
-  """`export` of a round that has been read."""
-  target = _free(to)
+  """Exports the model `own` of a finished round, as `export` does.
+
+  Args:
+    own: the finished round, as `finished.read_round` returns it.
+    to: the directory to write, which must not exist or be empty.
+    format: `transformers`, `peft`, `prompts` or `head`.
+
+  Raises:
+    InputError: the format cannot hold the model, or the directory is not empty
+      or cannot be written.
+  """
+  target = _free_target(to)
   fits = formats(own)
   if format not in fits:
     raise InputError(
@@ -80,7 +96,8 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
       f"({own.config.adapter.kind} on {own.pretrained.weights.name}); choose "
       f"from: {', '.join(fits)}."
     )
-  # Named after the target, so that what a kill leaves is cleared next time.
+  # The temporary directory is named after the target, so that the next export
+  # to the same target removes what a killed process left.
   aside = target.parent / f".{target.name}.export"
   try:
     shutil.rmtree(aside, ignore_errors=True)
@@ -90,10 +107,11 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
     for path in aside.iterdir():
       _to_disk(path)
     os.replace(aside, target)
-  except (OSError, SafetensorError) as error:  # The latter is its own kind.
+  # SafetensorError is not a subclass of OSError.
+  except (OSError, SafetensorError) as error:
     reason = getattr(error, "strerror", None) or error
     raise InputError(
-      f"cannot write {to}: {reason}. Free some space, mend the permissions or "
+      f"cannot write {to}: {reason}. Free some space, fix the permissions or "
       "choose another --to."
     ) from error
   finally:
@@ -101,11 +119,14 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
 
 
 def formats(own: finished.Finished) -> tuple[str, ...]:
-  """What can hold a run's model.
+  """Returns the formats that can hold the model of a finished round.
 
-  transformers has no ResNet CLIP. PEFT names modules as transformers' code
-  does: it wants a base that loads there, which OpenCLIP's files and the msgpack
-  of transformers 4 don't, and names that last, which DINOv2's didn't.
+  transformers has no CLIP with a ResNet, so LoRA on such a CLIP can only be
+  exported as a `head`. PEFT finds modules by their names in transformers' code.
+  So `peft` needs a base model that transformers can load, which rules out
+  OpenCLIP's files and the msgpack files of transformers 4. It also needs module
+  names that do not change between versions of transformers, which rules out
+  DINOv2.
   """
   model, base = own.classifier.model, own.pretrained
   if isinstance(own.classifier, LinearClassifier):
@@ -121,12 +142,16 @@ def formats(own: finished.Finished) -> tuple[str, ...]:
 
 
 def card(own: finished.Finished, format: str) -> dict[str, Any]:
-  """classes.json: what the answers mean, and where they come from."""
+  """Returns the content of classes.json.
+
+  It says which class each output belongs to, and from which weights and
+  settings the export was made.
+  """
   prompts: list[list[str]] = [[] for _ in own.classes]
   about = {}
   if not isinstance(own.classifier, LinearClassifier):
     tokens, learned = own.classifier.tokens, own.classifier.model.prompts
-    # One list a class; with descriptors a class has several.
+    # Each class has a list of prompts: one, or several with descriptors.
     for text, owner in zip(tokens.texts, tokens.owners, strict=True):
       prompts[owner].append(text)
     about = {
@@ -148,16 +173,18 @@ def card(own: finished.Finished, format: str) -> dict[str, Any]:
 
 
 def class_embeddings(own: finished.Finished) -> np.ndarray:
-  """Text features [C, D] float32, such that logits are scale * f . t.
+  """Computes the class embeddings, float32 [C, D].
 
-  Use them as they are: a class's mean over descriptors need not be a unit.
+  The logits of unit image features f [N, D] are `logit_scale * f @ t.T`, where
+  t are these embeddings. They must not be normalized again: with descriptors,
+  a class embedding is a mean of unit vectors, which need not be a unit vector.
   """
   embed = jax.jit(own.classifier.class_embeddings)
   return np.array(embed(own.params, own.adapter), np.float32, order="C")
 
 
 def _rows(own: finished.Finished) -> tuple[Row, ...]:
-  """Names of the base in transformers."""
+  """Returns the table that maps our weights to their names in transformers."""
   sizes = own.pretrained.config
   if isinstance(sizes, ClipConfig):
     return naming.key_table(sizes)
@@ -165,6 +192,7 @@ def _rows(own: finished.Finished) -> tuple[Row, ...]:
 
 
 def _transformers(own: finished.Finished, aside: Path) -> None:
+  """Writes the base model with LoRA merged into its weights."""
   base, lora = own.pretrained, own.classifier.model.lora
   assert lora is not None
   tensors = read_tensors(base.weights)
@@ -175,27 +203,29 @@ def _transformers(own: finished.Finished, aside: Path) -> None:
     tensors = weights_out.in_hf(tensors, base.params, base.config)
     if base.preprocessor.name == "open_clip_config.json":
       dtype = str(tensors["logit_scale"].dtype)
-      about = weights_out.hf_config(base.config, dtype=dtype)
-      _write(aside / "config.json", about)
+      config = weights_out.hf_config(base.config, dtype=dtype)
+      _write(aside / "config.json", config)
       settings = processor_settings(own.spec)
       _write(aside / "preprocessor_config.json", settings)
   adapter = jax.device_get(own.adapter)
   merged = weights_out.merged(tensors, base.params, adapter, lora, _rows(own))
-  # transformers refuses safetensors that do not say what wrote them.
+  # transformers refuses safetensors files without this entry.
   save_file(merged, aside / "model.safetensors", {"format": "pt"})
 
 
 def _peft(own: finished.Finished, aside: Path) -> None:
+  """Writes the LoRA weights alone, as PEFT stores an adapter."""
   base, lora = own.pretrained, own.classifier.model.lora
   assert lora is not None
   adapter, rows = jax.device_get(own.adapter), _rows(own)
-  carry = weights_out.modules(adapter, rows).values()
-  settings = weights_out.peft_config(lora, carry, base.source)
+  adapted_modules = weights_out.modules(adapter, rows).values()
+  settings = weights_out.peft_config(lora, adapted_modules, base.source)
   _write(aside / "adapter_config.json", settings)
   save_file(
     weights_out.peft_tensors(adapter, rows),
     aside / "adapter_model.safetensors",
-    # PEFT has no field for it, and warns of fields it does not know.
+    # The digest goes here because PEFT's config has no field for it, and PEFT
+    # warns about unknown fields.
     {"format": "pt", "base_sha256": base.sha256},
   )
 
@@ -213,19 +243,20 @@ def _prompts(own: finished.Finished, aside: Path) -> None:
     },
     aside / "prompts.safetensors",
   )
-  about = {
+  layout = {
     "tokens": prompts.tokens,
     "shared": prompts.shared,
     "position": prompts.position,
     "context": list(context.shape),
   }
-  _write(aside / "prompts.json", about)
+  _write(aside / "prompts.json", layout)
 
 
 def _head(own: finished.Finished, aside: Path) -> None:
   if isinstance(own.classifier, LinearClassifier):
     trained = jax.device_get(own.adapter[HEAD])
-    # The constant scale goes into the weight: logits are W f + b.
+    # The constant logit scale is multiplied into the weight W [C, D], so that
+    # logits are W f + b.
     weight = np.float32(_logit_scale(own)) * trained["kernel"]
     head = {"weight": weight, "bias": np.asarray(trained["bias"])}
   else:
@@ -236,6 +267,8 @@ def _head(own: finished.Finished, aside: Path) -> None:
   save_file(head, aside / "head.safetensors")
 
 
+# Format -> the function that writes it into a directory. `_prompts` writes the
+# learned contexts, `_head` what turns unit image features into logits.
 WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
   "transformers": _transformers,
   "peft": _peft,
@@ -245,14 +278,20 @@ WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
 
 
 def _logit_scale(own: finished.Finished) -> float:
-  """What cosines are multiplied with, already exponentiated."""
+  """Returns the factor that turns cosines into logits (exponentiated)."""
   return float(np.exp(own.pretrained.params["logit_scale"]))
 
 
-def _free(to: str | os.PathLike) -> Path:
-  """The target's path; refuses one that holds anything."""
+def _free_target(to: str | os.PathLike) -> Path:
+  """Returns the path of the target; raises InputError unless it is free.
+
+  Free is a local path where there is nothing or an empty directory.
+  """
   if "://" in os.fspath(to):
-    raise InputError(f"--to={to}: give a local directory, and copy it.")
+    raise InputError(
+      f"--to={to} is not a local path; export to a local directory and copy it"
+      " from there."
+    )
   target = Path(to).expanduser().resolve()
   if target.is_file() or (target.is_dir() and any(target.iterdir())):
     raise InputError(f"--to={to} is not empty; give a new directory.")
@@ -264,37 +303,50 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _to_disk(path: Path) -> None:
+  """Flushes a file to the disk."""
   with open(path, "rb") as file:
     os.fsync(file.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):  # argparse would print the usage as well.
+  """A parser whose errors are InputErrors, without the usage text."""
+
+  def error(self, message: str):
     raise InputError(message)
 
 
 def run(argv: list[str]) -> int:
-  """One export; returns the exit code."""
+  """Parses the command line and exports; returns the exit code 0.
+
+  Raises:
+    InputError: the command line is not valid, or as `export`.
+  """
   parser = _Parser(
     prog="python -m cpeal_jax.export",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("workdir", metavar="WORKDIR", help="a finished run's")
+  parser.add_argument("workdir", metavar="WORKDIR", help="workdir of the run")
   parser.add_argument("--format", required=True, help=", ".join(WRITERS))
   parser.add_argument("--to", required=True, help="a new directory")
   parser.add_argument(
-    "--round", type=int, default=-1, help="from 0; -1 is the last (default)"
+    "--round",
+    type=int,
+    default=-1,
+    help="counted from 0; -1 is the last (default)",
   )
-  own = parser.parse_args(argv[1:])
-  export(own.workdir, own.to, format=own.format, round=own.round)
-  say(f"wrote {own.to}")
+  flags = parser.parse_args(argv[1:])
+  export(flags.workdir, flags.to, format=flags.format, round=flags.round)
+  say(f"wrote {flags.to}")
   return 0
 
 
 def main(argv: list[str]) -> int:
-  """`run`, with errors a user can cause as one line on stderr."""
+  """Runs the command and returns its exit code.
+
+  An input error is printed as one line on stderr, and the code is 2.
+  """
   logging.set_verbosity(logging.ERROR)
   try:
     return run(argv)
