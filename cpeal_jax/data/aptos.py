@@ -50,6 +50,6 @@ def load_aptos(
     "aptos",
     classes,
     root,
-    pools.fill({"train": rows}, seed=seed),
+    pools.cut_missing_splits({"train": rows}, seed=seed),
     progress=progress,
   )

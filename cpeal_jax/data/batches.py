@@ -18,7 +18,7 @@ from cpeal_jax import keys
 from cpeal_jax.data.augment import augment as augmented
 from cpeal_jax.data.images import ImageSpec, preprocess
 from cpeal_jax.data.pools import Split
-from cpeal_jax.data.workers import TRIED, workers
+from cpeal_jax.data.workers import SAMPLES, thread_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def pixel_batches(
 
   steps = range(start_step, epochs * steps_per_epoch(len(indices), batch))
   epoch, rows = rows_of(start_step)
-  first = [int(i) for i in indices[rows[:TRIED]]]
+  first = [int(i) for i in indices[rows[:SAMPLES]]]
   samples = [functools.partial(pixels, epoch, i) for i in first]
   return _prefetched(build, steps, samples)
 
@@ -239,7 +239,7 @@ def _prefetched(
   """
   if not steps:
     return
-  image_threads = ThreadPoolExecutor(workers(samples))
+  image_threads = ThreadPoolExecutor(thread_count(samples))
   # The builder has its own pool: it waits for the images of its batch, so it
   # would deadlock if it took the only thread that makes them.
   with image_threads as threads, ThreadPoolExecutor(1) as builder:

@@ -19,7 +19,7 @@ STALE_SECONDS = 600
 
 
 @contextlib.contextmanager
-def aside(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
   """Opens a temporary file that is renamed to `path` when the block ends.
 
   Several processes may write the same path at the same time: each has its own
@@ -40,7 +40,7 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     temporary.unlink(missing_ok=True)
 
 
-def sweep(cache_dir: Path) -> None:
+def remove_leftovers(cache_dir: Path) -> None:
   """Removes the temporary files that killed processes left in `cache_dir`."""
   for leftover in cache_dir.glob("*.npy.*.tmp"):
     with contextlib.suppress(FileNotFoundError):

@@ -174,7 +174,7 @@ def cut(
   return parts
 
 
-def fill(
+def cut_missing_splits(
   rows: dict[str, list[tuple[str, int]]], *, seed: int
 ) -> dict[str, list[tuple[str, int]]]:
   """Cuts the splits that `rows` lacks out of its `train`, per `FRACTIONS`.

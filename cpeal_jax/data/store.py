@@ -24,12 +24,12 @@ from jaxtyping import Bool, UInt8
 from cpeal_jax.data import cache
 from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
 from cpeal_jax.data.pools import Progress, Split
-from cpeal_jax.data.workers import TRIED, workers
+from cpeal_jax.data.workers import SAMPLES, thread_count
 from cpeal_jax.errors import InputError
 
 VERSION = 1  # Increase it if the same images and spec give other pixels.
 BLOCK = 256  # images that are decoded, then written, at a time
-RUN = 16  # images that one thread decodes per task
+IMAGES_PER_TASK = 16  # images that one thread decodes per task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,8 +84,10 @@ def open_store(
 
   @functools.cache
   def threads() -> int:
-    rows = range(len(split))[:TRIED]
-    return workers(lambda i=i: preprocess(split.open(i), spec) for i in rows)
+    rows = range(len(split))[:SAMPLES]
+    return thread_count(
+      lambda i=i: preprocess(split.open(i), spec) for i in rows
+    )
 
   def decode(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
     return _decode(split, spec, start, stop, threads())[0]
@@ -111,7 +113,7 @@ def open_store(
   blocks = _decode_all(split, spec, max_corrupt, progress, threads())
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    cache.sweep(cache_dir)
+    cache.remove_leftovers(cache_dir)
     _build(blocks, mask_file, None if streams else pixel_file, shape)
   except OSError as error:
     raise InputError(
@@ -158,13 +160,13 @@ def _decode(
   ok = np.zeros(len(span), bool)
 
   def fill(first: int) -> None:
-    for row in range(len(span))[first : first + RUN]:
+    for row in range(len(span))[first : first + IMAGES_PER_TASK]:
       with contextlib.suppress(CorruptImage):
         images[row] = preprocess(split.open(span[row]), spec)
         ok[row] = True
 
   with ThreadPoolExecutor(threads) as pool:
-    for _ in pool.map(fill, range(0, len(span), RUN)):
+    for _ in pool.map(fill, range(0, len(span), IMAGES_PER_TASK)):
       pass  # Iterating raises the exceptions of the threads.
   return images, ok
 
@@ -218,7 +220,7 @@ def _build(
   """
   with contextlib.ExitStack() as stack:
     if pixel_file:
-      file = stack.enter_context(cache.aside(pixel_file))
+      file = stack.enter_context(cache.atomic_file(pixel_file))
       header = {"descr": "|u1", "fortran_order": False, "shape": shape}
       np.lib.format.write_array_header_1_0(file, header)
     masks = []
@@ -226,5 +228,5 @@ def _build(
       masks.append(ok)
       if pixel_file:
         file.write(images.data)
-    with cache.aside(mask_file) as mask:
+    with cache.atomic_file(mask_file) as mask:
       np.save(mask, np.concatenate(masks))

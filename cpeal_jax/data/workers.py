@@ -12,11 +12,11 @@ from cpeal_jax.data.images import CorruptImage
 # Several threads would take longer to hand Python's lock to each other than to
 # decode: an image of 64 x 64 pixels takes 82 us on one thread, 98 to 161 us on
 # two.
-SMALL = 150e-6
-TRIED = 8  # how many images callers should time; so few are enough
+SMALL_SECONDS = 150e-6
+SAMPLES = 8  # how many images callers should time; so few are enough
 
 
-def workers(samples: Iterable[Callable[[], object]]) -> int:
+def thread_count(samples: Iterable[Callable[[], object]]) -> int:
   """Returns how many threads to use: one for small images, else one per core.
 
   Args:
@@ -32,4 +32,4 @@ def workers(samples: Iterable[Callable[[], object]]) -> int:
     with contextlib.suppress(CorruptImage):
       sample()
       shortest = min(shortest, time.thread_time() - begun)
-  return 1 if shortest < SMALL else os.cpu_count() or 1
+  return 1 if shortest < SMALL_SECONDS else os.cpu_count() or 1

@@ -213,8 +213,16 @@ TEMPLATES = (
   "{name}.",
 )
 # Words that take "an". Letters are read aloud, so "f" does and "u" does not.
-AN = ("image", "eight", "equals", "exclamation", "and", "at", *"aefhilmnorsx")
-NEEDS_AN = re.compile(rf"\ba (?=({'|'.join(AN)})\b)")
+AN_WORDS = (
+  "image",
+  "eight",
+  "equals",
+  "exclamation",
+  "and",
+  "at",
+  *"aefhilmnorsx",
+)
+NEEDS_AN = re.compile(rf"\ba (?=({'|'.join(AN_WORDS)})\b)")
 FILLERS = 16  # most words "x" before a name
 
 

@@ -35,7 +35,7 @@ SPEC = ImageSpec(size=32, resize=32, mean=HALF, std=HALF)
 # The logit scale is at most 100, as in CLIP; this is its logarithm.
 MAX_LOGIT_SCALE = math.log(100.0)
 PICTURES = 1500  # pictures of each glyph
-LENGTH = 24  # tokens of the longest caption, with the start and end tokens
+CAPTION_TOKENS = 24  # the longest caption, with the start and end tokens
 
 
 def sizes() -> ClipConfig:
@@ -77,7 +77,7 @@ def make_pairs(
     glyph = glyphs.GLYPHS[number]
     rng = keys.generator(seed, -1, "pretrain", number)
     images = np.zeros((pictures, SPEC.size, SPEC.size), np.uint8)
-    ids = np.full((pictures, LENGTH), end, np.int16)
+    ids = np.full((pictures, CAPTION_TOKENS), end, np.int16)
     for image, row in zip(images, ids, strict=True):
       look = glyphs.draw_look(glyph, rng)
       image[:] = preprocess(glyphs.render(look), SPEC)[..., 0]

@@ -18,7 +18,9 @@ from cpeal_jax.quickstart import glyphs
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
 POSITIONS = 48  # the longest text, in tokens
 # Words that users' prompt templates are likely to have and captions lack.
-MORE = "an in on it its my with some black white grey hand written handwritten"
+TEMPLATE_WORDS = (
+  "an in on it its my with some black white grey hand written handwritten"
+)
 
 
 def vocabulary() -> dict[str, int]:
@@ -33,7 +35,7 @@ def vocabulary() -> dict[str, int]:
       *(template for template in glyphs.TEMPLATES),
       *(word for g in glyphs.GLYPHS for word in (*g.kinds, g.name)),
       "capital",
-      MORE,
+      TEMPLATE_WORDS,
     ]
   )
   words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text))))
