@@ -1,4 +1,4 @@
-"""APTOS 2019 as Kaggle gives it: `train.csv` and `train_images/ID.png`."""
+"""Loads APTOS 2019 as Kaggle has it: `train.csv`, `train_images/ID.png`."""
 
 import csv
 from pathlib import Path
@@ -10,13 +10,19 @@ from cpeal_jax.errors import InputError
 def load_aptos(
   root: Path | str, *, seed: int = 0, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """The labeled images, cut 50/20/30 in each grade by a hash of (seed, id).
+  """Reads Kaggle's training images, split 50/20/30 within each grade.
 
-  Kaggle's test images have no published labels. `train.csv` has columns
-  `id_code` and `diagnosis`, a grade from 0 to 4.
+  All three splits are cut from the training images, by a hash of (seed, id),
+  because Kaggle has not published the labels of its test images. `train.csv`
+  has the columns `id_code` and `diagnosis`, a grade from 0 to 4.
+
+  Args:
+    root: the data root; ids are paths relative to it.
+    seed: seed of the cut.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
-    InputError: a missing file, other columns, or a grade that there isn't.
+    InputError: a file or a column is missing, or a grade is not 0 to 4.
   """
   root = Path(root)
   source = root / "train.csv"
@@ -31,7 +37,7 @@ def load_aptos(
     ) from error
   except KeyError as error:
     raise InputError(
-      f"{source} has no column {error}; it has id_code and diagnosis"
+      f"{source} has no column {error}; it must have id_code and diagnosis"
     ) from error
   names = catalogue.class_names("aptos", dict.fromkeys(g for _, g in listed))
   classes = catalogue.classes("aptos")
@@ -44,6 +50,6 @@ def load_aptos(
     "aptos",
     classes,
     root,
-    pools.fill({"train": rows}, seed=seed),
+    pools.cut_missing_splits({"train": rows}, seed=seed),
     progress=progress,
   )

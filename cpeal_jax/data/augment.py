@@ -1,7 +1,7 @@
-"""Training augmentation on the host: a random resized crop and a flip.
+"""Augments training images on the host: a random resized crop and a flip.
 
-On the host because Pillow's bicubic filter, which the pretrained towers were
-trained with, is not that of `jax.image`.
+This is done on the host because the pretrained towers were trained with
+Pillow's bicubic filter, which differs from that of `jax.image`.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from cpeal_jax.data.images import ImageSpec
 
-TRIES = 10
+TRIES = 10  # random boxes drawn, as torchvision does
 
 
 def augment(
@@ -22,12 +22,24 @@ def augment(
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
   flip: float = 0.5,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Crops a random box, resizes it to S x S, mirrors it with chance `flip`.
+  """Crops a random box, resizes it to S x S and mirrors it at random.
 
-  CoOp's recipe; the C-PEAL code uses it unchanged.
+  This is CoOp's recipe, which C-PEAL's code uses unchanged.
+
+  Args:
+    rng: the source of randomness.
+    image: an RGB image of any size.
+    spec: the size S and the resampling filter.
+    scale: range of the box's area, as a fraction of the image's.
+    ratio: range of the box's width over its height.
+    flip: probability of mirroring left to right.
+
+  Returns:
+    uint8 pixels [S, S, 3].
   """
   box = crop_box(rng, *image.size, scale=scale, ratio=ratio)
-  # Cropped first: resize(box=...) would let the filter see past the box.
+  # The crop comes first, because the filter of resize(box=...) would take in
+  # pixels outside the box.
   image = image.crop(box).resize(
     (spec.size, spec.size), Image.Resampling(spec.resample)
   )
@@ -43,11 +55,15 @@ def crop_box(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-  """A random box (left, top, right, bottom), as torchvision draws it.
+  """Draws a random box as torchvision's RandomResizedCrop does.
 
-  The area is uniform in `scale` of the image's and the aspect ratio (width
-  over height) log-uniform in `ratio`. The first of ten draws that fits in the
-  image is used; if none does, the largest centred box of allowed ratio.
+  The box's area, as a fraction of the image's, is uniform in `scale`, and its
+  width over height is log-uniform in `ratio`. Of ten draws the first that fits
+  into the image is used. If none fits, the result is the largest centered box
+  whose ratio is within `ratio`.
+
+  Returns:
+    The box (left, top, right, bottom), in pixels.
   """
   areas = width * height * rng.uniform(*scale, size=TRIES)
   ratios = np.exp(rng.uniform(*np.log(ratio), size=TRIES))

@@ -1,4 +1,7 @@
-"""Training batches: labeled images, shuffled, augmented, of constant shape."""
+"""Makes training batches: labeled images, shuffled, augmented and padded.
+
+All batches of a run have the same shape.
+"""
 
 import dataclasses
 import functools
@@ -15,15 +18,18 @@ from cpeal_jax import keys
 from cpeal_jax.data.augment import augment as augmented
 from cpeal_jax.data.images import ImageSpec, preprocess
 from cpeal_jax.data.pools import Split
-from cpeal_jax.data.workers import TRIED, workers
+from cpeal_jax.data.workers import SAMPLES, thread_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-  """One step's rows; where `where` is False the row is padding (zeros).
+  """The B rows of one training step.
 
-  `images` are pixels or, where the image tower and the pixels are frozen,
-  the features of `encode_pool`.
+  Attributes:
+    images: pixels, or cached features if the image tower is frozen and
+      augmentation is off.
+    labels: class numbers.
+    where: False in rows that are padding; their images and labels are zeros.
   """
 
   images: UInt8[np.ndarray, "B S S 3"] | Float[np.ndarray, "B D"]
@@ -32,14 +38,15 @@ class Batch:
 
 
 class LabeledImages:
-  """Originals of the images asked for, decoded once and kept in memory.
+  """Decodes images at their original size and keeps them in memory.
 
-  Beyond `limit_bytes` of pixels, further images are decoded at each use.
+  An image is kept from its first use on, as long as the pixels kept take at
+  most `limit_bytes`. Images beyond that are decoded at each use.
   """
 
   def __init__(self, split: Split, *, limit_bytes: int = 4 << 30):
     self.split = split
-    self._room = limit_bytes
+    self._free_bytes = limit_bytes
     self._kept = {}
     self._lock = threading.Lock()
 
@@ -49,14 +56,17 @@ class LabeledImages:
     image = self.split.open(index)
     size = 3 * image.width * image.height
     with self._lock:
-      if index not in self._kept and size <= self._room:
+      if index not in self._kept and size <= self._free_bytes:
         self._kept[index] = image
-        self._room -= size
+        self._free_bytes -= size
     return image
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
-  """Steps in an epoch of n labels: the last partial batch only if alone."""
+  """Returns the number of steps in an epoch of n labels.
+
+  A last, partial batch is dropped, unless it is the only one (C-PEAL's code).
+  """
   return n // batch or min(n, 1)
 
 
@@ -73,29 +83,33 @@ def pixel_batches(
   augment: bool = True,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """A round's batches of labeled images, the next one made in the background.
+  """Yields the pixel batches of a round, making the next in the background.
 
-  With at least `batch` labels an epoch's last partial batch is dropped; with
-  fewer there is one batch, padded (C-PEAL's code). The order follows from
-  (seed, round, epoch) and the set of indices, an image's crop from (seed,
-  round, epoch, id): neither from the batch it is in nor from the device count.
+  With at least `batch` labels, the last partial batch of an epoch is dropped;
+  with fewer, an epoch is one padded batch (C-PEAL's code). The order of the
+  images is decided by (seed, round, epoch) and the set of indices, and the crop
+  of an image by (seed, round, epoch, id), whichever batch it is in. Neither
+  depends on the number of devices.
 
   Args:
-    images: originals of the split that `indices` count in.
-    indices: of the labeled images, in any order.
-    labels: their classes.
-    spec: size and filter; with `augment` off, the whole evaluation transform.
-    seed: of the run.
-    round_: of active learning.
-    epochs: how often each image is seen.
+    images: the images of the split that `indices` refers to.
+    indices: positions of the n labeled images in the split, in any order.
+    labels: the class of each.
+    spec: the size S of the result and the resampling filter; without
+      augmentation, the whole evaluation transform.
+    seed: the run's seed.
+    round_: the round of active learning, counted from 0.
+    epochs: number of passes over the labeled images.
     batch: rows per batch, B.
-    augment: a random resized crop and flip, else `preprocess`.
-    start_step: the round's first step that is wanted; earlier ones cost
-      nothing.
+    augment: True for a random resized crop and flip, False for `preprocess`.
+    start_step: the first step of the round to yield; earlier steps are not
+      computed.
 
   Raises:
-    ValueError: no label, an unknown one, or not one label per index.
-    CorruptImage: while iterating, naming the image.
+    ValueError: there is no label, a label is unknown (-1), or there is not one
+      label per index.
+    CorruptImage: an image cannot be decoded. Raised while iterating; the
+      message has the image's id.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
 
@@ -111,18 +125,18 @@ def pixel_batches(
   def build(step: int, threads: ThreadPoolExecutor) -> Batch:
     epoch, rows = rows_of(step)
     blank = np.zeros((batch, spec.size, spec.size, 3), np.uint8)
-    made = _padded(blank, labels[rows])
+    result = _padded(blank, labels[rows])
     crop = functools.partial(pixels, epoch)
-    found = threads.map(crop, [int(i) for i in indices[rows]])
-    for row, image in enumerate(found):
-      made.images[row] = image
-    return made
+    crops = threads.map(crop, [int(i) for i in indices[rows]])
+    for row, image in enumerate(crops):
+      result.images[row] = image
+    return result
 
   steps = range(start_step, epochs * steps_per_epoch(len(indices), batch))
   epoch, rows = rows_of(start_step)
-  first = [int(i) for i in indices[rows[:TRIED]]]
+  first = [int(i) for i in indices[rows[:SAMPLES]]]
   samples = [functools.partial(pixels, epoch, i) for i in first]
-  return _one_ahead(build, steps, samples)
+  return _prefetched(build, steps, samples)
 
 
 def feature_batches(
@@ -136,21 +150,33 @@ def feature_batches(
   batch: int = 32,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """`pixel_batches` from features: the same rows in the same order.
+  """Yields the rows of `pixel_batches`, in the same order, as features.
 
-  `features` are those of `indices`, in their order. For a frozen image tower
-  without augmentation, where encoding the same pixels at every step would give
-  the same numbers.
+  Meant for a frozen image tower without augmentation, where encoding the same
+  pixels at every step would give the same features.
+
+  Args:
+    features: image features; row i belongs to `indices[i]`.
+    indices: positions of the n labeled images in the split, in any order.
+    labels: the class of each.
+    seed: the run's seed.
+    round_: the round of active learning, counted from 0.
+    epochs: number of passes over the labeled images.
+    batch: rows per batch, B.
+    start_step: the first step of the round to yield.
+
+  Raises:
+    ValueError: as `pixel_batches`.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
   total = epochs * steps_per_epoch(len(indices), batch)
   for step in range(start_step, total):
     _, rows = rows_of(step)
-    made = _padded(
+    result = _padded(
       np.zeros((batch, features.shape[1]), np.float32), labels[rows]
     )
-    made.images[: len(rows)] = features[rows]
-    yield made
+    result.images[: len(rows)] = features[rows]
+    yield result
 
 
 def _rows(
@@ -161,12 +187,16 @@ def _rows(
   round_: int,
   batch: int,
 ) -> Callable[[int], tuple[int, Integer[np.ndarray, " rows"]]]:
-  """(a step of the round) -> its epoch, and which of the n rows it takes."""
+  """Returns a function from a round's step to its epoch and its rows.
+
+  The rows are positions in `indices`, at most `batch` of them.
+  """
   if not len(indices) == len(labels) > 0:
     raise ValueError(f"got {len(indices)} indices and {len(labels)} labels")
   if labels.min() < 0:
     raise ValueError("an unknown label (-1) cannot be trained on")
-  # Sorted first, so that the order of revealing does not matter.
+  # The permutation is applied to sorted indices, so that the order in which
+  # labels were revealed does not matter.
   by_index = np.argsort(indices, kind="stable")
 
   @functools.lru_cache(maxsize=1)
@@ -181,28 +211,41 @@ def _rows(
 
 
 def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
-  made = Batch(
+  """Returns a batch of B = `len(images)` rows, of which the first n are real.
+
+  The caller fills in the pixels or features of the real rows.
+  """
+  result = Batch(
     images=images,
     labels=np.zeros(len(images), np.int32),
     where=np.arange(len(images)) < len(labels),
   )
-  made.labels[: len(labels)] = labels
-  return made
+  result.labels[: len(labels)] = labels
+  return result
 
 
-def _one_ahead(
+def _prefetched(
   build: Callable[[int, ThreadPoolExecutor], Batch],
   steps: range,
   samples: Sequence[Callable[[], object]],
 ) -> Iterator[Batch]:
+  """Yields `build(step, threads)` of each step, building the next meanwhile.
+
+  Args:
+    build: makes the batch of a step, with a thread pool for its images.
+    steps: the steps to yield.
+    samples: functions that each decode one image, to choose the number of
+      threads by.
+  """
   if not steps:
     return
-  own = ThreadPoolExecutor(workers(samples))
-  # Two pools: a build waits for its images, so must not hold their thread.
-  with own as threads, ThreadPoolExecutor(1) as builder:
-    ahead = [builder.submit(build, step, threads) for step in steps[:1]]
+  image_threads = ThreadPoolExecutor(thread_count(samples))
+  # The builder has its own pool: it waits for the images of its batch, so it
+  # would deadlock if it took the only thread that makes them.
+  with image_threads as threads, ThreadPoolExecutor(1) as builder:
+    pending = [builder.submit(build, step, threads) for step in steps[:1]]
     for step in steps:
-      ready = ahead.pop().result()
+      ready = pending.pop().result()
       if step + 1 in steps:
-        ahead.append(builder.submit(build, step + 1, threads))
+        pending.append(builder.submit(build, step + 1, threads))
       yield ready

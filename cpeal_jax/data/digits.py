@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real images that need no download."""
+"""Loads scikit-learn's handwritten digits, which need no download."""
 
 import functools
 import io
@@ -24,12 +24,14 @@ CLASSES = (
 
 
 def load_digits(*, seed: int = 0) -> pools.Dataset:
-  """1,797 grey images of 8x8, cut 50/20/30 per class by a hash of (seed, id).
+  """Returns the 1,797 gray images of 8 x 8 pixels as a data set.
 
-  The values 0 to 16 become 0 to 255; ids are `digit-0000.png` and so on, in
-  scikit-learn's order, and the bytes are those of a PNG.
+  They are split 50/20/30 into train, val and test within each class, by a hash
+  of (seed, id). Pixel values 0 to 16 are scaled to 0 to 255. Ids are
+  `digit-0000.png` and so on in scikit-learn's order, and `read` returns the
+  bytes of a PNG file.
   """
-  from sklearn import datasets  # takes a second to import
+  from sklearn import datasets  # The import takes a second.
 
   values, target = map(np.asarray, datasets.load_digits(return_X_y=True))
   pixels = np.round(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
@@ -49,8 +51,9 @@ def load_digits(*, seed: int = 0) -> pools.Dataset:
 
 
 def _png(pixels: UInt8[np.ndarray, "N 8 8"], index: int) -> bytes:
+  """Returns image `index` as the bytes of a PNG file."""
   file = io.BytesIO()
-  # Stored, not compressed: the bytes, and so the fingerprint, must not depend
-  # on which zlib Pillow was built with.
+  # The PNG is not compressed, so that its bytes, and with them the data set's
+  # fingerprint, do not depend on the zlib that Pillow was built with.
   Image.fromarray(pixels[index]).save(file, "PNG", compress_level=0)
   return file.getvalue()

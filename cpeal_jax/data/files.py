@@ -1,4 +1,7 @@
-"""A data set of files under one root: the checks that all layouts share."""
+"""Builds a data set from files under one root, after checking the input.
+
+The loaders of all file layouts use these functions.
+"""
 
 import collections
 import functools
@@ -19,7 +22,15 @@ def from_files(
   progress: pools.Progress = None,
   notes: Sequence[str] = (),
 ) -> pools.Dataset:
-  """A data set of files under `root`, from (id, label) rows per split.
+  """Builds a data set from the (id, label) rows of each split.
+
+  Args:
+    name: the data set's name.
+    classes: the class names; label c is `classes[c]`.
+    root: the data root.
+    rows: the rows of `train`, `val` and `test`; an id is the path of an image
+      relative to `root`.
+    progress: called with the number of files hashed since the last call.
 
   Args:
     name: the data set's name.
@@ -30,18 +41,18 @@ def from_files(
     notes: what the layout has to say, see `pools.Dataset`.
 
   Raises:
-    InputError: fewer than two classes, an empty or repeated class name, no
-      training image, one listed twice, a file name that is not UTF-8, or an
-      unreadable file.
+    InputError: there are fewer than two classes, a class name is empty or
+      repeated, there is no training image, an image is listed twice, a file
+      name is not UTF-8, or a file cannot be read.
   """
   check_classes(classes)
   if not rows["train"]:
     raise InputError(f"no training image in {root}; there must be at least one")
-  times = collections.Counter(i for listed in rows.values() for i, _ in listed)
-  if twice := [id_ for id_, count in times.items() if count > 1]:
+  counts = collections.Counter(i for listed in rows.values() for i, _ in listed)
+  if repeated := [id_ for id_, count in counts.items() if count > 1]:
     raise InputError(
-      f"{len(twice)} images of {root} are listed more than once, e.g. "
-      f"{twice[0]!r}; list each once, in one split"
+      f"{len(repeated)} images of {root} are listed more than once, e.g. "
+      f"{repeated[0]!r}; list each once, in one split"
     )
   splits = {}
   for split in ("train", "val", "test"):
@@ -64,7 +75,13 @@ def from_files(
 
 
 def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
-  """Raises InputError unless each path that `source` names is in `folder`."""
+  """Raises InputError unless every file of `paths` exists in `folder`.
+
+  Args:
+    folder: the folder that the paths are relative to.
+    paths: the files to look for.
+    source: the file that lists them, for the message.
+  """
   missing = [p for p in paths if not os.path.isfile(os.path.join(folder, p))]
   if missing:
     raise InputError(
@@ -75,7 +92,7 @@ def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-  """Raises InputError unless there are two or more distinct, real names."""
+  """Raises InputError unless there are two or more distinct, nonblank names."""
   if len(classes) < 2:
     raise InputError(
       f"got {len(classes)} class(es) {list(classes)}; there must be at least 2"
@@ -83,24 +100,26 @@ def check_classes(classes: Sequence[str]) -> None:
   if empty := [i for i, name in enumerate(classes) if not name.strip()]:
     raise InputError(f"class {empty[0]} has an empty name; give it one")
   counts = collections.Counter(name.strip() for name in classes)
-  if twice := [name for name, count in counts.items() if count > 1]:
+  if repeated := [name for name, count in counts.items() if count > 1]:
     raise InputError(
-      f"class name {twice[0]!r} belongs to {counts[twice[0]]} classes; rename"
-      " them so that every name is used once"
+      f"class name {repeated[0]!r} belongs to {counts[repeated[0]]} classes;"
+      " rename them so that every name is used once"
     )
 
 
 def _is_utf8(text: str) -> bool:
   try:
     text.encode()
-  except UnicodeEncodeError:  # a surrogate stands for each undecodable byte
+  except UnicodeEncodeError:
+    # Python represents each undecodable byte of a file name by a surrogate.
     return False
   return True
 
 
 def _read_file(paths: Sequence[str], index: int) -> bytes:
   try:
-    with open(paths[index], "rb") as file:  # A path object costs as much.
+    # A string, because making a Path takes as long as reading a small file.
+    with open(paths[index], "rb") as file:
       return file.read()
   except OSError as error:
     raise InputError(

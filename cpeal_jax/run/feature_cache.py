@@ -68,8 +68,8 @@ def cached(
   answer = compute()
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    cache.sweep(directory)
-    with cache.aside(path) as file:
+    cache.remove_leftovers(directory)
+    with cache.atomic_file(path) as file:
       np.save(file, sharding.own_part(answer)[:count])
   except OSError as error:
     raise InputError(
