@@ -115,8 +115,8 @@ def open_store(
   except OSError as error:
     raise InputError(
       f"cannot write the image cache in {cache_dir}: {error.strerror}; make"
-      " room, choose another cache_dir, or lower dataset.store_gb so that pixels"
-      " are not kept"
+      " room, choose another cache_dir, or lower dataset.store_gb so that they"
+      " are not kept on disk"
     ) from error
   if (store := load()) is not None:
     return store
