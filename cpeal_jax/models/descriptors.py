@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cpeal_jax.data.reading import read_json, shown
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.models.text import readable
-from cpeal_jax.reading import read_json, shown
 
 # How a trait follows the class name: as a clause of its own, or literally as in
 # PCB's released code.

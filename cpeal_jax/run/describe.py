@@ -12,8 +12,8 @@ import jax
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
 from cpeal_jax.data import batches
+from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.progress import say
-from cpeal_jax.reading import read_bytes
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.plan import Plan, make_plan
 

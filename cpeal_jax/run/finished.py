@@ -13,11 +13,11 @@ from etils import epath
 from cpeal_jax import config as config_lib
 from cpeal_jax import keys, training
 from cpeal_jax.data.images import ImageSpec, image_spec
+from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.backbone import Backbone, Pretrained
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
-from cpeal_jax.reading import read_bytes
 from cpeal_jax.run.models import (
   backbone_of,
   classifiers,
