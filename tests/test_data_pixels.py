@@ -68,6 +68,8 @@ def palette_with_transparency():
   return encoded(image)
 
 
+# Gray of 16 bits is not among them: the processor turns it white. See
+# test_data_formats.
 ODD_IMAGES = {
   "grey": encoded(noise(31, 20, mode="L")),
   "grey-alpha": encoded(noise(31, 20, mode="LA")),
@@ -76,9 +78,6 @@ ODD_IMAGES = {
   "palette-transparent": palette_with_transparency(),
   "bilevel": encoded(noise(30, 20, mode="L").convert("1")),
   "cmyk": encoded(noise(30, 20).convert("CMYK"), "JPEG"),
-  "16-bit": encoded(
-    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 109)
-  ),
   "rotated": encoded(
     noise(30, 20),
     "JPEG",

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from tiny_layouts import aircraft, aptos, coop, imagenet, write
 
+from cpeal_jax import config as config_lib
 from cpeal_jax.config import presets
 from cpeal_jax.data.aircraft import load_aircraft
 from cpeal_jax.data.aptos import load_aptos
@@ -119,7 +120,7 @@ def test_a_name_gives_folders_its_classes(tmp_path):
     datasets.load_dataset(made)
   made.dataset.name = ""
   made.dataset.layout = "folders"
-  assert "03_OTHER" in datasets.load_dataset(made).classes
+  assert "03 OTHER" in datasets.load_dataset(made).classes
 
 
 def test_without_a_root_or_a_name(tmp_path):
@@ -149,3 +150,66 @@ def test_a_key_that_a_layout_has_no_use_for_is_refused(tmp_path):
       InputError, match=f"dataset.{key}=x .*goes with {where}"
     ):
       datasets.load_dataset(own)
+
+
+def own_folders(root, *classes):
+  for k, name in enumerate(classes):
+    for i in range(6):
+      write(root / name / f"{i}.png", 10 * k + i)
+  made = config_lib.base()
+  made.dataset.root = str(root)
+  made.dataset.layout = "folders"
+  return made
+
+
+def test_folder_names_become_phrases(tmp_path):
+  made = own_folders(tmp_path, "AnnualCrop", "sea_lake", "CTScan", "Sea Bird")
+  data = datasets.load_dataset(made)
+  assert data.classes == ("Annual Crop", "CT Scan", "Sea Bird", "sea lake")
+  # The folders themselves are what ids name.
+  assert any(id_.startswith("AnnualCrop/") for id_ in data.train.ids)
+
+
+def test_a_file_gives_display_names(tmp_path):
+  made = own_folders(tmp_path / "data", "c1", "c2", "c3")
+  table = tmp_path / "names.csv"
+  table.write_text("c1,Annual Crop Land\nc3,'Sea, Lake'\n".replace("'", '"'))
+  made.dataset.class_names = str(table)
+  data = datasets.load_dataset(made)
+  assert data.classes == ("Annual Crop Land", "c2", "Sea, Lake")
+  table.write_text("c4,Forest\n")
+  with pytest.raises(InputError, match="names 'c4', which is no class here"):
+    datasets.load_dataset(made)
+  made.dataset.name = "cifar10"
+  with pytest.raises(InputError, match="brings its class names"):
+    datasets.load_dataset(made)
+
+
+def test_display_names_go_with_a_split_file_too(tmp_path):
+  made = config_lib.base()
+  made.dataset.root = str(coop(tmp_path / "data", "Mine"))
+  made.dataset.layout = "coop"
+  assert datasets.load_dataset(made).classes == ("cat", "dog", "owl", "ape")
+  (tmp_path / "names.json").write_text('{"owl": "barn owl"}')
+  made.dataset.class_names = str(tmp_path / "names.json")
+  assert datasets.load_dataset(made).classes == (
+    "cat",
+    "dog",
+    "barn owl",
+    "ape",
+  )
+
+
+def test_a_class_that_a_split_lacks_is_said(tmp_path):
+  for split, names in (("train", "cat dog"), ("Test", "cat owl")):
+    for k, name in enumerate(names.split()):
+      for i in range(5):
+        seed = 100 * len(split) + 9 * k + i
+        write(tmp_path / split / name / f"{i}.png", seed)
+  made = config_lib.base()
+  made.dataset.root = str(tmp_path)
+  made.dataset.layout = "folders"
+  assert datasets.load_dataset(made).notes == (
+    "classes without an image: 1 in the pool (owl), 1 in val (owl), "
+    "1 in test (dog)",
+  )

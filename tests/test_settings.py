@@ -41,6 +41,8 @@ def bad_values(key):
       return ["nan", "inf", "-1", "1.5", "a", "\u0661"]
     case ranges.Template():
       return ["", "nan", "a photo", "a photo of {", "a {}\nb"]
+    case ranges.ValueRange():
+      return ["nan", "0", "1,0", "0,0", "0,inf", "a,b", "0,1,2", ","]
     case ranges.Budget():
       return ["", "nan", "inf", "-inf", "0", "-3", "2.5", "100%", "1e20", "two"]
     case ranges.Text():

@@ -15,12 +15,14 @@ from cpeal_jax.config.ranges import (
   Subset,
   Template,
   Text,
+  ValueRange,
   YesNo,
   above,
   below,
   between,
   choice,
 )
+from cpeal_jax.data import duplicates
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
 from cpeal_jax.models import adapters
@@ -113,6 +115,18 @@ TABLE = (
   ("dataset.image_dir", "", RESULT, OPTIONAL_PATH,
    "directory below dataset.root that the split's paths start from; empty "
    "searches for it"),
+  ("dataset.class_names", "", RUN, OPTIONAL_PATH,
+   "file of LABEL,NAME lines or JSON that says what classes are called; empty "
+   "splits folder names into words"),
+  ("dataset.range", "", RESULT, ValueRange(),
+   "values that become black and white in gray images of more than 8 bits; "
+   "empty is the full range of 16 bits"),
+  ("dataset.duplicates", "refuse", RUN, choice(*duplicates.POLICIES),
+   "whether images of the pool may have the same bytes as validation or test "
+   "images"),
+  ("dataset.accept_labels", False, RUN, YES_NO,
+   "whether a run is resumed although labels or class names of its data set "
+   "have changed; rounds that are finished keep what they bought"),
   ("dataset.check_counts", True, RUN, YES_NO,
    "whether a known data set with missing images is refused"),
   ("dataset.max_corrupt", 0, RUN, between(0, 1_000_000_000),

@@ -145,6 +145,20 @@ class YesNo:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValueRange:
+  """Two finite numbers, the lower one first, separated by a comma; or none."""
+
+  phrase: str = "LOW,HIGH with LOW below HIGH, or empty"
+
+  def accepts(self, value: str) -> bool:
+    try:
+      parse_range(value)
+    except ValueError:
+      return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
 class Budget:
   """How many labels to buy in a round, in one of three notations."""
 
@@ -179,6 +193,20 @@ def count_labels(budget: str, *, classes: int, pool: int) -> int:
   if not percent and 1 <= value <= 1e9 and value == int(value):
     return int(value)
   raise ValueError(budget)
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+  """`"0,4095"` as (0.0, 4095.0); None for the empty text.
+
+  Raises:
+    ValueError: not two finite numbers, or not the lower one first.
+  """
+  if not text:
+    return None
+  low, high = map(float, text.split(","))
+  if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    raise ValueError(text)
+  return low, high
 
 
 def split_words(text: str) -> tuple[str, ...]:

@@ -17,8 +17,17 @@ def from_files(
   rows: dict[str, list[tuple[str, int]]],
   *,
   progress: pools.Progress = None,
+  notes: Sequence[str] = (),
 ) -> pools.Dataset:
   """A data set of files under `root`, from (id, label) rows per split.
+
+  Args:
+    name: the data set's name.
+    classes: class names by label.
+    root: the folder that ids are relative to.
+    rows: (id, label) of each image, by split.
+    progress: called with the number of further files that were hashed.
+    notes: what the layout has to say, see `pools.Dataset`.
 
   Raises:
     InputError: fewer than two classes, an empty or repeated class name, no
@@ -49,7 +58,9 @@ def from_files(
       paths=paths,
       progress=progress,
     )
-  return pools.Dataset(name=name, classes=tuple(classes), **splits)
+  return pools.Dataset(
+    name=name, classes=tuple(classes), notes=tuple(notes), **splits
+  )
 
 
 def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:

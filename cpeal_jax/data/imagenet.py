@@ -3,7 +3,7 @@
 import collections
 from pathlib import Path
 
-from cpeal_jax.data import catalogue, files, folders, pools
+from cpeal_jax.data import catalogue, files, pools, scan
 from cpeal_jax.errors import InputError
 
 
@@ -28,8 +28,8 @@ def load_imagenet(
   for split, folder in (("train", "train"), ("test", "val")):
     where = root / "images" / folder
     found[split] = {
-      synset: folders.images_below(root, where / synset)
-      for synset in folders.subfolders(where)
+      synset: scan.scan(root, where / synset)
+      for synset in scan.subfolders(where)
     }
     if not found[split]:
       raise InputError(
@@ -41,7 +41,8 @@ def load_imagenet(
     split: [
       (id_, label)
       for label, synset in enumerate(synsets)
-      for id_ in listed.get(synset, ())
+      if synset in listed
+      for id_ in listed[synset].images
     ]
     for split, listed in found.items()
   }
@@ -51,6 +52,7 @@ def load_imagenet(
     root,
     pools.fill(rows, seed=seed),
     progress=progress,
+    notes=scan.notes(each for x in found.values() for each in x.values()),
   )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from cpeal_jax.data import formats
 from cpeal_jax.data.reading import Fields, read_object, shown
 from cpeal_jax.errors import InputError, reason
 
@@ -54,17 +55,29 @@ class ImageSpec:
       )
 
 
-def decode(data: bytes) -> Image.Image:
-  """The first frame in RGB, transparency over white, EXIF rotation ignored.
+def decode(data: bytes, *, value_range: formats.Range = None) -> Image.Image:
+  """Returns the first frame in RGB, transparency over white.
 
-  That is what CLIP's processor in transformers 5 does with a Pillow image.
+  EXIF rotation is ignored. That is what CLIP's processor in transformers 5
+  does with a Pillow image, except for gray pictures of more than 8 bits: see
+  `formats`.
+
+  Args:
+    data: the bytes of an image file.
+    value_range: (black, white) of gray pictures of more than 8 bits.
 
   Raises:
     CorruptImage: not an image, truncated, or too large to be meant.
+    UndefinedRange: a picture without a defined black and white.
   """
+  formats.register_heif()
   try:
-    return to_rgb(Image.open(io.BytesIO(data)))
+    return to_rgb(Image.open(io.BytesIO(data)), value_range=value_range)
+  except formats.UndefinedRange:
+    raise
   except Exception as error:
+    # What Pillow cannot open may still be a picture of a kind that has a name.
+    formats.refuse_form(formats.form_of(data), value_range)
     # Pillow's plugins raise nearly anything on bad bytes: OSError, SyntaxError,
     # ValueError, struct.error, DecompressionBombError and more.
     reason = str(error).splitlines() or [type(error).__name__]
@@ -73,8 +86,16 @@ def decode(data: bytes) -> Image.Image:
     raise CorruptImage(reason[0]) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-  """Any Pillow image as an RGB one in memory, transparency over white."""
+def to_rgb(
+  image: Image.Image, *, value_range: formats.Range = None
+) -> Image.Image:
+  """Returns any Pillow image as RGB in memory, transparency over white.
+
+  Raises:
+    UndefinedRange: a picture without a defined black and white.
+  """
+  if image.mode != "RGB" or hasattr(image, "tag_v2"):
+    image = formats.to_eight_bits(image, value_range)
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))

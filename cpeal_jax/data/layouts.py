@@ -1,12 +1,13 @@
 """The layouts that a data set's files can have: a line each in `LAYOUTS`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cpeal_jax.data import (
   aircraft,
   aptos,
   catalogue,
+  class_names,
   coop,
   digits,
   folders,
@@ -26,6 +27,7 @@ class Location:
     tfds_dir: data directory of TFDS.
     split_file: CoOp's split json.
     image_dir: directory below `root` that the split's paths start from.
+    class_names: file of display names, see `class_names.read_class_names`.
     check_counts: whether a known set with missing images is refused.
   """
 
@@ -34,6 +36,7 @@ class Location:
   tfds_dir: str = ""
   split_file: str = ""
   image_dir: str = ""
+  class_names: str = ""
   check_counts: bool = True
 
 
@@ -51,21 +54,25 @@ def _tfds(at: Location, progress: Progress) -> Dataset:
 
 
 def _coop(at: Location, progress: Progress) -> Dataset:
-  return coop.load_coop(
+  loaded = coop.load_coop(
     at.root,
     split_file=at.split_file or None,
     image_dir=at.image_dir or None,
     progress=progress,
   )
+  if not at.class_names:
+    return loaded  # The split file says how its classes are called.
+  names = class_names.display_names(loaded.classes, source=at.class_names)
+  return dataclasses.replace(loaded, classes=tuple(names.values()))
 
 
 def _folders(at: Location, progress: Progress) -> Dataset:
-  def names(labels):
-    return catalogue.class_names(at.name, labels)
+  def names(labels: Iterable[str]) -> dict[str, str]:
+    if at.name:
+      return catalogue.class_names(at.name, labels)
+    return class_names.display_names(labels, source=at.class_names)
 
-  return folders.load_folders(
-    at.root, class_names=names if at.name else None, progress=progress
-  )
+  return folders.load_folders(at.root, class_names=names, progress=progress)
 
 
 def _aircraft(at: Location, progress: Progress) -> Dataset:
@@ -98,7 +105,11 @@ LAYOUTS: dict[str, Loader] = {
   "digits": _digits,
 }
 # The layouts for which a key has a meaning.
-TAKES = {"split_file": ("coop", "tfds"), "image_dir": ("coop",)}
+TAKES = {
+  "split_file": ("coop", "tfds"),
+  "image_dir": ("coop",),
+  "class_names": ("folders", "coop"),
+}
 # Layouts whose splits are published with them.
 PUBLISHED = ("coop", "aircraft")
 # Where the splits of the other layouts come from.

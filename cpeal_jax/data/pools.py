@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from cpeal_jax.data.formats import Range, UndefinedRange, form_of, refuse_form
 from cpeal_jax.data.images import CorruptImage, decode
 
 Progress = Callable[[int], None] | None
@@ -38,6 +39,9 @@ class Split:
     sha256: hex digest of each image's bytes.
     paths: where each file lies; an empty string where there is no file.
     read: the bytes of image i.
+    forms: what `formats.form_of` says of each image; empty if not known.
+    value_range: (black, white) of gray images of more than 8 bits; None is
+      their full range.
   """
 
   name: str
@@ -46,15 +50,25 @@ class Split:
   sha256: tuple[str, ...]
   paths: tuple[str, ...]
   read: Callable[[int], bytes]
+  forms: tuple[str, ...] = ()
+  value_range: Range = None
 
   def __len__(self) -> int:
     return len(self.ids)
 
   def open(self, index: int) -> Image.Image:
-    """Image `index` at its original size, in RGB; CorruptImage names it."""
+    """Returns image `index` at its original size, in RGB.
+
+    Raises:
+      CorruptImage: naming the image.
+      UndefinedRange: naming the image and what it is.
+    """
     data = self.read(index)
     try:
-      return decode(data)
+      return decode(data, value_range=self.value_range)
+    except UndefinedRange:
+      refuse_form(form_of(data), self.value_range, self.ids[index])
+      raise
     except CorruptImage as error:
       raise CorruptImage(
         f"image {self.ids[index]!r} cannot be decoded ({error});"
@@ -63,15 +77,26 @@ class Split:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of the ids and the images' bytes; labels play no part."""
-    return _digest([self.ids, self.sha256])
+    """Digest of the ids and of all that decides the pixels, without labels."""
+    decides: list = [self.ids, self.sha256]
+    return _digest(
+      [*decides, self.value_range] if self.value_range else decides
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
   """Three splits over the same classes; label c is `classes[c]`.
 
-  `origin` says where the splits come from, for a person; it may be empty.
+  Attributes:
+    name: what it is called.
+    classes: the class names.
+    train: the pool.
+    val: the validation split.
+    test: the test split.
+    origin: where the splits come from, for a person; it may be empty.
+    notes: lines for a person about how it was read: what was passed over,
+      scaled or repeated.
   """
 
   name: str
@@ -80,6 +105,7 @@ class Dataset:
   val: Split
   test: Split
   origin: str = ""
+  notes: tuple[str, ...] = ()
 
   @property
   def splits(self) -> tuple[Split, Split, Split]:
@@ -118,10 +144,13 @@ def from_bytes(
     progress: told how many more images have been hashed.
   """
   order = sorted(range(len(ids)), key=lambda i: ids[i].encode())
+  forms = ()
   if sha256 is not None:
     digests = tuple(sha256[i] for i in order)
   else:
-    digests = tuple(_hash_all(read, order, progress or (lambda done: None)))
+    looked_at = tuple(_look_at_all(read, order, progress or (lambda _: None)))
+    digests = tuple(digest for digest, _ in looked_at)
+    forms = tuple(form for _, form in looked_at)
   return Split(
     name=name,
     ids=tuple(ids[i] for i in order),
@@ -129,6 +158,7 @@ def from_bytes(
     sha256=digests,
     paths=tuple(paths[i] if paths else "" for i in order),
     read=lambda index: read(order[index]),
+    forms=forms,
   )
 
 
@@ -165,18 +195,23 @@ def _digest(value: object) -> str:
   return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _hash_all(
+def _look_at_all(
   read: Callable[[int], bytes],
   order: Sequence[int],
   progress: Callable[[int], None],
-) -> Iterator[str]:
-  def hash_block(start: int) -> list[str]:
-    block = order[start : start + HASH_BLOCK]
-    return [hashlib.sha256(read(i)).hexdigest() for i in block]
+) -> Iterator[tuple[str, str]]:
+  """The sha256 and the form of each image, from one reading of its bytes."""
+
+  def look_at_block(start: int) -> list[tuple[str, str]]:
+    answers = []
+    for i in order[start : start + HASH_BLOCK]:
+      data = read(i)
+      answers.append((hashlib.sha256(data).hexdigest(), form_of(data)))
+    return answers
 
   # More threads than cores wait for one another where files are small.
   with ThreadPoolExecutor(os.cpu_count()) as threads:
     starts = range(0, len(order), HASH_BLOCK)
-    for digests in threads.map(hash_block, starts):
-      progress(len(digests))
-      yield from digests
+    for answers in threads.map(look_at_block, starts):
+      progress(len(answers))
+      yield from answers

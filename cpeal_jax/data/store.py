@@ -26,7 +26,7 @@ from cpeal_jax.data.pools import Progress, Split
 from cpeal_jax.data.workers import TRIED, workers
 from cpeal_jax.errors import InputError
 
-VERSION = 1  # raise it when the same images and spec give other pixels
+VERSION = 2  # raise it when the same images and spec give other pixels
 BLOCK = 256
 # Images that a thread decodes before it takes new ones.
 RUN = 16

@@ -6,8 +6,8 @@ whatever the layout of the files.
 
 import dataclasses
 
-from cpeal_jax.config import Config
-from cpeal_jax.data import catalogue
+from cpeal_jax.config import Config, ranges
+from cpeal_jax.data import catalogue, remarks
 from cpeal_jax.data.layouts import (
   LAYOUTS,
   ORIGINS,
@@ -80,6 +80,12 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
         f"dataset.{key}={dataset[key]} has no meaning with dataset.layout="
         f"{layout}; it goes with {', '.join(layouts)}."
       )
+  if entry and dataset.class_names:
+    raise InputError(
+      f"dataset.class_names={dataset.class_names} goes with a data set of your "
+      f"own, and dataset.name={dataset.name} brings its class names: leave one "
+      "of them empty."
+    )
   if layout == "tfds":
     ensure_tfds(dataset.name, dataset.tfds_dir, allowed=prepare)
   fields = [field.name for field in dataclasses.fields(Location)]
@@ -87,9 +93,11 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
   total = _expected_images(entry)
   with stage(f"read {dataset.name or layout}", total, "images") as progress:
     loaded = LAYOUTS[layout](location, progress)
-  if entry is None or layout in ("tfds", "digits"):
-    return loaded
-  return _checked(location, entry, layout, loaded)
+  if entry is not None and layout not in ("tfds", "digits"):
+    loaded = _checked(location, entry, layout, loaded)
+  loaded = remarks.with_range(loaded, ranges.parse_range(dataset.range))
+  notes = (*loaded.notes, *remarks.on_classes(loaded))
+  return dataclasses.replace(loaded, notes=notes)
 
 
 def _expected_images(entry: catalogue.Entry | None) -> int:

@@ -25,7 +25,7 @@ from cpeal_jax.run.build import Experiment
 
 # Neighbors kept beyond scoring.neighbors, since labeled ones are skipped later.
 SPARE_NEIGHBORS = 30
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 def cached(

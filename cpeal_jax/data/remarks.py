@@ -1,0 +1,70 @@
+"""What a person should know about a data set before a run on it."""
+
+import collections
+import dataclasses
+
+from cpeal_jax.data import formats
+from cpeal_jax.data.pools import Dataset
+
+NAMED = 3
+
+
+def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
+  """Returns the data set with the range of its gray images, and notes on it.
+
+  Args:
+    dataset: as read.
+    value_range: (black, white) of gray images of more than 8 bits, or None.
+
+  Raises:
+    UndefinedRange: an image has no defined black and white, and there is no
+      range; or it is of a kind that is never read.
+  """
+  forms = [
+    (form, split.ids[i])
+    for split in dataset.splits
+    for i, form in enumerate(split.forms)
+    if form
+  ]
+  refused: dict[str, list[str]] = collections.defaultdict(list)
+  for form, id_ in forms:
+    if form != formats.SIXTEEN_BIT:
+      refused[form].append(id_)
+  for form, ids in refused.items():
+    more = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
+    formats.refuse_form(form, value_range, ids[0], more)
+  notes = list(dataset.notes)
+  if forms:
+    count = f"{len(forms)} images have more than 8 bits a channel"
+    notes.append(
+      f"{count}; gray values from {value_range[0]:g} to {value_range[1]:g} "
+      "become 0 to 255"
+      if value_range
+      else f"{count} and are scaled to 8 bits (16-bit values divided by 257)"
+    )
+  splits = {
+    split.name: dataclasses.replace(split, value_range=value_range)
+    for split in dataset.splits
+  }
+  return dataclasses.replace(dataset, notes=tuple(notes), **splits)
+
+
+def on_classes(dataset: Dataset) -> tuple[str, ...]:
+  """A line about the classes that a split has no image of, if there are any.
+
+  A class without an image in the pool can never be learned.
+  """
+  parts = []
+  for split in dataset.splits:
+    if not len(split):
+      continue
+    there = set(split.labels.tolist())
+    lacking = [name for c, name in enumerate(dataset.classes) if c not in there]
+    if lacking:
+      dots = ", ..." if lacking[NAMED:] else ""
+      where = "the pool" if split.name == "train" else split.name
+      names = ", ".join(lacking[:NAMED]) + dots
+      parts.append(f"{len(lacking)} in {where} ({names})")
+  if not parts:
+    return ()
+  return (f"classes without an image: {', '.join(parts)}",)
