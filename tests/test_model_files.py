@@ -172,6 +172,22 @@ def test_an_empty_vocabulary_is_refused(clip):
   refused(clip, "no usable tokenizer: its vocabulary is empty")
 
 
+def test_a_tokenizer_that_is_taken_for_another_is_refused(clip):
+  """Without its class, transformers takes the one of the model's type."""
+  (clip / "tokenizer_config.json").unlink()
+  refused(clip, "other tokens than tokenizer.json says", "CLIPTokenizer")
+
+
+def test_a_vocabulary_with_holes_is_refused(clip):
+  raw = json.loads((clip / "tokenizer.json").read_text())
+  vocabulary = raw["model"]["vocab"]
+  raw["model"]["vocab"] = {
+    word: i for word, i in vocabulary.items() if i % 2 or i in (0, 176)
+  }
+  (clip / "tokenizer.json").write_text(json.dumps(raw))
+  refused(clip, "of its token ids have no word, so it is not whole")
+
+
 def test_a_tokenizer_of_code_is_not_run(clip):
   edit(
     clip,
