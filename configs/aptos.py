@@ -8,9 +8,10 @@ Data:     dataset.root: TFDS does not have it. docs/datasets.md says what to
           download.
 Command:  python -m cpeal_jax.main --config=configs/aptos.py \
             --config.dataset.root=DIR
-Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script, pcb, cec, peal
-          (default), linear_probe; cpeal_jax/config/presets.py says what each
-          is and how sure that is.
+Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script,
+          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal (default),
+          peal_published, linear_probe; cpeal_jax/config/presets.py says what
+          each is and how sure that is.
 Time:     not measured with published weights.
 Reported: no number of PEAL is known to us, nor its ViT, recipe, budget or
           splits.

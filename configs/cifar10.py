@@ -7,9 +7,10 @@ Protocol: as many labels a round as classes (10), the first at random; the
 Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/cifar10.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
-          is and how sure that is.
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
+          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
+          linear_probe; cpeal_jax/config/presets.py says what each is and how
+          sure that is.
 Time:     with the small CLIP of docs/results.md a few seconds for ten rounds of
           cpeal_prompt without augmentation, on one core.
 Reported: no number under this protocol is known to us.

@@ -7,9 +7,10 @@ Protocol: as many labels a round as classes (100), the first at random; the
 Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/cifar100.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
-          is and how sure that is.
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
+          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
+          linear_probe; cpeal_jax/config/presets.py says what each is and how
+          sure that is.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
 Measured: not here.

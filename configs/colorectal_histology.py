@@ -7,9 +7,10 @@ Protocol: as many labels a round as classes (8), the first at random; the
 Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/colorectal_histology.py
-Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script, pcb, cec, peal
-          (default), linear_probe; cpeal_jax/config/presets.py says what each
-          is and how sure that is.
+Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script,
+          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal (default),
+          peal_published, linear_probe; cpeal_jax/config/presets.py says what
+          each is and how sure that is.
 Time:     not measured with published weights.
 Reported: no number of PEAL is known to us, nor its ViT, recipe, budget or
           splits.

@@ -8,9 +8,10 @@ Protocol: as many labels a round as classes (1000), the first at random; the
 Data:     TFDS prepared by hand (image-net.org wants an account), or
           dataset.root, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/imagenet.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
-          is and how sure that is.
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
+          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
+          linear_probe; cpeal_jax/config/presets.py says what each is and how
+          sure that is.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
 Measured: not here.

@@ -9,9 +9,10 @@ Data:     dataset.root: TFDS does not have it. docs/datasets.md says what to
           download.
 Command:  python -m cpeal_jax.main --config=configs/ucf101.py \
             --config.dataset.root=DIR
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script, pcb,
-          cec, peal, linear_probe; cpeal_jax/config/presets.py says what each
-          is and how sure that is.
+Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
+          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
+          linear_probe; cpeal_jax/config/presets.py says what each is and how
+          sure that is.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
 Measured: not here.

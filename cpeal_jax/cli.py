@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 
 def _main(words: list[str]) -> None:
+  # First, since the imports take seconds in which Ctrl-C may come.
+  importlib.import_module("cpeal_jax.run.interrupts").listen()
   module = importlib.import_module("cpeal_jax.main")
   module.end(module.main(["cpeal run", *words]))
 

@@ -1,4 +1,4 @@
-"""One row of metrics: the test split's, with a temperature of validation."""
+"""A round's row of metrics, for the test split and the validation split."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from cpeal_jax import metrics
 
+# The metrics that are reported for the validation split.
 HELD_OUT = ("accuracy", "nll", "ece")
 _summary = jax.jit(metrics.summary)
 _temperature = jax.jit(metrics.fit_temperature)
@@ -15,13 +16,18 @@ _temperature = jax.jit(metrics.fit_temperature)
 
 @jax.jit
 def _held_out(logits, labels, *, where):
-  """Of the validation split: what isn't asked for isn't compiled."""
-  found = metrics.summary(logits, labels, temperature=1.0, where=where)
-  return {name: found[name] for name in HELD_OUT}
+  """Returns the validation split's metrics; `jit` drops all others."""
+  row = metrics.summary(logits, labels, temperature=1.0, where=where)
+  return {name: row[name] for name in HELD_OUT}
 
 
 def compile_metrics(test: int, validation: int, classes: int) -> None:
-  """Compiles `evaluate` for so many images and classes; runs nothing."""
+  """Compiles what `evaluate` calls, ahead of its first call.
+
+  Args:
+    test, validation: how many images the two splits have.
+    classes: how many classes there are.
+  """
 
   def shapes(count: int) -> tuple[Any, Any, Any]:
     logits = jax.ShapeDtypeStruct((count, classes), np.float32)
@@ -32,8 +38,8 @@ def compile_metrics(test: int, validation: int, classes: int) -> None:
   _temperature.lower(logits, labels, where=where).compile()
   _held_out.lower(logits, labels, where=where).compile()
   logits, labels, where = shapes(test)
-  one = jax.ShapeDtypeStruct((), np.float32)
-  _summary.lower(logits, labels, temperature=one, where=where).compile()
+  scalar = jax.ShapeDtypeStruct((), np.float32)
+  _summary.lower(logits, labels, temperature=scalar, where=where).compile()
 
 
 def evaluate(
@@ -45,7 +51,13 @@ def evaluate(
   validation_labels: Int[np.ndarray, " M"],
   validation_where: Bool[np.ndarray, " M"],
 ) -> dict[str, np.float32]:
-  """The test split's metrics, with a temperature fitted on validation.
+  """Computes a round's metrics, with a temperature fitted on validation.
+
+  Args:
+    logits, labels, where: the test split's N images; only those where `where`
+      is True count.
+    validation_logits, validation_labels, validation_where: the same of the
+      validation split's M images.
 
   Returns:
     `metrics.summary` of the test split, and accuracy, NLL and ECE of the

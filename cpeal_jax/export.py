@@ -14,10 +14,12 @@ Exit codes: 0 written, 2 usage or input error.
 """
 
 import argparse
+import glob
 import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,17 +31,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from cpeal_jax.data.images import processor_settings
+from cpeal_jax.data.reading import read_bytes, without_mark
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.models import hub, weights_out
+from cpeal_jax.models import weights_out
 from cpeal_jax.models.tensors import read_tensors
+from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 from cpeal_jax.progress import say
 from cpeal_jax.run import finished
 
+# Part of the name of a folder that an export is written in, and a file in it.
+UNFINISHED = "cpeal-export-"
 COPIED = (
   "config.json",
   "preprocessor_config.json",
   "processor_config.json",
-  *hub.TOKENIZER_FILES,
+  *TOKENIZER_FILES,
 )
 
 
@@ -77,14 +83,27 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
       f"({own.config.adapter.kind} on {own.pretrained.weights.name}); choose "
       f"from: {', '.join(fits)}."
     )
-  # Named after the target, so that what a kill leaves is cleared next time.
-  aside = target.parent / f".{target.name}.export"
   try:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    # A name that nobody has: a hidden folder beside the target may be the
+    # user's.
+    aside = Path(
+      tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}", dir=target.parent)
+    )
+  except OSError as error:
+    raise InputError(
+      f"cannot write {to}: {error.strerror}. Mend the permissions or choose "
+      "another --to."
+    ) from error
+  try:
+    aside.chmod(0o755)
+    (aside / UNFINISHED).touch()
     WRITERS[format](own, aside)
     _write(aside / "classes.json", card(own, format))
+    (aside / UNFINISHED).unlink()
     for path in aside.iterdir():
+      os.chmod(path, 0o644)  # safetensors writes files that only we may read.
       _to_disk(path)
     os.replace(aside, target)
   except (OSError, SafetensorError) as error:  # The latter is its own kind.
@@ -123,7 +142,9 @@ def _transformers(own: finished.Finished, aside: Path) -> None:
   tensors = read_tensors(base.weights)
   for name in COPIED:
     if (base.directory / name).is_file():
-      shutil.copyfile(base.directory / name, aside / name)
+      # transformers refuses a byte order mark.
+      content = without_mark(read_bytes(base.directory / name))
+      (aside / name).write_bytes(content)
   settings = processor_settings(own.spec)
   tensors, more = own.backbone.transformers_files(base, tensors, settings)
   for name, content in more.items():
@@ -177,6 +198,14 @@ WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
   "prompts": _prompts,
   "head": _head,
 }
+
+
+def _sweep(target: Path) -> None:
+  """Removes what killed exports to the same target left half-written."""
+  for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
+    # The mark says that the folder is ours.
+    if UNFINISHED in folder.name and (folder / UNFINISHED).is_file():
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free(to: str | os.PathLike) -> Path:

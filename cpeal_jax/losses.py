@@ -1,11 +1,13 @@
-"""Training losses: cross entropy, and what calibrates uncertainty.
+"""Training losses: cross entropy, calibration losses and a ranking loss.
 
-Every loss is a masked sum over the whole batch, divided by its own count, so
-it means the same under any sharding and with any padding. All arithmetic is
+Every loss is made of masked sums over the whole batch, divided by how much they
+cover, so sharding and padding do not change its value. All arithmetic is
 float32: in float16 tanh(u) rounds to 1 from about 90 classes on, and the
-gradient is gone. Masked rows may hold anything, NaN included; a non-finite
-logit in a selected row comes out as a non-finite loss.
+gradient vanishes. Masked rows may hold anything, NaN included. A non-finite
+logit in a selected row gives a non-finite loss.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,13 @@ Scalar = Float[Array, ""]
 def cross_entropy(
   logits: Logits, labels: Labels, *, where: Where = None
 ) -> Scalar:
-  """Mean -ln softmax(logits)[label] in nats; 0 if nothing is selected."""
+  """Returns the mean of -ln softmax(logits)[label], in nats.
+
+  Args:
+    logits: before the softmax, `[B, C]`.
+    labels: class indices, `[B]`; any value where masked.
+    where: rows that count, `[B]`; all if None. The loss of no rows is 0.
+  """
   logits, where = _selected(logits, labels, where)
   labels = jnp.where(where, labels, 0)
   log_probs = jax.nn.log_softmax(logits)
@@ -35,40 +43,61 @@ def uncertainty_calibration_loss(
   *,
   where: Where = None,
   balanced: bool = True,
+  beta: float | None = None,
 ) -> Scalar:
-  """Lowers the entropy of correct predictions, raises that of wrong ones.
+  """C-PEAL's loss: low entropy if a prediction is correct, high if it is wrong.
 
-  With u = -sum_c p_c ln(p_c + 1e-6) in nats, A the n_A correct rows and I the
-  n_I wrong ones (no gradient through argmax), and a mean over no rows being 0:
+  Let u = -sum_c p_c ln(p_c + 1e-6) be a row's entropy in nats, A the set of the
+  n_A rows that are predicted correctly and I the set of the n_I others. No
+  gradient passes through the argmax, and a mean over no rows is 0. Then
 
     L_A = mean over A of -ln(1 - tanh(u) + 1e-6)
     L_I = mean over I of -ln(tanh(u) + 1e-6)
     loss = min(5, (n_I L_A + n_A L_I) / (n_A + n_I))   if balanced
     loss = min(5, L_A + L_I)                           otherwise
 
-  So a balanced batch that is all correct or all wrong gives 0. Above 5 the
-  gradient is 0.
+  So a balanced batch in which all rows are correct, or all wrong, gives 0.
+  Where the loss is cut off at 5 the gradient is 0.
 
-  Source: the released code of C-PEAL (arXiv 2507.21521). It replaces a NaN by
-  0; here it stays, for the caller to stop at.
+  With `beta`, the counts n_A and n_I are replaced by effective numbers of rows,
+  E(n) = (1 - beta^n) / (1 - beta) and E(0) = 1e-6 / (1 - beta). So the weights
+  are in the proportion of 1 / E(n_A) to 1 / E(n_I) and sum to 1, and a batch
+  that is all correct or all wrong gives nearly 0.
+
+  Source: the released code of C-PEAL (arXiv 2507.21521). That code replaces a
+  NaN by 0; here it stays NaN, so that the caller notices and stops. Its scripts
+  do not use effective numbers (Cui et al. 2019, arXiv 1901.05555), for which it
+  has beta = 0.999.
 
   Args:
     logits: before the softmax, `[B, C]`.
     labels: class indices, `[B]`; any value where masked.
     where: rows that count, `[B]`; all if None.
-    balanced: weigh each group by the size of the other.
+    balanced: whether each group is weighted by the size of the other one.
+    beta: if given, between 0 and 1, that size is an effective number.
 
   Returns:
-    The loss before its weight, see `calibration_weight`.
+    The loss, not yet multiplied by `calibration_weight`.
+
+  Raises:
+    ValueError: `beta` is given without `balanced`, or is not between 0 and 1.
   """
+  if beta is not None and not (balanced and 0 < beta < 1):
+    raise ValueError(
+      f"{beta=}, {balanced=}: give 0 < beta < 1 and balanced=True"
+    )
   logits, where = _selected(logits, labels, where)
   u = _entropy(jax.nn.softmax(logits), eps=1e-6)
   correct, wrong = _outcomes(logits, labels, where)
-  # 1 - tanh(u) without its cancellation: float32 keeps 3 digits at u = 5.
+  # 2 sigmoid(-2u) is 1 - tanh(u) without the subtraction, which would leave 3
+  # correct digits at u = 5 in float32.
   loss_correct = _mean(-jnp.log(2 * jax.nn.sigmoid(-2 * u) + 1e-6), correct)
   loss_wrong = _mean(-jnp.log(jnp.tanh(u) + 1e-6), wrong)
   if balanced:
     n_correct, n_wrong = jnp.sum(correct), jnp.sum(wrong)
+    if beta is not None:
+      n_correct = _effective_number(n_correct, beta)
+      n_wrong = _effective_number(n_wrong, beta)
     total = n_wrong * loss_correct + n_correct * loss_wrong
     loss = total / jnp.maximum(n_correct + n_wrong, 1)
   else:
@@ -79,11 +108,17 @@ def uncertainty_calibration_loss(
 def calibration_weight(
   epoch: int, epochs: int, weight: float, anneal: bool = True
 ) -> float:
-  """The calibration loss's weight in an epoch, counted from 0.
+  """Returns the weight of the calibration loss in an epoch.
 
-  Two straight lines: 0 to weight/100 over the first tenth of the epochs, then
-  up towards weight, which no epoch reaches. Constant without annealing.
-  Source: the released code of C-PEAL.
+  The annealed weight follows two straight lines: from 0 to weight/100 over the
+  first tenth of the epochs, then up towards `weight`, which it would reach only
+  after the last epoch. Source: the released code of C-PEAL.
+
+  Args:
+    epoch: counted from 0.
+    epochs: how many there are.
+    weight: the full weight.
+    anneal: whether the weight grows; if not, it is `weight` in every epoch.
 
   Raises:
     ValueError: the epoch is not one of 0 to epochs - 1.
@@ -105,13 +140,17 @@ def avuc_loss(
   threshold: Float[ArrayLike, ""],
   where: Where = None,
 ) -> Scalar:
-  """Accuracy versus uncertainty, differentiable: -ln(AvU + 1e-10).
+  """Differentiable accuracy versus uncertainty (AvU): -ln(AvU + 1e-10).
 
-  With confidence c = max p and entropy u in nats, certain where u is at most
-  the threshold: AvU is the share that accurate-certain rows, each counting
-  c (1 - tanh u), and inaccurate-uncertain ones, (1 - c) tanh u, have of all,
-  where accurate-uncertain rows count c tanh u and inaccurate-certain ones
-  (1 - c) (1 - tanh u). 0 if nothing is selected.
+  Let c = max p be a row's confidence and u its entropy in nats; the row is
+  certain if u is at most the threshold. Each row has a weight:
+
+               certain               uncertain
+    correct    c (1 - tanh u)        c tanh u
+    wrong      (1 - c) (1 - tanh u)  (1 - c) tanh u
+
+  AvU is the weight of the rows that are correct and certain or wrong and
+  uncertain, divided by the weight of all rows.
 
   Source: Krishnan and Tickoo 2020 (arXiv 2012.07923), with the constants
   of their released code.
@@ -119,8 +158,8 @@ def avuc_loss(
   Args:
     logits: before the softmax, `[B, C]`.
     labels: class indices, `[B]`; any value where masked.
-    threshold: nats.
-    where: rows that count, `[B]`; all if None.
+    threshold: entropy in nats up to which a row is certain.
+    where: rows that count, `[B]`; all if None. The loss of no rows is 0.
   """
   logits, where = _selected(logits, labels, where)
   probs = jax.nn.softmax(logits)
@@ -128,11 +167,12 @@ def avuc_loss(
   correct, wrong = _outcomes(logits, labels, where)
   certain = u <= threshold
   confidence = jnp.max(probs, axis=-1)
-  row = jnp.where(correct, confidence, 1 - confidence) * jnp.where(
+  # 2 sigmoid(-2u) is 1 - tanh(u), see `uncertainty_calibration_loss`.
+  weight = jnp.where(correct, confidence, 1 - confidence) * jnp.where(
     certain, 2 * jax.nn.sigmoid(-2 * u), jnp.tanh(u)
   )
-  good = jnp.where((correct & certain) | (wrong & ~certain), row, 0)
-  avu = jnp.sum(good) / (jnp.sum(jnp.where(where, row, 0)) + 1e-10)
+  good = jnp.where((correct & certain) | (wrong & ~certain), weight, 0)
+  avu = jnp.sum(good) / (jnp.sum(jnp.where(where, weight, 0)) + 1e-10)
   return jnp.where(jnp.any(where), -jnp.log(avu + 1e-10), 0.0)
 
 
@@ -143,21 +183,29 @@ def loss_ranking_loss(
   *,
   where: Where = None,
 ) -> Scalar:
-  """Whether predicted losses rank pairs of rows as their true losses do.
+  """Learning Loss's hinge loss for ranking pairs of rows by their true losses.
 
-  Mean over pairs of `max(0, 1 - sign (l_i - l_j))`, sign being +1 if the true
-  cross entropy of i is the larger (no gradient through it), else -1. Row i is
-  paired with row n - 1 - i of the n selected ones, which must come first; the
-  middle of an odd number has no partner. 0 if there is no pair.
+  It is the mean over pairs (i, j) of `max(0, 1 - sign (l_i - l_j))` for
+  predicted losses l, where sign is +1 if the true cross entropy of i is the
+  larger one and -1 otherwise. No gradient passes through the true losses. Row i
+  of the n selected rows is paired with row n - 1 - i; the middle one of an odd
+  number has no partner. The loss of no pairs is 0.
 
-  Source: Yoo and Kweon 2019 (arXiv 1905.03677), eq. 2, margin 1; the pairing
-  is that of the released code of C-PEAL, which wants an even batch.
+  Source: Yoo and Kweon 2019 (arXiv 1905.03677), eq. 2, with margin 1. The
+  pairing is that of the released code of C-PEAL, which needs an even batch.
+
+  Args:
+    predicted: the losses that the head predicts, `[B]`.
+    logits: before the softmax, `[B, C]`; they give the true losses.
+    labels: class indices, `[B]`; any value where masked.
+    where: rows that count, `[B]`; all if None. They must come first.
   """
   logits, where = _selected(logits, labels, where)
   labels = jnp.where(where, labels, 0)
   log_probs = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
   true = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
   count = jnp.sum(where)
+  # [B]. Only the first half of the selected rows counts: each pair once.
   rows = jnp.arange(len(labels))
   partner = jnp.clip(count - 1 - rows, 0, len(labels) - 1)
   sign = jnp.where(true > true[partner], 1.0, -1.0)
@@ -166,7 +214,11 @@ def loss_ranking_loss(
 
 
 def _selected(logits, labels, where):
-  """Float32 logits, 0 where masked: a NaN there must not reach a gradient."""
+  """Returns float32 logits and the mask.
+
+  Masked logits become 0, since a NaN there would reach the gradient through
+  a later `jnp.where`.
+  """
   if where is None:
     where = jnp.ones(labels.shape, bool)
   logits = jnp.asarray(logits, jnp.float32)
@@ -174,18 +226,25 @@ def _selected(logits, labels, where):
 
 
 def _outcomes(logits, labels, where):
-  """Masks of the selected rows predicted right and predicted wrong."""
+  """Returns masks of the selected rows that are predicted right, and wrong."""
   right = jnp.argmax(logits, axis=-1) == labels
   return where & right, where & ~right
 
 
+def _effective_number(count, beta):
+  """(1 - beta^count) / (1 - beta), but not less than 1e-6 / (1 - beta)."""
+  # 1 - beta^count without its cancellation, which would cost 3 digits.
+  covered = -jnp.expm1(count * math.log(beta))
+  return jnp.maximum(covered, 1e-6) / (1 - beta)
+
+
 def _entropy(probs, *, eps):
-  # eps in the logarithm, or rounding, takes u below 0 near p = 1; then
-  # tanh(u) + 1e-6 could be 0 or less.
+  # The eps in the logarithm, or rounding, makes u negative near p = 1. Without
+  # the maximum tanh(u) + 1e-6, of which the logarithm is taken, could be <= 0.
   return jnp.maximum(-jnp.sum(probs * jnp.log(probs + eps), axis=-1), 0)
 
 
 def _mean(values, where):
-  """The mean where True; 0, with gradient 0, of nothing."""
+  """Returns the mean of the selected values; 0, with gradient 0, of none."""
   total = jnp.sum(jnp.where(where, values, 0))
   return total / jnp.maximum(jnp.sum(where), 1)

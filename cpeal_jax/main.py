@@ -1,8 +1,13 @@
 """Plays a trajectory: `cpeal run --config=NAME`, or `python -m cpeal_jax.main`.
 
-Exit codes: 0 finished, 2 usage or input error, 3 waiting for labels, 75
-preempted (run the same command again), 1 anything else.
+Exit codes: 0 finished, 2 usage or input error, 75 preempted and 130 interrupted
+by Ctrl-C (nothing is lost, run the same command again), 1 anything else.
 """
+
+from cpeal_jax.run import interrupts
+
+if __name__ == "__main__":  # The imports take seconds in which Ctrl-C may come.
+  interrupts.listen()
 
 import gc
 import os
@@ -10,7 +15,6 @@ import re
 import signal
 import sys
 import textwrap
-import threading
 import traceback
 from typing import Any, NoReturn
 
@@ -20,8 +24,9 @@ from cpeal_jax import config as config_lib
 from cpeal_jax.config import load, presets
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.parallel import processes
-from cpeal_jax.progress import say
+from cpeal_jax.progress import say, steady_streams
 from cpeal_jax.run import describe, loop
+from cpeal_jax.run.interrupts import INTERRUPTED
 from cpeal_jax.storage import files
 from cpeal_jax.training import TrainingError
 
@@ -120,15 +125,18 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 def usage() -> str:
   """The flags, the configs and every key with its default and meaning."""
-  width = {"initial_indent": "      ", "subsequent_indent": "      "}
+
+  def indented(text: str | None) -> list[str]:
+    return textwrap.indent(textwrap.fill(text or "", 72), " " * 6).splitlines()
+
   lines = [__doc__ or "", "Flags:"]
   for name in FLAGS:
     lines.append(f"  --{name}")
-    lines += textwrap.wrap(flags.FLAGS[name].help or "", 78, **width)
+    lines += indented(flags.FLAGS[name].help)
   lines += ["", "Configs:"]
-  lines += textwrap.wrap(", ".join(load.named_configs()), 78, **width)
+  lines += indented(", ".join(load.named_configs()))
   lines += ["", "Variants of the configs of known data sets:"]
-  lines += textwrap.wrap(", ".join(presets.PRESETS), 78, **width)
+  lines += indented(", ".join(presets.PRESETS))
   return "\n".join([*lines, *config_lib.help_lines()])
 
 
@@ -154,19 +162,18 @@ def run(argv: list[str]) -> int:
     detect=own.distributed,
     timeout=own.start_timeout,
   )
-  stop = threading.Event()
-  signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  stop = interrupts.listen()
   # What is imported stays: collections need not look through it again.
   gc.freeze()
   code = FINISHED
   try:
-    loop.run(config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop.is_set)
+    loop.run(config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop)
   except loop.Preempted:
-    say("preempted: saved; run the same command again.")
-    code = PREEMPTED
-  # Python takes its handlers away seconds before the process is gone: another
-  # SIGTERM would then have a launcher believe that nothing was saved.
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    by_hand = stop.signal == signal.SIGINT
+    code = INTERRUPTED if by_hand else PREEMPTED
+    word = "interrupted" if by_hand else "preempted"
+    say(f"{word}: saved; run the same command again.")
+  interrupts.ignore()
   processes.stop()
   return code
 
@@ -181,6 +188,7 @@ def main(argv: list[str]) -> int:
   """`run`, with errors a user can cause as one line on stderr."""
   # Below that, orbax prints a traceback of everything that it then raises.
   logging.set_verbosity(logging.FATAL)
+  steady_streams()
   sys.unraisablehook = _unless_stray
   try:
     return run(argv)
@@ -190,9 +198,23 @@ def main(argv: list[str]) -> int:
     processes.leave(error, code)
     return code
   except Exception as error:
-    traceback.print_exc()
+    if reason := _out_of_memory(error):
+      sys.stderr.write(f"error: {reason}\n")
+    else:
+      traceback.print_exc()
     processes.leave(error, FAILED)
     return FAILED
+
+
+def _out_of_memory(error: Exception) -> str:
+  """One line about a lack of memory; empty for any other error."""
+  text = " ".join(str(error).split())
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    return (
+      f"out of memory ({text[:200]}): lower train.batch, scoring.tile or the "
+      "number of prompts, or set model.remat=True."
+    )
+  return ""
 
 
 def end(code: int) -> NoReturn:
@@ -203,7 +225,7 @@ def end(code: int) -> NoReturn:
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  if code in (FINISHED, PREEMPTED):
+  if code in (FINISHED, PREEMPTED, INTERRUPTED):
     sys.exit(code)
   os._exit(code)
 

@@ -1,9 +1,9 @@
-"""Accuracy, proper scores and calibration, masked and safe under `jit`.
+"""Accuracy, proper scoring rules and calibration metrics, usable under `jit`.
 
-`probs` and `logits` are `[N, C]`, `labels` are `[N]`, `where` `[N]` picks the
-rows that count (all if None); masked rows may hold anything. Results are
-float32 scalars. A metric that isn't defined, such as any metric of no rows,
-is nan.
+All functions take probabilities or logits `[N, C]`, class indices `labels`
+`[N]`, and a mask `where` `[N]` of the rows that count (all if None). Masked
+rows may hold anything. Results are float32 scalars. A metric that is not
+defined, such as any metric of no rows, is nan.
 """
 
 import math
@@ -20,22 +20,26 @@ Scalar = Float[Array, ""]
 
 
 def accuracy(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
-  """The share of rows whose largest entry is the label's; ties to the lower."""
+  """Returns the share of rows whose most probable class is the label.
+
+  If several classes are equally probable, the lowest index is the prediction.
+  """
   _, where = _selected(probs, where)
   return _mean(jnp.argmax(probs, axis=-1) == labels, where)
 
 
 def macro_f1(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
-  """Mean over classes of 2 TP / (labeled + predicted).
+  """Returns the mean over classes of F1 = 2 TP / (labeled + predicted).
 
-  A class that is neither a label nor a prediction of any selected row is left
-  out of the mean, as in scikit-learn; one that is only either counts as 0.
+  As in scikit-learn, a class that is neither the label nor the prediction of
+  any selected row is left out of the mean, and a class that is only one of the
+  two has an F1 of 0.
   """
   _, where = _selected(probs, where)
   predictions = jnp.argmax(probs, axis=-1)
 
   def count(classes, rows):
-    # Whole numbers: exact in float32 in whatever order a device adds them.
+    # Counts are whole numbers, so float32 adds them exactly in any order.
     rows = rows.astype(jnp.float32)
     return jnp.bincount(classes, weights=rows, length=probs.shape[1])
 
@@ -48,13 +52,13 @@ def macro_f1(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
 def negative_log_likelihood(
   logits: Rows, labels: Labels, *, where: Where = None
 ) -> Scalar:
-  """Mean -ln softmax(logits)[label], in nats."""
+  """Returns the mean of -ln softmax(logits)[label], in nats."""
   logits, where = _selected(logits, where)
   return -_mean(_of_label(jax.nn.log_softmax(logits), labels), where)
 
 
 def brier_score(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
-  """Mean over rows of sum_c (p_c - [c = label])^2, in [0, 2]."""
+  """Returns the mean over rows of sum_c (p_c - [c = label])^2, in [0, 2]."""
   probs, where = _selected(probs, where)
   error = probs - jax.nn.one_hot(labels, probs.shape[1])
   return _mean(jnp.sum(error**2, axis=-1), where)
@@ -63,10 +67,11 @@ def brier_score(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
 def expected_calibration_error(
   probs: Rows, labels: Labels, *, bins: int = 15, where: Where = None
 ) -> Scalar:
-  """sum_b n_b/n |accuracy_b - confidence_b| over equal-width bins, in [0, 1].
+  """Returns sum_b n_b/n |accuracy_b - confidence_b|, in [0, 1].
 
-  Bins of the largest probability, (lo, hi]; the first has 0 as well. Source:
-  Guo et al. 2017 (arXiv 1706.04599), equation 3.
+  The n rows go into `bins` equal-width bins (lo, hi] by their largest
+  probability; the first bin includes 0. Bin b has n_b rows. Source: Guo et al.
+  2017 (arXiv 1706.04599), equation 3.
   """
   probs, where = _selected(probs, where)
   confidence, correct = _top(probs, labels)
@@ -77,10 +82,11 @@ def expected_calibration_error(
 def classwise_calibration_error(
   probs: Rows, labels: Labels, *, bins: int = 15, where: Where = None
 ) -> Scalar:
-  """The mean over all C classes of the calibration error of p_c.
+  """Returns the mean over all C classes of the calibration error of p_c.
 
-  Each class against the rest, in equal-width bins (lo, hi], the first with 0
-  as well. Source: Kull et al. 2019 (arXiv 1910.12656).
+  For each class c, p_c predicts whether the label is c; the error is taken over
+  equal-width bins (lo, hi] of p_c, the first of which includes 0. Source: Kull
+  et al. 2019 (arXiv 1910.12656).
   """
   probs, where = _selected(probs, where)
   hits = jax.nn.one_hot(labels, probs.shape[1])
@@ -91,12 +97,12 @@ def classwise_calibration_error(
 def adaptive_calibration_error(
   probs: Rows, labels: Labels, *, bins: int = 15, where: Where = None
 ) -> Scalar:
-  """The expected calibration error over bins of equal mass.
+  """Returns the expected calibration error over bins of about equal counts.
 
-  A row with r of the n selected rows strictly below it in confidence goes to
-  bin floor(r bins / n), so that equal confidences share a bin and the order
-  of the rows means nothing. Source: Nixon et al. 2019 (arXiv 1904.01685), of
-  the largest probability alone.
+  A row goes to bin floor(r bins / n) if r of the n selected rows have a lower
+  confidence. So rows of equal confidence share a bin, and the order of the rows
+  does not matter. Source: Nixon et al. 2019 (arXiv 1904.01685), here for the
+  largest probability alone.
   """
   probs, where = _selected(probs, where)
   confidence, correct = _top(probs, labels)
@@ -109,10 +115,10 @@ def adaptive_calibration_error(
 def accuracy_versus_uncertainty(
   probs: Rows, labels: Labels, *, where: Where = None
 ) -> Scalar:
-  """The share of rows that are correct and certain, or wrong and uncertain.
+  """Returns the share of rows correct and certain, or wrong and uncertain.
 
-  Certain is an entropy of at most ln(C) / 2. Source: Krishnan and Tickoo 2020
-  (arXiv 2012.07923); plain counts, without their loss's weights.
+  A row is certain if its entropy is at most ln(C) / 2. Source: Krishnan and
+  Tickoo 2020 (arXiv 2012.07923); every row counts 1, unlike in their loss.
   """
   probs, where = _selected(probs, where)
   _, correct = _top(probs, labels)
@@ -121,9 +127,11 @@ def accuracy_versus_uncertainty(
 
 
 def error_auroc(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
-  """The chance that a wrong row has a higher entropy than a correct one.
+  """Returns the AUROC of entropy as a detector of wrong predictions.
 
-  Equal entropies count one half. nan if all rows are correct or all wrong.
+  It is the chance that a wrong row has a higher entropy than a correct one;
+  equal entropies count one half. It is nan if all rows are correct or all are
+  wrong.
   """
   probs, where = _selected(probs, where)
   _, correct = _top(probs, labels)
@@ -138,19 +146,22 @@ def error_auroc(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
 def fit_temperature(
   logits: Rows, labels: Labels, *, where: Where = None
 ) -> Scalar:
-  """T in [e^-3, e^3] with the least NLL of logits / T; 1 if all T are equal.
+  """Returns the temperature T that minimizes the NLL of logits / T.
 
-  Fit it on held-out rows, never on those trained on or chosen for labeling.
-  Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
+  T lies in [e^-3, e^3]; it is 1 if every T gives the same NLL. Fit it on
+  held-out rows, never on rows trained on or chosen for labeling. Source: Guo
+  et al. 2017 (arXiv 1706.04599), section 4.2.
   """
   logits, where = _selected(logits, where)
-  # Shifting a row changes no probability, and keeps digits near the top.
+  # Subtracting the maximum changes no probability and leaves more digits for
+  # the differences between the highest logits.
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
   observed = _of_label(logits, labels)
 
   def narrow(i, log_temperature):
-    # The NLL is convex in 1/T, so its slope there says which way to go. The
-    # slope is good to all of float32's digits, the NLL's minimum to half.
+    # Bisection: the NLL is convex in 1/T, so the sign of its slope says on
+    # which side the minimum lies. Comparing values of the NLL instead would
+    # find T to only half of float32's digits, as the NLL is flat there.
     probs = jax.nn.softmax(logits * jnp.exp(-log_temperature))
     slope = _mean(jnp.sum(probs * logits, axis=-1) - observed, where)
     return log_temperature + jnp.sign(slope) * 1.5 * 0.5**i
@@ -165,7 +176,10 @@ def summary(
   temperature: Float[ArrayLike, ""],
   where: Where = None,
 ) -> dict[str, Scalar]:
-  """Every metric by its column name; `_ts` is after division by temperature."""
+  """Returns every metric by its column name in `metrics.jsonl`.
+
+  Names ending in `_ts` are metrics of logits / temperature.
+  """
   temperature = jnp.asarray(temperature, jnp.float32)
   logits, where = _selected(logits, where)
   probs, scaled = jax.nn.softmax(logits), logits / temperature
@@ -192,7 +206,7 @@ def summary(
 
 
 def _selected(rows, where):
-  """Float32 rows, and the mask."""
+  """Returns the rows as float32, and the mask, all True if `where` is None."""
   rows = jnp.asarray(rows, jnp.float32)
   if where is None:
     return rows, jnp.ones(rows.shape[0], bool)
@@ -200,7 +214,7 @@ def _selected(rows, where):
 
 
 def _mean(values, where):
-  """The mean where True; nan of nothing."""
+  """Returns the mean of the selected values; nan of none."""
   return jnp.sum(jnp.where(where, values, 0.0)) / jnp.sum(where)
 
 
@@ -209,7 +223,7 @@ def _of_label(rows, labels):
 
 
 def _top(probs, labels):
-  """The largest probability, and whether it's the label's."""
+  """Returns each row's largest probability and whether it is the label's."""
   return jnp.max(probs, axis=-1), jnp.argmax(probs, axis=-1) == labels
 
 
@@ -218,19 +232,31 @@ def _entropy(probs):
 
 
 def _equal_width(confidence, bins):
-  """The index b with b / bins < confidence <= (b + 1) / bins, and 0 for 0."""
-  # Dividing in float32 puts an edge where a confidence of k / bins rounds to.
+  """Returns b with b / bins < confidence <= (b + 1) / bins; 0 for 0."""
+  # Dividing in float32 gives the edges the same rounding as a confidence of
+  # exactly k / bins, which then falls into the bin below its edge.
   inner = np.arange(1, bins, dtype=np.float32) / np.float32(bins)
   return jnp.searchsorted(inner, confidence)
 
 
 def _binned_gap(index, confidence, hit, where, bins):
-  """sum_b |sum_{rows in b} (hit - confidence)| / n, over the first axis."""
+  """Returns sum_b |sum over rows in bin b of (hit - confidence)| / n.
+
+  Args:
+    index: bin of each row, [N] or, for C predictions a row, [N, C].
+    confidence, hit: same shape; predicted probability, and 1 where it was
+      right.
+    where: rows that count, [N].
+    bins: how many bins there are.
+
+  Returns:
+    A scalar, or [C].
+  """
   where = where.reshape(where.shape + (1,) * (confidence.ndim - 1))
   excess = jnp.where(where, hit - confidence, 0.0)
 
-  # One bin at a time: [bins, N, C] would be large, and a scatter would add
-  # floats in an order of the device's choosing.
+  # One bin at a time: an array of [bins, N, C] would be large, and a scatter
+  # would add floats in an order that depends on the device.
   def gap(b):
     return jnp.abs(jnp.sum(jnp.where(index == b, excess, 0.0), axis=0))
 

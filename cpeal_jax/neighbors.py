@@ -1,11 +1,14 @@
-"""Exact nearest neighbours of a feature matrix spread over the devices.
+"""Exact nearest neighbors of a feature matrix that is split over the devices.
 
-Each device keeps its rows. Tile after tile, in the order of the rows, the owner
-shows a tile of keys to all, so a device meets every row while holding
-O(N/P (D + k) + tile D) numbers: never a second share of the features, as a ring
-that passes whole shares would, and never a row of N similarities. Products have
-a constant shape and equal similarities are ordered by index, so 1, 2, 4 and 8
-devices give the same bits on CPU.
+Each of P devices keeps its N/P rows, the queries. The keys are all N rows, in
+tiles: one tile after the other, in the order of the rows, is sent from the
+device that holds it to all devices, and each device merges it into the lists of
+the k best keys of its queries. So a device needs memory for
+O(N/P (D + k) + tile D) numbers. It never holds another device's share of the
+features, as in a ring that passes whole shares, nor a row of N similarities.
+
+Matrix products have a constant shape and equal similarities are ordered by
+index, so 1, 2, 4 and 8 devices give the same bits on CPU.
 """
 
 import functools
@@ -20,8 +23,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise, sharding
 
+# The largest k.
 MOST = 1024
-# With 1024 keys and k = 10, a CPU core runs at 60 % of a bare product's speed.
+# Queries of one product. With 1024 keys and k = 10, a CPU core runs the search
+# at 60 % of the speed of the bare products.
 QUERIES = 256
 
 
@@ -34,30 +39,31 @@ def nearest_neighbors(
   tile: int = 1024,
   backend: str = "shard_map",
 ) -> tuple[Int32[np.ndarray, "N k"], Float32[np.ndarray, "N k"]]:
-  """The k rows of largest inner product with each row, itself excluded.
+  """Finds for each row the k other rows with the largest inner products.
 
-  The inner product is the cosine, and the order that of Euclidean distance,
-  if the rows are unit vectors; they are not normalised here. Exact: 2 N^2 D
-  floating-point operations, at the highest matmul precision.
+  The rows are not normalized here. If they are unit vectors, the inner product
+  is the cosine and the order is that of Euclidean distance. The search is
+  exact and takes 2 N^2 D floating-point operations at the highest matmul
+  precision.
 
   Args:
-    features: finite; unit rows for cosines.
-    k: neighbours a row, 1 to 1024; may exceed what there is.
-    where: which rows may be neighbours, by default all. The others get their
-      own neighbours but are nobody's.
-    mesh: the devices to use, by default all.
-    tile: keys of one product. Another tile may change the last bits.
+    features: finite rows, the same on every process.
+    k: neighbors of a row, 1 to 1024; may exceed the number of other rows.
+    where: which rows may be neighbors; all if None. The others get neighbors
+      too, but are not listed as anyone's neighbor.
+    mesh: the devices to use; all if None.
+    tile: keys of one matrix product. Another value may change the last bits.
     backend: `shard_map` or `pmap`.
 
   Returns:
-    Indices and similarities, nearest first, ties by lower index. A missing
-    neighbour is index -1 with similarity -inf.
+    Indices and similarities, nearest first; of equal similarities the lower
+    index comes first. A missing neighbor has index -1 and similarity -inf.
 
   Raises:
-    InputError: k out of range, or features that are not finite.
+    InputError: k is out of range, or features are not finite.
   """
   if not 1 <= k <= MOST:
-    raise InputError(f"k={k} neighbours; allowed are 1 to {MOST}.")
+    raise InputError(f"k={k} neighbors; allowed are 1 to {MOST}.")
   features = np.asarray(features, np.float32)
   bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
   if len(bad):
@@ -68,12 +74,14 @@ def nearest_neighbors(
   mesh = sharding.make_mesh() if mesh is None else mesh
   total = len(features)
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
+  # Blocks in multiples of this let `_search` take gcd(QUERIES, tile) queries at
+  # least: its number of queries divides half a block.
   unit = 2 * math.gcd(QUERIES, tile)
-  gap = sharding.padded(total, mesh.devices.size, unit) - total
-  own = sharding.own_rows(mesh, total + gap)
+  padding = sharding.padded(total, mesh.devices.size, unit) - total
+  process_rows = sharding.own_rows(mesh, total + padding)
   indices, similarities = search(
-    np.pad(features, ((0, gap), (0, 0)))[own],
-    np.pad(allowed, (0, gap))[own],
+    np.pad(features, ((0, padding), (0, 0)))[process_rows],
+    np.pad(allowed, (0, padding))[process_rows],
     k,
     total=total,
     mesh=mesh,
@@ -93,17 +101,19 @@ def search(
   tile: int = 1024,
   backend: str = "shard_map",
 ) -> tuple[Int32[Array, "N k"], Float32[Array, "N k"]]:
-  """`nearest_neighbors` of rows that are on the devices, and stay there.
+  """Does the work of `nearest_neighbors` and leaves the results on the devices.
 
   Args:
-    features: float32 rows, split and padded; or each process's own.
-    where: which may be neighbours.
-    k: neighbours a row.
-    total: rows that are no padding.
-    mesh, tile, backend: as there.
+    features: float32 rows, padded and split over the devices, or a host array
+      with the padded rows of this process's devices.
+    where: which rows may be neighbors; split like `features`.
+    k: neighbors of a row.
+    total: how many rows are not padding.
+    mesh, tile, backend: as in `nearest_neighbors`.
 
   Returns:
-    Indices and similarities, split like the features.
+    Indices and similarities as in `nearest_neighbors`, split like the features.
+    The rows of padding mean nothing.
   """
   similarities, indices = _search(mesh, k, tile, backend)(
     np.int32(total), features, where
@@ -119,25 +129,26 @@ def narrow(
   *,
   total: int | None = None,
 ) -> tuple[Int32[Array, "N k"], Float32[Array, "N k"], bool]:
-  """The k nearest among the rows `where`, read off a longer list.
+  """Reads the k nearest neighbors among fewer rows off longer lists.
 
   Args:
-    indices, similarities: what `nearest_neighbors` or `search` gave for all
-      rows, or for a superset of `where`.
-    where: which rows may be neighbours now.
-    k: neighbours a row.
-    total: rows that are no padding; by default all.
+    indices, similarities: the lists, from `nearest_neighbors` or `search` with
+      all rows, or a superset of `where`, as possible neighbors.
+    where: which rows may be neighbors now.
+    k: neighbors of a row.
+    total: how many rows are not padding; all if None.
 
   Returns:
-    What `nearest_neighbors(features, k, where=where)` gives, split like the
-    list, and whether that is certain: False if a row's list ends before k of
-    its neighbours `where` are found although there are more. Then search anew.
+    Indices and similarities, split like the lists, and whether they are
+    complete. If True, they are those of
+    `nearest_neighbors(features, k, where=where)`. If False, some row's list has
+    fewer than k rows of `where` although more exist, so search again.
   """
   total = len(indices) if total is None else total
-  near, how, enough = _narrow(
+  nearest, values, complete = _narrow(
     np.int32(total), indices, similarities, where, k=k
   )
-  return near, how, bool(enough)
+  return nearest, values, bool(complete)
 
 
 @rowwise.per_device(
@@ -145,21 +156,25 @@ def narrow(
   out=(rowwise.ROWS, rowwise.ROWS, rowwise.WHOLE),
 )
 def _narrow(total, indices, similarities, where, *, k):
+  # [n, K] for this device's n rows; `where` is gathered, as a list may name any
+  # of the N rows.
   fits = (indices >= 0) & rowwise.gather(where)[indices]
-  found = jnp.minimum(fits.sum(axis=1), k)
-  # Stable: the fitting ones first, each group in its order.
+  count = jnp.minimum(fits.sum(axis=1), k)  # [n]
+  # A stable sort puts the fitting entries first and keeps them nearest first.
   columns = jnp.argsort(~fits, axis=1, stable=True)[:, :k]
-  missing = jnp.arange(columns.shape[1])[None] >= found[:, None]
-  near = jnp.where(missing, -1, jnp.take_along_axis(indices, columns, axis=1))
-  how = jnp.take_along_axis(similarities, columns, axis=1)
-  how = jnp.where(missing, -jnp.inf, how)
-  gap = ((0, 0), (0, k - columns.shape[1]))
-  there = rowwise.count(where) - where  # not itself
+  missing = jnp.arange(columns.shape[1])[None] >= count[:, None]
+  nearest = jnp.where(
+    missing, -1, jnp.take_along_axis(indices, columns, axis=1)
+  )
+  values = jnp.take_along_axis(similarities, columns, axis=1)
+  values = jnp.where(missing, -jnp.inf, values)
+  gap = ((0, 0), (0, k - columns.shape[1]))  # K may be less than k.
+  existing = rowwise.count_true(where) - where  # A row is not its own neighbor.
   return (
-    jnp.pad(near, gap, constant_values=-1).astype(jnp.int32),
-    jnp.pad(how, gap, constant_values=-jnp.inf),
-    ~rowwise.any_(
-      (found < jnp.minimum(k, there)) & (rowwise.ids(found) < total)
+    jnp.pad(nearest, gap, constant_values=-1).astype(jnp.int32),
+    jnp.pad(values, gap, constant_values=-jnp.inf),
+    ~rowwise.any_true(
+      (count < jnp.minimum(k, existing)) & (rowwise.ids(count) < total)
     ),
   )
 
@@ -168,43 +183,55 @@ def _narrow(total, indices, similarities, where, *, k):
 def _search(
   mesh: jax.sharding.Mesh, k: int, tile: int, backend: str
 ) -> Callable:
-  """Compiled once per shape: (total, features, allowed) -> (values, ids)."""
+  """Returns (total, features, allowed) -> (similarities, indices).
+
+  The function is jitted, so it is compiled once per shape.
+  """
   devices = mesh.devices.size
 
   def body(total: Array, features: Array, allowed: Array):
+    # On one device: features [share, D], allowed [share].
     share = features.shape[0]
-    # Of one size on 1 to 8 devices, since it divides a block of rows.
-    # Half a block at most, for the reason that `rowwise._tile` has.
+    # The number of queries divides a block of rows, so products have the same
+    # shape on 1 to 8 devices. It is at most half a block, for the reason that
+    # `rowwise._tile` gives.
     block = share * devices // sharding.blocks(devices)
     queries = math.gcd(QUERIES, max(1, block // 2))
-    me = jax.lax.axis_index(sharding.AXIS)
-    # Real rows only. And a traced trip count: a loop that is known to run
-    # once is inlined, and fused otherwise than a longer one.
-    mine = jnp.clip(-((me * share - total) // queries), 0, share // queries)
+    device = jax.lax.axis_index(sharding.AXIS)
+    # Query tiles of this device without those of mere padding: the ceiling of
+    # (total - device * share) / queries, at least 0. It is a traced number: XLA
+    # would inline a loop known to run once and fuse it differently.
+    query_tiles = jnp.clip(
+      -((device * share - total) // queries), 0, share // queries
+    )
 
     def key_tile(number: Array, lists: list[Array]) -> list[Array]:
       first = number * tile
-      ids = first + jnp.arange(tile)
-      # What lies beyond the last row comes from nobody, as zeros.
-      keys = rowwise.at(features, ids)
-      usable = rowwise.at(allowed.astype(jnp.int32), ids) > 0
+      key_ids = first + jnp.arange(tile)
+      # [tile, D], sent from their owners to all devices. Keys beyond the last
+      # row come out as zeros and are not usable.
+      keys = rowwise.take(features, key_ids)
+      usable = rowwise.take(allowed.astype(jnp.int32), key_ids) > 0
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries
-        own = _rows(features, start, queries)
-        own_ids = me * share + start + jnp.arange(queries)
-        fits = usable[None, :] & (own_ids[:, None] != ids[None, :])
-        values = jnp.where(fits, _similarities(own, keys), -jnp.inf)
+        rows = _rows(features, start, queries)  # [queries, D]
+        query_ids = device * share + start + jnp.arange(queries)
+        # [queries, tile]; a row is not its own neighbor.
+        fits = usable[None, :] & (query_ids[:, None] != key_ids[None, :])
+        values = jnp.where(fits, _similarities(rows, keys), -jnp.inf)
         best = _merge([_rows(x, start, queries) for x in lists], values, first)
         return [
           jax.lax.dynamic_update_slice(x, new, (start, 0))
           for x, new in zip(lists, best, strict=True)
         ]
 
-      return jax.lax.fori_loop(0, mine, query_tile, lists)
+      return jax.lax.fori_loop(0, query_tiles, query_tile, lists)
 
+    # The k best similarities so far and their row numbers, [share, k] each.
     lists = [jnp.full((share, k), -jnp.inf), jnp.full((share, k), -1)]
     values, ids = jax.lax.fori_loop(0, -(-total // tile), key_tile, lists)
+    # An entry at -inf is a missing neighbor.
     return values, jnp.where(values > -jnp.inf, ids, -1)
 
   return sharding.run_spmd(body, mesh, shared=1, backend=backend)
@@ -215,17 +242,29 @@ def _rows(rows: Array, start: Array, count: int) -> Array:
 
 
 def _similarities(queries: Array, keys: Array) -> Array:
+  """Returns the inner products [queries, keys]."""
   values = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
-  # A zero without a sign: top_k puts 0.0 before -0.0, where they should tie.
+  # -0.0 becomes 0.0: top_k puts 0.0 before -0.0, where they should be equal.
   return jnp.where(values == 0, 0.0, values)
 
 
 def _merge(best: list[Array], values: Array, first: Array) -> list[Array]:
-  """The best so far and a tile of keys, whose ids ascend from `first`.
+  """Merges a tile of keys into the lists of the k best.
 
-  All ids so far are lower, so top_k's lower position is the lower id.
+  Keys come in ascending order, so all row numbers in the lists are lower than
+  those of the tile. top_k orders equal values by position, which is therefore
+  the order of row numbers.
+
+  Args:
+    best: similarities and row numbers so far, [queries, k] each.
+    values: similarities of the tile's keys, [queries, tile].
+    first: row number of the tile's first key.
+
+  Returns:
+    The new lists, as `best`.
   """
   k = best[0].shape[1]
   top, columns = jax.lax.top_k(jnp.concatenate([best[0], values], axis=1), k)
+  # Columns below k are entries of the old list, the others keys of the tile.
   old = jnp.take_along_axis(best[1], jnp.minimum(columns, k - 1), axis=1)
   return [top, jnp.where(columns < k, old, first + columns - k)]

@@ -1,7 +1,8 @@
-"""Who answers when labels are asked for; the only reader of hidden labels.
+"""Oracles, which answer queries for labels; nothing else reads hidden labels.
 
-An oracle has a `source`, which goes into labels.csv, and `reveal(ids)`, which
-gives a class index per id, or None where the answer is still awaited.
+An oracle has a `source`, a name that is recorded in labels.csv, and a method
+`reveal(ids)`, which returns a class index per id, or None where the answer is
+still to come.
 """
 
 import dataclasses
@@ -17,11 +18,13 @@ from cpeal_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimulatedOracle:
-  """Answers at once from a labeled data set, as if a person did.
+  """An oracle that takes its answers from a labeled data set.
 
   Attributes:
-    ids: of the pool's images.
-    labels: [N] class indices in the order of `ids`; -1 where there is none.
+    ids: ids of the pool's N images.
+    labels: their class indices, in the order of `ids`; -1 where the data set
+      has no label.
+    source: see the module.
   """
 
   ids: Sequence[str]
@@ -37,27 +40,28 @@ class SimulatedOracle:
     return dict(zip(self.ids, self.labels.tolist(), strict=True))
 
   def reveal(self, ids: Sequence[str]) -> list[int | None]:
-    """Class indices in the order asked; never None, nothing is awaited.
+    """Returns the class index of each id, in the order of `ids`; never None.
 
     Raises:
-      InputError: an id isn't in the pool, or the data set has no label for it.
+      InputError: an id is not in the pool, or the data set has no label for
+        it.
     """
-    known = self._labels_by_id
+    labels = self._labels_by_id
     for i in ids:
-      if i not in known:
+      if i not in labels:
         raise InputError(
-          f"id {i!r} is not in the pool of {len(known)} images. Was the data "
-          "set changed since it was selected?"
+          f"id {i!r} is not in the pool of {len(labels)} images. Was the data "
+          "set changed since the image was selected?"
         )
-      if known[i] < 0:
+      if labels[i] < 0:
         raise InputError(
           f"image {i!r} has no label, so its answer cannot be simulated. Label "
           "it in the data set or leave it out of the pool."
         )
-    return [known[i] for i in ids]
+    return [labels[i] for i in ids]
 
 
-# The source of a label that nobody was asked for.
+# The source of a label that is a prediction: see `sure_enough`.
 PSEUDO = "pseudo"
 
 
@@ -67,23 +71,26 @@ def sure_enough(
   labels: Int[np.ndarray, " N"],
   picks: Int[np.ndarray, " n"],
 ) -> Bool[np.ndarray, " n"]:
-  """Selective querying: which picks need not be asked about.
+  """Decides which picks take their prediction as label (selective querying).
 
-  A pick predicted as class c is sure if its confidence is at least the mean
-  confidence of the images labeled c; never, if there is none. Its prediction
-  is then its label, at no cost.
+  A pick that is predicted as class c is sure enough if its confidence is at
+  least the mean confidence of the images labeled c. If no image is labeled c,
+  it is not. The prediction of a sure pick becomes its label at no cost.
 
-  Source: CB+SQ (arXiv 2411.16722). As in its code, pseudo-labels count among
-  the labels from then on, which raises the bar.
+  Source: CB+SQ (arXiv 2411.16722). As in its code, these pseudo-labels count as
+  labels from then on, which raises the mean that later picks have to reach.
 
   Args:
-    confidence: the largest probability of each image, by the current model.
-    predictions: its class.
-    labels: known labels, else -1.
+    confidence: each image's largest probability under the current model.
+    predictions: the class of that probability.
+    labels: class indices; -1 where the label is unknown.
     picks: indices of the selected images.
+
+  Returns:
+    For each pick, True if it need not be asked about.
   """
-  # An infinite bar for a class without a label.
-  bars = np.full(max(predictions.max(), labels.max()) + 1, np.inf)
+  # The confidence that each class demands: infinite without a label.
+  thresholds = np.full(max(predictions.max(), labels.max()) + 1, np.inf)
   for label in np.unique(labels[labels >= 0]):
-    bars[label] = confidence[labels == label].mean()
-  return confidence[picks] >= bars[predictions[picks]]
+    thresholds[label] = confidence[labels == label].mean()
+  return confidence[picks] >= thresholds[predictions[picks]]

@@ -1,32 +1,75 @@
-"""What a person sees: a bar on a terminal, one line a stage elsewhere."""
+"""Progress output: a bar on a terminal, else one line for each stage."""
 
 import contextlib
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 import tqdm
 
+# Whether this process prints anything.
 _speaks = True
 
 
 def speak(yes: bool) -> None:
-  """Whether this process says anything: of several, one does."""
+  """Sets whether this process prints; of several processes one should."""
   global _speaks
   _speaks = yes
 
 
+def steady_streams() -> None:
+  """Makes stdout and stderr safe to write to, whatever they are.
+
+  A launcher may have closed them, and then the next file that is opened would
+  get their number and whatever C code prints. One with a narrow encoding gets
+  escapes for the letters that it lacks.
+  """
+  for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # The lowest free number: this one.
+    if number and getattr(sys, name) is None:
+      stream = open(number, "w", closefd=False)  # noqa: SIM115
+      setattr(sys, name, stream)
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
+
+
 def say(text: str) -> None:
-  """One line for the person who started the run."""
+  """Prints one line to stdout, if this process prints.
+
+  When the reader of a pipe has gone, the run goes on without printing.
+  """
   if not _speaks:
     return
-  sys.stdout.write(text + "\n")
-  sys.stdout.flush()
+  try:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # The stream would try again at the end of the process.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    speak(False)
 
 
 @contextlib.contextmanager
 def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-  """Shows a stage of `total` units; yields the function that advances it."""
+  """A context that shows the progress of one stage.
+
+  On a terminal it is a bar that disappears at the end. Elsewhere it is one
+  line, printed at the end.
+
+  Args:
+    name: name of the stage.
+    total: how many units it has.
+    unit: what is counted, such as images.
+
+  Yields:
+    The function to call with the number of units that were just finished.
+  """
   start, done = time.perf_counter(), 0
   terminal = sys.stderr.isatty() and _speaks
   bar = tqdm.tqdm(

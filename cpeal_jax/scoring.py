@@ -1,8 +1,11 @@
-"""One pass over a whole split on all devices: features and logits.
+"""Scoring passes over a whole split: features, logits and neighbors.
 
-The pass works in tiles of constant shape. A device's share of a chunk is a
-number of tiles, so the device count changes how many tiles a device loops
-over, never the shape of a product: scores are bit-equal on 1 to 8 devices.
+Every device computes its share of the rows in tiles of constant shape. The
+number of devices changes how many tiles a device loops over, never the shape
+of a matrix product, so scores are bit-equal on 1 to 8 devices.
+
+The host feeds the devices in chunks, each of several tiles per device, so that
+it never holds more than a few chunks of pixels.
 """
 
 import dataclasses
@@ -21,31 +24,34 @@ from cpeal_jax.neighbors import narrow, search
 from cpeal_jax.parallel import sharding
 
 TILES_PER_CHUNK = 16
-# Rows of one product that fill an accelerator. On a CPU a tile's widest
-# activations, 4 bytes each, are to stay in its cache: so many of them at most.
+# Rows of a tile: CHIP_TILE fills an accelerator. On a CPU the widest
+# activations of a tile should stay in its cache: they are at most CPU_VALUES
+# numbers of 4 bytes, unless that leaves fewer than CPU_LEAST rows.
 CHIP_TILE, CPU_VALUES, CPU_LEAST = 128, 5_000_000, 4
 
 
 @runtime_checkable
 class Images(Protocol):
-  """A split's preprocessed pictures, wherever they are kept."""
+  """A split's preprocessed pictures, wherever they are stored."""
 
   def __len__(self) -> int: ...
 
   @property
-  def rows(self) -> Callable[[int, int], UInt8[np.ndarray, "n S S 3"]]: ...
+  def rows(self) -> Callable[[int, int], UInt8[np.ndarray, "n S S 3"]]:
+    """The function (first, last) -> pixels of the images first to last - 1."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolScores:
-  """What one pass knows of N images, split over the devices.
+  """The results of a scoring pass, with their N rows split over the devices.
 
   Attributes:
-    logits: scaled cosines, or a linear head's, float32.
+    logits: scaled cosines, or a linear head's logits, float32.
     features: unit image features, float32.
-    total: images; rows beyond are padding.
-    neighbor_indices, neighbor_similarities: the nearest K by cosine, -1 and
-      -inf where there are fewer; None where they were not asked for.
+    total: how many images there are; rows beyond are padding.
+    neighbor_indices, neighbor_similarities: the K nearest neighbors by cosine,
+      -1 and -inf where there are fewer; None if they were not requested.
   """
 
   logits: Float[Array, "N C"]
@@ -57,17 +63,20 @@ class PoolScores:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-  """The compiled passes of one classifier on one mesh; hold it for a run.
+  """The compiled functions of scoring passes, for one classifier and one mesh.
+
+  Keep it for a whole run: another scorer would be compiled anew.
 
   Attributes:
     embed: (params, adapter) -> class embeddings [C, D].
-    encode: (params, adapter, tiles, images [n, S, S, 3]) -> features [n, D];
-      of each device's share so many tiles.
+    encode: (params, adapter, tiles, images [n, S, S, 3]) -> features [n, D].
+      Each device computes only the first `tiles` tiles of its share; the rest
+      is 0.
     compare: (class embeddings, logit scale, tiles, features [n, D]) -> logits
-      [n, C].
-    neighbors: `neighbors.search` over the same devices.
+      [n, C], with `tiles` as in `encode`.
+    neighbors: `neighbors.search` on the same mesh.
     mesh: the devices.
-    tile: rows of one product.
+    tile: rows of a tile.
   """
 
   embed: Callable
@@ -85,12 +94,12 @@ def make_scorer(
   tile: int = 0,
   backend: str = "shard_map",
 ) -> Scorer:
-  """Compiles nothing yet: each pass compiles at its first call.
+  """Returns a scorer, whose functions are each compiled at their first call.
 
   Args:
-    classifier: what is scored.
+    classifier: the model that scores.
     mesh: the devices to use.
-    tile: rows of one product; 0 takes what suits the devices. Another tile may
+    tile: rows of a tile; 0 takes what suits the devices. Another value may
       change the last bits.
     backend: `shard_map` or `pmap`.
   """
@@ -121,37 +130,46 @@ def make_scorer(
 
 
 def _cpu_tile(classifier: Classifier) -> int:
+  """Returns the rows of a tile on a CPU, a power of 2; see `CPU_VALUES`."""
   if not classifier.widest_activation:
     return CPU_LEAST
   fits = CPU_VALUES // classifier.widest_activation
   return min(max(2 ** int(math.log2(max(1, fits))), CPU_LEAST), CHIP_TILE)
 
 
-def in_tiles(one: Callable, rows: Any, tile: int, tiles: Array) -> Array:
-  """`one` on `tile` rows at a time; `rows` is an array or a tree of them.
+def in_tiles(of_tile: Callable, rows: Any, tile: int, tiles: Array) -> Array:
+  """Applies a row-wise function tile by tile and joins the results.
 
-  `tiles` says how many: a loop that is known to run once is inlined, and could
-  be fused otherwise than a longer one.
+  Args:
+    of_tile: takes `rows`' tree with `tile` rows, returns an array [tile, ...].
+    rows: an array [n, ...], or a tree of arrays of n rows.
+    tile: rows of one call; n must be a multiple.
+    tiles: how many tiles to compute. It is a traced number, since XLA would
+      inline a loop known to run once and could fuse it differently.
+
+  Returns:
+    [n, ...], 0 in rows beyond the last computed tile.
   """
 
-  one = jax.jit(one, inline=True)  # Traced once, for its shape and its use.
+  # jit, so that eval_shape and the loop trace the function once in all.
+  of_tile = jax.jit(of_tile, inline=True)
 
-  def some(x: Array, start: Array) -> Array:
+  def take_tile(x: Array, start: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, start, tile)
 
   def visit(i: Array, out: Array) -> Array:
     start = i * tile
-    new = one(jax.tree.map(lambda x: some(x, start), rows))
+    new = of_tile(jax.tree.map(lambda x: take_tile(x, start), rows))
     return jax.lax.dynamic_update_slice_in_dim(out, new, start, 0)
 
   length = jax.tree.leaves(rows)[0].shape[0]
-  shape = jax.eval_shape(one, jax.tree.map(lambda x: x[:tile], rows))
-  start = jnp.zeros((length, *shape.shape[1:]), shape.dtype)
-  return jax.lax.fori_loop(0, tiles, visit, start)
+  shape = jax.eval_shape(of_tile, jax.tree.map(lambda x: x[:tile], rows))
+  empty = jnp.zeros((length, *shape.shape[1:]), shape.dtype)
+  return jax.lax.fori_loop(0, tiles, visit, empty)
 
 
 def chunk_rows(mesh: jax.sharding.Mesh, tile: int) -> int:
-  """How many rows the devices get at a time, all of them together."""
+  """Returns how many rows a chunk has over all devices together."""
   devices = mesh.devices.size
   return tile * max(1, TILES_PER_CHUNK // devices) * devices
 
@@ -165,52 +183,65 @@ def by_chunks(
   tile: int,
   progress: Callable[[int], None] | None = None,
 ) -> Float[Array, "N V"]:
-  """A pass over all rows; each device goes through its own share of them.
+  """Runs a pass over all rows in chunks; each device computes its own share.
+
+  A chunk has the next `chunk_rows / devices` rows of every device's share, so
+  it is not one contiguous range of rows.
 
   Args:
-    run: (tiles, first row of each device, rows of this process's devices) ->
-      their answers.
-    rows: reads a range of all rows.
-    total: how many there are.
+    run: (tiles, first row numbers, rows) -> results [rows, V]. `rows` are the
+      chunk's rows of this process's devices, one device after the other, and
+      `first row numbers` [devices of this process] says where each begins. The
+      first `tiles` tiles of each device count.
+    rows: reads the range (first, last) of all rows.
+    total: how many rows there are.
     mesh: the devices.
-    tile: rows of one product.
-    progress: gets how many rows were just finished.
+    tile: rows of a tile.
+    progress: called with the number of rows that this process just finished.
 
   Returns:
-    The answers, split over the devices and padded.
+    The results, split over the devices and padded to whole tiles.
   """
   devices = mesh.devices.size
+  # Half a block must be whole tiles: 2 * tile.
   share = sharding.padded(total, devices, 2 * tile) // devices
-  own = sharding.own_rows(mesh, share * devices)
+  process_rows = sharding.own_rows(mesh, share * devices)
   length = chunk_rows(mesh, tile) // devices
-  firsts = np.arange(own.start, own.stop, share, dtype=np.int32)
+  # The first row number of each device of this process.
+  firsts = np.arange(
+    process_rows.start, process_rows.stop, share, dtype=np.int32
+  )
 
-  def part(first: np.int32, count: int) -> np.ndarray:
+  def read(first: np.int32, count: int) -> np.ndarray:
     last = min(first + count, total)
-    # A device of padding alone still needs the shape of a row.
+    # A device that has nothing but padding still needs the shape of a row.
     return rows(int(first), int(last)) if first < last else rows(0, 1)[:0]
 
-  done, new = None, None
-  # No device has more than the first; what is padding on all is left out.
-  most = min(share, total)
-  for at in range(0, most, length):
-    tiles = -(-min(length, most - at) // tile)
-    parts = [part(first + at, tiles * tile) for first in firsts]
-    filled = np.concatenate([fill_up(x, length) for x in parts])
-    # No further ahead than one chunk, or the host would hold them all.
+  results, new = None, None
+  # The first device has as many real rows as any: beyond those all devices
+  # would compute padding.
+  longest = min(share, total)
+  for start in range(0, longest, length):
+    tiles = -(-min(length, longest - start) // tile)
+    parts = [read(first + start, tiles * tile) for first in firsts]
+    chunk = np.concatenate([fill_up(x, length) for x in parts])
+    # Wait for the chunk before, or the host would read all chunks ahead of the
+    # devices and hold them in memory.
     jax.block_until_ready(new)
-    new = run(np.int32(tiles), firsts + at, filled)
-    if done is None:
+    new = run(np.int32(tiles), firsts + start, chunk)
+    if results is None:
       shape = share * devices, *new.shape[1:]
-      done = sharding.empty(shape, new.dtype, mesh)
-    done = sharding.write(done, new, at, count=min(length, share - at))
+      results = sharding.empty(shape, new.dtype, mesh)
+    results = sharding.write(
+      results, new, start, count=min(length, share - start)
+    )
     if progress:
       progress(sum(map(len, parts)))
-  return cast("Array", done)
+  return cast("Array", results)
 
 
 def fill_up(rows: np.ndarray, length: int) -> np.ndarray:
-  """The rows, and zeros up to `length`."""
+  """Pads an array with rows of zeros to `length` rows."""
   gap = [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1)
   return np.pad(rows, gap)
 
@@ -223,9 +254,16 @@ def encode_pool(
   *,
   progress: Callable[[int], None] | None = None,
 ) -> Float[Array, "N D"]:
-  """Unit features of every image, split over the devices and padded.
+  """Computes the unit features of all images.
 
-  `progress` gets how many rows of this process were just finished.
+  Args:
+    scorer: the compiled functions.
+    params, adapter: the model's variables.
+    images: N images without padding.
+    progress: called with the number of rows that this process just finished.
+
+  Returns:
+    Features, split over the devices and padded.
   """
   return by_chunks(
     lambda tiles, _, x: scorer.encode(params, adapter, tiles, x),
@@ -248,19 +286,20 @@ def score_pool(
   where: Bool[np.ndarray, " total"] | None = None,
   known: tuple[Array, Array] | None = None,
 ) -> PoolScores:
-  """Logits of every image from its features, and its neighbors.
+  """Computes logits and, if wanted, nearest neighbors of all images.
 
   Args:
-    scorer: the passes.
-    params, adapter: the model's.
-    features: `encode_pool`'s of the same adapter, or cached ones where the
-      image tower is frozen.
-    total: images; rows beyond are padding.
-    neighbors: how many nearest neighbors, K; 0 for none.
-    where: images that may be a neighbor; all if None. Every image has its
-      own neighbors, whether it may be one or not.
+    scorer: the compiled functions.
+    params, adapter: the model's variables.
+    features: from `encode_pool` with the same adapter, or cached ones of a
+      frozen image tower.
+    total: how many images there are; rows beyond are padding.
+    neighbors: how many nearest neighbors to find, K; 0 for none.
+    where: images that may be neighbors; all if None. The others get neighbors
+      too, but are not listed as anyone's neighbor.
     known: (indices, similarities) of more than K neighbors among all images,
-      if these features have been searched before.
+      if these features have been searched before. They are searched again only
+      if these lists are too short; see `neighbors.narrow`.
   """
   texts = scorer.embed(params, adapter)
   tiles = np.int32(len(features) // scorer.mesh.devices.size // scorer.tile)
@@ -269,9 +308,9 @@ def score_pool(
     return PoolScores(logits, features, total)
   allowed = np.ones(total, bool) if where is None else where
   mask = sharding.place(allowed, scorer.mesh, to=len(features))
-  enough = False
+  complete = False
   if known is not None:
-    *found, enough = narrow(*known, mask, neighbors, total=total)
-  if not enough:
-    found = scorer.neighbors(features, mask, neighbors, total=total)
-  return PoolScores(logits, features, total, *found)
+    *nearest, complete = narrow(*known, mask, neighbors, total=total)
+  if not complete:
+    nearest = scorer.neighbors(features, mask, neighbors, total=total)
+  return PoolScores(logits, features, total, *nearest)

@@ -1,7 +1,8 @@
-"""Stochastic scoring passes: what dropout in the LoRA branches changes.
+"""Scoring passes with dropout in the LoRA branches, for BALD's `noise=lora`.
 
-BALD's `noise=lora`. Each pass draws its own masks, for the texts once and for
-the images tile by tile, so they don't depend on the number of devices.
+Each pass draws its own dropout masks: one set for the texts, and one for each
+tile of images, from the tile's number. So the masks do not depend on the number
+of devices.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
+# Images of a tile, which share one dropout key. It decides the masks, so it is
+# the same on all kinds of devices.
 TILE = 32
 
 
@@ -26,25 +29,33 @@ def make_passes(
   tile: int = 0,
   backend: str = "shard_map",
 ) -> Callable:
-  """(params, adapter, images, key, passes, progress) -> two means.
+  """Returns the function that runs stochastic passes.
 
-  The returned function is `stochastic_passes` on this classifier and mesh:
-  mean probabilities [N, C] and mean entropies [N] over the passes.
+  Args:
+    classifier: a model whose adapter has dropout.
+    mesh: the devices to use.
+    tile: images of a tile; 0 takes `TILE`. Another value draws other masks.
+    backend: `shard_map` or `pmap`.
+
+  Returns:
+    (params, adapter, images, key, passes, progress) -> mean probabilities
+    [N, C] and mean entropies [N], in nats, over so many passes. The N rows are
+    split over the devices and padded. `progress` is as in `by_chunks`.
   """
-  # Each tile has its noise, which must not change with the devices.
   tile = tile or TILE
 
   def one_pass(params, adapter, texts, key_data, tiles, images, numbers):
     key = jax.random.wrap_key_data(key_data)
 
-    def one(part):
+    def of_tile(part):
+      # [tile, S, S, 3] and [tile], whose entries are all the tile's number.
       pixels, number = part
       features = classifier.image_features(
         params, adapter, pixels, dropout=jax.random.fold_in(key, number[0])
       )
       return classifier.logits(features, texts, params["logit_scale"])
 
-    return in_tiles(one, (images, numbers), tile, tiles)
+    return in_tiles(of_tile, (images, numbers), tile, tiles)
 
   embed = jax.jit(
     lambda params, adapter, key: classifier.class_embeddings(
@@ -69,7 +80,8 @@ def make_passes(
 
       def score(tiles, firsts, part, texts=texts, data=data):
         rows = np.arange(len(part) // len(firsts), dtype=np.int32)
-        # Whole tiles, so the number of a row's tile is the same everywhere.
+        # [rows]: the number of each row's tile among all rows. Every device's
+        # first row is a multiple of `tile`, so tiles do not straddle devices.
         numbers = (firsts[:, None] + rows[None]).reshape(-1) // tile
         return run(params, adapter, texts, data, tiles, part, numbers)
 
@@ -81,15 +93,18 @@ def make_passes(
         tile=tile,
         progress=progress,
       )
-      means = _add(means, logits, passes=passes)
+      means = _add_pass(means, logits, passes=passes)
     return cast("tuple[Array, Array]", means)
 
   return stochastic_passes
 
 
 @rowwise.per_device(rows=("means", "logits"), out=rowwise.ROWS)
-def _add(means, logits, *, passes):
-  """The sums so far and one pass's share of the means."""
+def _add_pass(means, logits, *, passes):
+  """Adds 1/passes of a pass's probabilities and entropies to the means so far.
+
+  `means` is None before the first pass.
+  """
 
   def of_logits(logits):
     log_p = jax.nn.log_softmax(logits)

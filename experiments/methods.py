@@ -110,7 +110,7 @@ def load(options: argparse.Namespace, values: dict, seed: int):
 
 
 def family(config) -> tuple:
-  """Runs that may share an experiment: see `trajectory.run`."""
+  """Runs that may share an experiment: see `loop.run`."""
   free = ("seed", "rounds", "round0", "acquisition.", "oracle.")
   values = config_lib.flatten(config).items()
   head = config.acquisition.name == "learning_loss"

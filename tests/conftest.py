@@ -1,29 +1,36 @@
 """Strict tests: eight CPU devices, shapes checked, rank promotion refused."""
 
+import collections
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+EIGHT = "--xla_force_host_platform_device_count=8"
+if EIGHT not in os.environ.get("XLA_FLAGS", ""):  # A worker has its parent's.
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Of a suite in the background, what it starts would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Many tests build the same programs anew; compile each once a session.
+# Many tests build the same programs anew; tests/programs.py keeps them.
 COMPILED = tempfile.TemporaryDirectory(prefix="cpeal_jax_compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# One for GPUs would make the folder's path a part of every program's key.
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 import fsspec
 import jax
 import jaxtyping
+import programs
 import pytest
 
+STORE = programs.find_store()
+# Its checks are those of the tests that call it.
+pytest.register_assert_rewrite("contract")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("cpeal_jax", "beartype.beartype")
 
@@ -38,24 +45,66 @@ sys.stdin.read()
 """
 
 
+# Tests that an expression of marks or names leaves out, by file.
+left_out = collections.Counter()
+
+
+def pytest_report_header():
+  return f"{len(programs.entries(STORE))} compiled programs in {STORE}"
+
+
+def pytest_deselected(items):
+  left_out.update(item.path.name for item in items)
+
+
+def pytest_sessionfinish(session):
+  if hasattr(session.config, "workeroutput"):
+    session.config.workeroutput["left_out"] = dict(left_out)
+  else:
+    programs.make_room(STORE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  """Each worker of pytest-xdist leaves out the same."""
+  told = getattr(node, "workeroutput", {}).get("left_out", {})
+  left_out.update(collections.Counter(told) - left_out)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  if left_out:
+    files = [f"{name} {count}" for name, count in sorted(left_out.items())]
+    said = {"-m": config.option.markexpr, "-k": config.option.keyword}
+    why = " ".join(f"{flag} {x!r}" for flag, x in said.items() if x)
+    terminalreporter.write_line(
+      f"{left_out.total()} tests left out by {why}: {', '.join(files)}"
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs():
   """Programs last as long as their file, since each holds areas of memory.
 
-  Past 65,530 of these, Linux's `vm.max_map_count`, the process crashes.
+  Past 65,530 of these, Linux's `vm.max_map_count`, the process crashes. What
+  other files and other runs compiled is read from the disk.
   """
+  programs.take(STORE, Path(COMPILED.name))
   yield
+  programs.give(Path(COMPILED.name), STORE)
   jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-  """A copy of what is compiled, for processes that may die while they write.
+  """A folder of compiled programs for processes that may die while they write.
 
   Half an entry would be a warning to all later tests.
   """
-  to = tmp_path_factory.mktemp("compiled") / "jax"
-  return str(shutil.copytree(COMPILED.name, to))
+  folder = tmp_path_factory.mktemp("cache") / "jax"
+  folder.mkdir()
+  programs.take(STORE, folder)
+  yield folder
+  programs.give(folder, STORE)
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,30 @@
 """The acquisition contract over the whole table, then each piece by hand."""
 
+import contract
 import jax
 import jax.monitoring
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from contract import (
+  CANDIDATES,
+  KEY,
+  RULES,
+  C,
+  D,
+  N,
+  assert_valid,
+  choose,
+  chosen,
+  make_pool,
+  permuted,
+  spread_over,
+)
 from scipy import stats
 
 from cpeal_jax import acquisition
-from cpeal_jax.acquisition import PoolView
 from cpeal_jax.acquisition.balance import balance, balance_reasons, class_counts
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import sharding
 
-N, C, D = 64, 5, 8
-KEY = jax.random.key(7)
-RULES = (None, *acquisition.RULES)
 # All others draw nothing: permuting the pool permutes their picks.
 DRAWS = {"random", "badge", "bald", "gcnal"}
 # k-means draws its seeds.
@@ -26,6 +34,9 @@ BY_LOGITS = ("entropy", "least_confidence", "margin")
 DETERMINISTIC = tuple(
   name for name in acquisition.ACQUISITIONS if name not in DRAWS
 )
+# By k-means and neighbors, greedily by distance, by a graph: what differs with
+# the number of devices is how many rows each has, which eight try on all.
+ON_TWO = ("cec", "coreset", "gcnal")
 every_method = pytest.mark.parametrize("name", acquisition.ACQUISITIONS)
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
@@ -37,77 +48,45 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-def make_pool(labeled=20, seed=0, logits=None, rows=N):
-  rng = np.random.default_rng(seed)
-  if logits is None:
-    logits = 3 * rng.normal(size=(rows, C))
-  features = rng.normal(size=(rows, D))
-  features /= np.linalg.norm(features, axis=1, keepdims=True)
-  labels = np.full(rows, -1, np.int32)
-  bought = rng.permutation(rows)[:labeled]
-  classes = np.shape(logits)[1]
-  labels[bought] = rng.integers(0, classes, labeled)
-  texts = rng.normal(size=(classes, D))
-  texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-  cosines = features @ features.T
-  cosines[:, labels >= 0] = -np.inf
-  np.fill_diagonal(cosines, -np.inf)
-  near = np.argsort(-cosines, axis=1, kind="stable")[:, :3]
-  similarities = np.take_along_axis(cosines, near, axis=1)
-  return PoolView(
-    logits=np.asarray(logits, np.float32),
-    features=features.astype(np.float32),
-    labeled=labels >= 0,
-    labels=labels,
-    class_embeddings=texts.astype(np.float32),
-    logit_scale=np.float32(10),
-    neighbor_indices=np.where(np.isfinite(similarities), near, -1),
-    neighbor_similarities=similarities.astype(np.float32),
-    predicted_loss=rng.normal(size=rows).astype(np.float32),
-  )
-
-
-def permuted(pool, order):
-  place = np.append(np.argsort(order), -1)  # Where each row went; -1 stays.
-  rows = {
-    name: getattr(pool, name)[order]
-    for name in ("logits", "features", "labeled", "labels", "predicted_loss")
-  }
-  return pool.replace(
-    neighbor_indices=place[pool.neighbor_indices[order]],
-    neighbor_similarities=pool.neighbor_similarities[order],
-    **rows,
-  )
-
-
-# What PCB chooses among. How many picks a method is asked for is a shape, and
-# each is compiled anew: most tests keep to 1, 10, CANDIDATES and N - 20.
-CANDIDATES = 16
-
-
-def choose(name, pool, n, rule=None, key=KEY, **hyper):
-  return acquisition.select(
-    name, key, pool, n, balance_rule=rule, candidates=CANDIDATES, **hyper
-  )
-
-
-def assert_valid(picks, pool, n):
-  assert picks.dtype == np.int32
-  assert len(picks) == n == len(set(picks.tolist()))
-  assert not np.asarray(pool.labeled)[picks].any()
+@every_method
+@every_rule
+@pytest.mark.parametrize("n", [1, 10, CANDIDATES])
+def test_exactly_n_unlabeled(name, rule, n):
+  contract.exactly_n_unlabeled(name, rule, n)
 
 
 @every_method
 @every_rule
-@pytest.mark.parametrize("n", [1, 10, N - 20])
-def test_exactly_n_unlabeled(name, rule, n):
-  pool = make_pool()
-  before = jax.tree.map(np.array, pool)
-  picks = choose(name, pool, n, rule)
-  assert_valid(picks, pool, n)
-  np.testing.assert_array_equal(picks, choose(name, pool, n, rule))
-  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(pool), strict=True):
-    np.testing.assert_array_equal(a, b)
+def test_every_pick_is_explained(name, rule):
+  contract.every_pick_is_explained(name, rule)
+
+
+@every_method
+@every_rule
+def test_minimum_distance(name, rule):
+  contract.minimum_distance(name, rule)
+
+
+@every_method
+def test_preselection_offers_only_its_best(name):
+  contract.preselection_offers_only_its_best(name)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_permuting_the_pool_permutes_the_picks(name):
+  contract.permuting_the_pool_permutes_the_picks(name)
+
+
+@every_method
+@every_rule
+def test_same_picks_on_eight_devices(name, rule):
+  contract.same_picks_on_devices(name, rule, 8)
+
+
+@pytest.mark.parametrize("name", ON_TWO)
+@every_rule
+def test_same_picks_on_two_devices(name, rule):
+  contract.same_picks_on_devices(name, rule, 2)
 
 
 @every_method
@@ -124,13 +103,13 @@ def test_exactly_n_unlabeled(name, rule, n):
   ids=["all equal", "one class predicted", "duplicates", "sharp", "one class"],
 )
 def test_degenerate_pools(name, rule, logits):
-  pool = make_pool(logits=logits)
-  assert_valid(choose(name, pool, 10, rule), pool, 10)
+  pool, n = make_pool(logits=logits), 10 if rule else CANDIDATES
+  assert_valid(choose(name, pool, n, rule), pool, n)
 
 
 @every_method
 @every_rule
-@pytest.mark.parametrize("n", [10, N - 20])
+@pytest.mark.parametrize("n", [10, CANDIDATES])
 def test_duplicated_images(name, rule, n):
   whole = make_pool(labeled=0, rows=N // 8)
   pool = permuted(whole, np.repeat(np.arange(N // 8), 8))
@@ -198,42 +177,11 @@ def test_candidates_are_a_tenth_of_the_pool_by_default():
   assert set(default) != set(acquisition.select("entropy", KEY, pool, 5))
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_permuting_the_pool_permutes_the_picks(name):
-  pool = make_pool()
-  order = np.random.default_rng(1).permutation(N)
-  shuffled = permuted(pool, order)
-  for hyper in ({}, {"rule": "repaired", "within": "rank"}):
-    picks = order[choose(name, shuffled, 10, **hyper)]
-    np.testing.assert_array_equal(picks, choose(name, pool, 10, **hyper))
-
-
 @pytest.mark.parametrize("name", BY_LOGITS)
 def test_ties_go_to_the_lower_index(name):
   pool = make_pool(logits=np.zeros((N, C)))
   free = np.flatnonzero(~pool.labeled)
   np.testing.assert_array_equal(choose(name, pool, 10), free[:10])
-
-
-def spread_over(devices, pool):
-  mesh = sharding.make_mesh(devices)
-  rows = NamedSharding(mesh, P(mesh.axis_names[0]))
-  count = len(pool.labeled)
-  return jax.tree.map(
-    lambda x: jax.device_put(x, rows) if np.shape(x)[:1] == (count,) else x,
-    pool,
-  )
-
-
-@every_method
-@every_rule
-@pytest.mark.parametrize("devices", [2, 8])
-def test_same_picks_on_any_device_count(name, rule, devices):
-  pool, n = make_pool(), 10 if rule else CANDIDATES
-  np.testing.assert_array_equal(
-    choose(name, spread_over(devices, pool), n, rule),
-    choose(name, pool, n, rule),
-  )
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -436,19 +384,39 @@ def test_balance_ends_when_candidates_run_out(rule, within, size):
   assert not counts.any()
 
 
-def test_random_and_pcb():
-  """Faithful gets no choice: the set is the random draw's own."""
+@pytest.mark.parametrize("name", ["random", "featdist"])
+@pytest.mark.parametrize("within", acquisition.WITHIN)
+def test_methods_that_faithful_pcb_only_reorders(name, within):
+  """Faithful gets no choice: the set is the method's own n images."""
   pool = make_pool()
   draw, _ = jax.random.split(KEY)
-  drawn = acquisition.ACQUISITIONS["random"](draw, pool, 10).indices.tolist()
-  assert set(choose("random", pool, 10, "faithful")) == set(drawn)
-  assert set(choose("random", pool, 10, "repaired")) != set(drawn)
+  best = acquisition.ACQUISITIONS[name](draw, pool, 10).indices.tolist()
+
+  def pick(rule):
+    return acquisition.select(
+      name,
+      KEY,
+      pool,
+      10,
+      balance_rule=rule,
+      candidates=CANDIDATES,
+      within=within,
+    ).tolist()
+
+  assert set(pick("faithful")) == set(best)
+  assert pick("faithful") != best  # Their order is PCB's.
+  assert set(pick("repaired")) != set(best)
 
 
-def chosen(name, pool, n, **options):
-  return acquisition.choose(
-    name, KEY, pool, n, candidates=CANDIDATES, **options
-  )
+def test_faithful_pcb_chooses_among_more_of_other_methods():
+  pool = make_pool()
+  for name in ("entropy", "coreset"):
+    draw, _ = jax.random.split(KEY)
+    best = acquisition.ACQUISITIONS[name](draw, pool, 10).indices.tolist()
+    picks = acquisition.select(
+      name, KEY, pool, 10, balance_rule="faithful", candidates=CANDIDATES
+    )
+    assert set(picks.tolist()) != set(best)
 
 
 def test_reasons():
@@ -483,58 +451,6 @@ def test_the_prediction_told_is_the_one_balanced():
   told = acquisition.explain("entropy", pool, picks, balance_rule="faithful")
   assert told["prediction"] == ["1"]
   assert told["reason"][0].endswith("drawn at random")
-
-
-@every_method
-@every_rule
-def test_every_pick_is_explained(name, rule):
-  pool = make_pool()
-  picks = chosen(name, pool, 10, balance_rule=rule)
-  told = acquisition.explain(name, pool, picks, balance_rule=rule)
-  assert {len(values) for values in told.values()} == {10}
-  for key in ("confidence", "entropy", "margin", "neighbor_uncertainty"):
-    assert np.isfinite(told[key]).all()
-  columns = acquisition.columns(pool, picks)
-  for key, values in columns.items():
-    assert len(values) == N
-    assert np.isfinite(values).all(), key
-    if key in told and key not in (*picks.parts, "prediction"):
-      np.testing.assert_array_equal(told[key], values[picks.indices])
-  # ALFA-Mix has candidates, not scores.
-  if name not in ("random", "alfa_mix"):
-    assert all(value is not None for value in told["score"])
-
-
-@every_method
-def test_preselection_offers_only_its_best(name):
-  pool = make_pool()
-  best = choose("entropy", pool, CANDIDATES)
-  options = {"preselect": "entropy", "gamma": CANDIDATES / N}
-  picks = choose(name, pool, 10, **options)
-  assert_valid(picks, pool, 10)
-  assert set(picks) <= set(best)
-  assert set(choose(name, pool, CANDIDATES, **options)) == set(best)
-
-
-@every_method
-@every_rule
-def test_minimum_distance(name, rule):
-  """Eleven images five or six times, a hair apart; one of them is labeled."""
-  rng = np.random.default_rng(0)
-  whole = make_pool(labeled=0)
-  group = np.arange(N) % 11
-  features = whole.features[group] + 1e-3 * rng.normal(size=(N, D))
-  features /= np.linalg.norm(features, axis=1, keepdims=True)
-  labels = np.where(np.arange(N) == 5, 1, -1)
-  pool = whole.replace(
-    features=features.astype(np.float32), labels=labels, labeled=labels >= 0
-  )
-  picks = choose(name, pool, 10, rule, min_distance=0.1)
-  assert_valid(picks, pool, 10)
-  assert sorted(group[picks]) == [*range(5), *range(6, 11)]
-  # When nothing else is left, duplicates are taken after all.
-  picks = choose(name, pool, 20, rule, min_distance=0.1)
-  assert_valid(picks, pool, 20)
 
 
 def test_what_a_method_misses_is_named():

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_trajectory import quickstart
+from runs import quickstart
 
 import cpeal_jax as cpeal
 from cpeal_jax import quickstart as embedded
 from cpeal_jax.data.digits import load_digits
+from cpeal_jax.data.images import image_spec
+from cpeal_jax.data.pictures import as_pictures, as_texts, open_picture
 from cpeal_jax.errors import InputError
 from cpeal_jax.run import loop
 
@@ -78,3 +82,126 @@ def test_attributes_come_when_asked_for():
   assert "entropy" in cpeal.acquisition.ACQUISITIONS
   with pytest.raises(AttributeError, match="'nothing'"):
     _ = cpeal.nothing
+
+
+@pytest.fixture(scope="module")
+def clip():
+  return cpeal.load_clip(embedded.CLIP)
+
+
+def some_pictures(count):
+  rng = np.random.default_rng(1)
+  return rng.integers(0, 256, (count, 40, 50, 3), dtype=np.uint8)
+
+
+def test_one_picture_is_a_list_of_it(clip, tmp_path):
+  (array,) = some_pictures(1)
+  image = Image.fromarray(array)
+  image.save(tmp_path / "a.png")
+  want = clip.encode_images([array])
+  assert want.shape == (1, 64)
+  path = tmp_path / "a.png"
+  for one in (array, image, path, str(path)):
+    np.testing.assert_array_equal(clip.encode_images(one), want)
+  spec = image_spec(clip.pretrained.preprocessor)
+  (one,) = as_pictures(jnp.asarray(array))
+  np.testing.assert_array_equal(
+    open_picture(one, spec), open_picture(array, spec)
+  )
+  gray = array[..., 0]
+  np.testing.assert_array_equal(
+    clip.encode_images(gray), clip.encode_images([gray[..., None]])
+  )
+
+
+def test_any_iterable_will_do(clip):
+  pictures = some_pictures(3)
+  want = clip.encode_images(list(pictures))
+  for many in (
+    pictures,
+    tuple(pictures),
+    (x for x in pictures),
+    iter(pictures),
+  ):
+    np.testing.assert_array_equal(clip.encode_images(many), want)
+  texts = ["a photo of the digit two.", "a cat"]
+  want = clip.encode_texts(texts)
+  for many in (tuple(texts), (x for x in texts), np.array(texts)):
+    np.testing.assert_array_equal(clip.encode_texts(many), want)
+  for one in ("a cat", np.str_("a cat")):
+    np.testing.assert_allclose(clip.encode_texts(one), want[1:], atol=1e-6)
+
+
+def test_nothing_gives_no_rows(clip):
+  for none in ([], (), iter(()), np.zeros((0, 32, 32, 3), np.uint8)):
+    rows = clip.encode_images(none)
+    assert (rows.shape, rows.dtype) == ((0, 64), np.float32)
+  for none in ([], (), iter(())):
+    rows = clip.encode_texts(none)
+    assert (rows.shape, rows.dtype) == ((0, 64), np.float32)
+
+
+@pytest.mark.parametrize(
+  ("images", "words"),
+  [
+    (np.zeros((32, 32, 3), np.float32), "array of float32, whose range"),
+    ([np.zeros((32, 32, 3), np.uint16)], "array of uint16, whose range"),
+    ([np.ones((32, 32), bool)], "array of bool, whose range"),
+    (np.zeros((3, 32, 32), np.uint8), r"shape \(3, 32, 32\)"),
+    (np.zeros((0, 32, 3), np.uint8), "has no pixels"),
+    (np.uint8(3), r"shape \(\)"),
+    (np.zeros((1, 1, 1, 1, 3), np.uint8), "shape"),
+    ({"a": "b.png"}, "of type dict, is no list"),
+    ({"b.png"}, "of type set, is no list"),
+    (b"\x89PNG", "of type bytes, is no list"),
+    ([b"\x89PNG"], "of type bytes, is no picture"),
+    ([None], "None, of type NoneType, is no picture"),
+    (7, "7, of type int, is no list"),
+    ("/nowhere/a.png", "cannot read an image from /nowhere/a.png: No such"),
+    ("/", "it is a directory"),
+    ("/dev/zero", "it is a device"),
+  ],
+  ids=str,
+)
+def test_what_is_no_picture_is_refused_by_what_it_is(clip, images, words):
+  spec = image_spec(clip.pretrained.preprocessor)
+  with pytest.raises(InputError, match=words):
+    [open_picture(picture, spec) for picture in as_pictures(images)]
+
+
+def test_the_front_door_refuses_alike(clip, tmp_path):
+  floats = np.zeros((32, 32, 3), np.float32)
+  for images in (floats, [floats], (x for x in [floats])):
+    with pytest.raises(InputError, match="array of float32, whose range"):
+      clip.encode_images(images)
+  with pytest.raises(InputError, match="it is a directory"):
+    clip.encode_images(tmp_path)
+
+
+def test_a_named_pipe_is_not_waited_for(clip, tmp_path):
+  os.mkfifo(tmp_path / "a.png")
+  with pytest.raises(InputError, match="it is a named pipe"):
+    clip.encode_images(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+  ("texts", "words"),
+  [
+    (["a", 3], "text 1 is 3, of type int"),
+    ([["a"]], "text 0 is"),
+    (b"a cat", "of type bytes, is no list"),
+    ({"a": 1}, "of type dict, is no list"),
+    (None, "of type NoneType, is no list"),
+  ],
+  ids=str,
+)
+def test_what_is_no_text_is_refused(texts, words):
+  with pytest.raises(InputError, match=words):
+    as_texts(texts)
+
+
+def test_texts_that_a_tokenizer_does_not_know_are_refused(clip):
+  with pytest.raises(InputError, match="'猫' and '狗' have the same text"):
+    clip.encode_texts(["猫", "狗"])
+  rows = clip.encode_texts(["A Cat", "a  cat"])
+  np.testing.assert_array_equal(rows[0], rows[1])

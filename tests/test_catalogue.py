@@ -1,6 +1,7 @@
 """The catalogue, and sets of TFDS: names, splits, counts, messages."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -143,17 +144,92 @@ def test_split_file_is_applied_by_file_name(tmp_path):
     load("oxford_pets", tmp_path, split_file=str(tmp_path / "no.json"))
 
 
-def test_only_the_papers_counts_are_called_comparable(tmp_path, monkeypatch):
-  entry = dataclasses.replace(catalogue.find("oxford_pets"), papers=(1, 0, 1))
+ROWS = {
+  "train": [("a/1.jpg", 0), ("b/2.jpg", 1), ("b/3.jpg", 1)],
+  "val": [("a/4.jpg", 0)],
+  "test": [("b/5.jpg", 1)],
+}
+
+
+def test_a_digest_is_of_images_labels_and_splits():
+  digest = catalogue.split_digest(ROWS)
+  # By hand, so that it never changes.
+  content = (
+    '{"test": [["b/5.jpg", 1]], "train": [["a/1.jpg", 0], ["b/2.jpg", 1], '
+    '["b/3.jpg", 1]], "val": [["a/4.jpg", 0]]}'
+  )
+  assert digest == hashlib.sha256(content.encode()).hexdigest()
+  same = {
+    "other order": {k: rows[::-1] for k, rows in [*ROWS.items()][::-1]},
+    "under a folder": {
+      k: [(f"x/y/{p}", c) for p, c in rows] for k, rows in ROWS.items()
+    },
+    "letter case": {
+      k: [(p.upper(), c) for p, c in rows] for k, rows in ROWS.items()
+    },
+    "with class names": {
+      k: [(p, np.int32(c), "name") for p, c in rows] for k, rows in ROWS.items()
+    },
+  }
+  for what, rows in same.items():
+    assert catalogue.split_digest(rows) == digest, what
+  other = {
+    "an image exchanged between splits": ROWS
+    | {"val": ROWS["test"], "test": ROWS["val"]},
+    "another image": ROWS | {"val": [("a/6.jpg", 0)]},
+    "another label": ROWS | {"val": [("a/4.jpg", 1)]},
+    "another folder of one image": ROWS | {"val": [("c/4.jpg", 0)]},
+    "an image less": ROWS | {"train": ROWS["train"][:2]},
+  }
+  digests = {what: catalogue.split_digest(rows) for what, rows in other.items()}
+  assert len({digest, *digests.values()}) == 1 + len(other)
+
+
+def test_only_the_papers_split_is_called_comparable(monkeypatch):
+  def say(rows, **known):
+    entry = dataclasses.replace(catalogue.find("oxford_pets"), **known)
+    monkeypatch.setitem(catalogue.CATALOGUE, "oxford_pets", entry)
+    return catalogue.origin("oxford_pets", "coop", rows)
+
+  known = {"papers": (3, 1, 1), "digest": catalogue.split_digest(ROWS)}
+  moved = ROWS | {"val": ROWS["test"], "test": ROWS["val"]}
+  assert say(ROWS, **known) == "coop, comparable to the papers"
+  assert say(moved, **known) == (
+    "coop, same counts as the papers' split, but other images or labels"
+  )
+  assert say(moved, papers=(3, 1, 1), digest="") == (
+    "coop, same counts as the papers' split"
+  )
+  assert say(ROWS, papers=(3, 2, 1), digest=known["digest"]) == "coop"
+  assert say(ROWS, papers=None, digest="") == "coop"
+
+
+def test_a_split_file_for_tfds_is_held_to_the_digest(tmp_path, monkeypatch):
+  splits = {
+    "train": [["image_01002.jpg", 1, "dog"]],
+    "test": [["image_00003.jpg", 0, "cat"]],
+  }
+  digest = catalogue.split_digest(
+    {k: [tuple(row) for row in rows] for k, rows in splits.items()}
+    | {"val": []}
+  )
+  entry = dataclasses.replace(
+    catalogue.find("oxford_pets"), papers=(1, 0, 1), digest=digest
+  )
   monkeypatch.setitem(catalogue.CATALOGUE, "oxford_pets", entry)
   tiny_tfds.prepare("oxford_pets", tmp_path)
+  split = coop_split(tmp_path, **splits)
+  data = load("oxford_pets", tmp_path, split_file=split)
+  assert data.origin == "split.json, comparable to the papers"
   split = coop_split(
     tmp_path,
-    train=[["image_01002.jpg", 1, "dog"]],
+    train=[["image_01003.jpg", 1, "dog"]],
     test=[["image_00003.jpg", 0, "cat"]],
   )
   data = load("oxford_pets", tmp_path, split_file=split)
-  assert data.origin == "split.json, comparable to the papers"
+  assert data.origin == (
+    "split.json, same counts as the papers' split, but other images or labels"
+  )
   other = coop_split(
     tmp_path,
     train=[["image_01002.jpg", 1, "dog"], ["image_00003.jpg", 0, "cat"]],

@@ -15,7 +15,8 @@ from shared_data import SHARED, needs_shared
 from cpeal_jax.models import text, weights
 from cpeal_jax.models.adapters import Prompts
 from cpeal_jax.models.classifier import cosine_logits
-from cpeal_jax.models.clip import Clip, config_from_hf, normalize
+from cpeal_jax.models.clip import Clip, normalize
+from cpeal_jax.models.hf_clip import config_from_hf
 
 GOLDEN = Path(__file__).parent / "golden"
 RANDOM = ("clip_small_patches", "clip_gelu")
@@ -23,7 +24,7 @@ RANDOM = ("clip_small_patches", "clip_gelu")
 
 def golden(name):
   raw = json.loads((GOLDEN / name / "config.json").read_text())
-  config = config_from_hf(transformers.CLIPConfig.from_dict(raw))
+  config = config_from_hf(raw)
   tensors = load_file(GOLDEN / name / "model.safetensors")
   return config, tensors, dict(np.load(GOLDEN / name / "expected.npz"))
 

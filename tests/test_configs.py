@@ -1,34 +1,28 @@
 """Every config of a data set: its presets, and two rounds on a tiny one."""
 
-import importlib.util
 from pathlib import Path
 
+import jax
 import pytest
-import test_layouts
+import tiny_layouts
 import tiny_tfds
+from runs import CONFIGS, load
 
 from cpeal_jax import config as config_lib
 from cpeal_jax.config import presets
 from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError
-from cpeal_jax.run import loop
+from cpeal_jax.models import dinov2, linear
+from cpeal_jax.run import loop, models
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
 # Where TFDS has none, or as a folder has fewer than its 1,000 classes.
 FILES = {
-  "fgvc_aircraft": lambda root: test_layouts.aircraft(root, images=16),
-  "ucf101": lambda root: test_layouts.coop(root, "UCF101"),
-  "imagenet": test_layouts.imagenet,
-  "aptos": lambda root: test_layouts.aptos(root, images=35),
+  "fgvc_aircraft": lambda root: tiny_layouts.aircraft(root, images=16),
+  "ucf101": lambda root: tiny_layouts.coop(root, "UCF101"),
+  "imagenet": tiny_layouts.imagenet,
+  "aptos": lambda root: tiny_layouts.aptos(root, images=35),
 }
-
-
-def load(name, *variant):
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def test_a_config_for_each_data_set():
@@ -39,12 +33,17 @@ def test_a_config_for_each_data_set():
 @pytest.mark.parametrize("name", catalogue.CATALOGUE)
 def test_presets_and_header(name):
   module = load(name)
+  words = module.__doc__.replace(",", " ").replace(";", " ").split()
   for variant in presets.PRESETS:
     config = module.get_config(variant)
+    if variant in ("pcb_as", "pcb_ae"):
+      with pytest.raises(InputError, match=f"{variant} .*model.descriptors=F"):
+        config_lib.validate(config)
+      config.model.descriptors = "traits.json"
     config_lib.validate(config)
     assert (config.name, config.variant) == (name, variant)
     assert config.dataset.name == name
-    assert variant in module.__doc__
+    assert variant in words
   default = module.get_config().variant
   words = " ".join(module.__doc__.split())
   assert f"{default} (default)" in words
@@ -67,6 +66,69 @@ def test_presets_are_what_their_code_does():
     config = presets.preset("dtd", variant)
     assert (config.rounds, config.train.epochs) == (8, 200)
     assert config.loss.calibration == "none"
+
+
+def test_released_lora_code():
+  config = presets.preset("dtd", "cpeal_lora_script")
+  assert config.model.weights == "openai/clip-vit-base-patch16"
+  assert config.model.prompt == "x16"
+  assert config.acquisition.name == "entropy"
+  assert config.acquisition.balance == "faithful"
+  lora, prompts = models.adapters_of(config)
+  assert prompts is None
+  assert set(lora.towers) == {"vision", "text"}
+  assert set(lora.matrices) == {"q", "k", "v"}
+  assert (lora.rank, lora.scale, lora.dropout) == (4, 2.0, 0.25)
+  recipe = models.recipe_of(config)
+  assert recipe == models.recipe_of(presets.preset("dtd", "cpeal_script"))
+  assert (recipe.calibration, recipe.calibration_weight) == ("balanced", 1)
+  assert (recipe.anneal, recipe.epochs, config.rounds) == (True, 10, 10)
+
+
+def test_pcb_with_descriptors_differs_from_pcb_in_their_average_alone():
+  plain = config_lib.flatten(presets.preset("dtd", "pcb"))
+  for variant, average in (("pcb_as", "similarity"), ("pcb_ae", "embedding")):
+    config = presets.preset("dtd", variant)
+    assert config.model.descriptor_average == average
+    values = config_lib.flatten(config)
+    changed = {k for k, v in values.items() if v != plain[k]}
+    assert changed <= {"variant", "model.descriptor_average"}
+
+
+def trainable_and_frozen(variant, **sizes):
+  """Parameters of LoRA, of the head for EuroSAT, and of the tower."""
+  raw = {"model_type": "dinov2", "image_size": 518, "patch_size": 14, **sizes}
+  lora, _ = models.adapters_of(presets.preset("eurosat", variant))
+  model = dinov2.Dinov2(dinov2.config_from_hf(raw), lora=lora)
+  classifier = linear.LinearClassifier(model, 10, (0.5,) * 3, (0.5,) * 3)
+
+  def start(key):
+    pixels = jax.numpy.zeros((1, 14, 14, 3))
+    params = model.init({"params": key, "adapter": key}, pixels)["params"]
+    adapter = classifier.init(params, key)
+    return adapter.pop("head"), adapter, params
+
+  head, factors, tower = (
+    sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    for shapes in jax.eval_shape(start, jax.random.key(0))
+  )
+  return factors, head, tower
+
+
+def test_the_published_trainable_share_of_peal():
+  """0.03 %: the one figure of PEAL that is known; by shapes, no weights."""
+  factors, head, tower = trainable_and_frozen(
+    "peal_published",
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+  )
+  assert factors == 98_304 == 24 * 2 * (1024 + 1024)
+  assert head == 10 * 1024 + 10
+  assert round(tower / 1e6, 1) == 304.4
+  assert f"{100 * factors / tower:.2f}" == "0.03"
+  factors, _, tower = trainable_and_frozen("peal")  # ViT-B, rank 4
+  assert (factors, f"{100 * factors / tower:.2f}") == (221_184, "0.26")
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import re
 import shutil
 
 import pytest
-from test_resume import metrics, selections
-from test_trajectory import quickstart
+from runs import metrics, quickstart, selections
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.run import build, loop

@@ -93,3 +93,15 @@ def test_published_splits(tmp_path, name, key, classes, counts):
   assert catalogue.find(key).papers == counts
   assert tuple(len(split) for split in data.splits) == counts
   assert data.classes[content["test"][0][1]] == content["test"][0][2]
+  config = presets.preset(key, "pcb")
+  config.dataset.root = str(tmp_path)
+  assert datasets.load_dataset(config).origin == (
+    "coop, comparable to the papers"
+  )
+  # As many images, but one of each split is in the other.
+  train, test = content["train"], content["test"]
+  train[0], test[0] = test[0], train[0]
+  (tmp_path / f"split_zhou_{name}.json").write_text(json.dumps(content))
+  assert datasets.load_dataset(config).origin == (
+    "coop, same counts as the papers' split, but other images or labels"
+  )

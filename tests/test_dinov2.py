@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import load
 from safetensors.numpy import load_file, save_file
-from test_trajectory import load
 
 import cpeal_jax as cpeal
 from cpeal_jax import config as config_lib
@@ -124,7 +124,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
 
 def small(folder, variant, **changes):
   """A preset of configs/eurosat.py, on the digits with a small DINOv2."""
-  config = load("eurosat", variant)
+  config = load("eurosat").get_config(variant)
   config.dataset.layout = "digits"
   config.model.weights = str(GOLDEN / "dinov2")
   config.cache_dir = str(folder / "cache")

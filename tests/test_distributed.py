@@ -82,10 +82,8 @@ class Group:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, compiled):
-  folder = tmp_path_factory.mktemp("cache")
-  (folder / "jax").symlink_to(compiled)
-  return folder
+def cache(compiled):
+  return compiled.parent
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +237,10 @@ def test_a_failure_that_the_others_cannot_know_of_ends_them(cache, tmp_path):
 FULL = """
 import resource, sys
 import jax.numpy as jnp
-from cpeal_jax import checkpoint, distributed, sharding
+from cpeal_jax.parallel import processes, sharding
+from cpeal_jax.storage import checkpoint
 words = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
-distributed.start(
+processes.start(
   coordinator=words["coordinator"], processes=2, process=int(words["process"])
 )
 train = {"a": jnp.sin(jnp.arange(100_000.0))}
@@ -254,7 +253,7 @@ try:
     checkpoints.wait()
 except Exception as error:
   print(type(error).__name__, error, flush=True)
-  distributed.leave(error, 2)
+  processes.leave(error, 2)
 """
 
 
@@ -285,6 +284,26 @@ def test_a_missing_peer_ends_the_run_in_time(cache, tmp_path):
     ({"processes": 2}, "go together"),
     ({"coordinator": "a:1", "processes": 2, "process": 2}, "it is 0 to 1"),
     ({"detect": True}, "did not find each other"),
+    ({"coordinator": "junk", "processes": 2, "process": 1}, "HOST:PORT"),
+    ({"coordinator": "a:b", "processes": 2, "process": 0}, "HOST:PORT"),
+    ({"coordinator": "a:70000", "processes": 2, "process": 0}, "65535"),
+    (
+      {"coordinator": "a:1", "processes": 2, "process": 0, "timeout": 0},
+      "at least 1 second",
+    ),
+    (
+      {"coordinator": "a:1", "processes": 2, "process": 1, "timeout": -3},
+      "at least 1 second",
+    ),
+    (
+      {
+        "coordinator": "127.0.0.1:1",
+        "processes": 2,
+        "process": 1,
+        "timeout": 1,
+      },
+      "process 0 did not answer at 127.0.0.1:1 within 1 s",
+    ),
   ],
   ids=str,
 )

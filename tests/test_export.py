@@ -7,13 +7,16 @@ import dataclasses
 import json
 import re
 import resource
+import shutil
 import signal
+import stat
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from export_cases import (
   IMAGES,
   LORAS,
@@ -24,9 +27,9 @@ from export_cases import (
   pictures,
 )
 from flax import traverse_util
+from runs import quickstart
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_trajectory import quickstart
 
 import cpeal_jax as cpeal
 from cpeal_jax import export
@@ -154,7 +157,7 @@ def test_prompts_and_head_exports(shared, tmp_path):
   assert about["context"] == list(got["context"].shape)
   card = read_json(tmp_path / "out/classes.json")
   assert card["learned_tokens"] == 4
-  assert card["prompts"][3] == ["X X X X three."]
+  assert card["prompts"][3] == "X X X X three."
   # An empty directory is as good as none.
   (tmp_path / "head").mkdir()
   export.save(own, tmp_path / "head", format="head")
@@ -226,7 +229,8 @@ def test_descriptors_give_one_row_a_class(tmp_path):
   export.save(own, tmp_path / "out", format="head")
   head = load_file(tmp_path / "out/head.safetensors")
   card = read_json(tmp_path / "out/classes.json")
-  assert [len(texts) for texts in card["prompts"]] == [1, 2]
+  assert card["prompt_classes"] == [0, 1, 1]
+  assert len(card["prompts"]) == 3
   assert head["class_embeddings"].shape == (2, 64)
   # Their mean is served as it is, not made a unit again.
   assert np.linalg.norm(head["class_embeddings"][1]) < 0.9999
@@ -235,6 +239,27 @@ def test_descriptors_give_one_row_a_class(tmp_path):
   )
   served = head["logit_scale"] * images @ head["class_embeddings"].T
   np.testing.assert_allclose(served, logits(own), atol=1e-4)
+
+
+def test_others_may_read_an_export_and_pass_its_prompts_on(tmp_path):
+  own = make(LORAS["stabilized"])
+  folder = tmp_path / "base"
+  shutil.copytree(own.pretrained.directory, folder)
+  path = folder / "tokenizer_config.json"
+  path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+  path.chmod(0o600)
+  base = dataclasses.replace(own.pretrained, directory=folder)
+  own = dataclasses.replace(own, pretrained=base)
+  for format in ("transformers", "peft", "head"):
+    export.save(own, tmp_path / format, format=format)
+    for file in (tmp_path / format).iterdir():
+      assert stat.S_IMODE(file.stat().st_mode) == 0o644, file
+  tokenizer = transformers.AutoTokenizer.from_pretrained(
+    tmp_path / "transformers"
+  )
+  card = read_json(tmp_path / "transformers/classes.json")
+  ids = tokenizer(text=card["prompts"], padding=True)["input_ids"]
+  assert len(ids) == len(card["classes"]) == len(card["prompt_classes"])
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -267,7 +292,7 @@ def test_the_command_on_a_real_run(tmp_path, capsys):
   card = read_json(out / "classes.json")
   environment = read_json(run / "environment.json")
   assert card["classes"] == environment["classes"]
-  assert [text for (text,) in card["prompts"]] == environment["prompts"]
+  assert card["prompts"] == environment["prompts"]
   assert card["base_sha256"] == environment["weights_sha256"]
   assert re.fullmatch("[0-9a-f]{64}", card["config_sha256"])
   clip = cpeal.load_clip(str(embedded.CLIP))
@@ -294,3 +319,24 @@ def test_the_command_on_a_real_run(tmp_path, capsys):
     assert re.fullmatch(r"error: .*\n", said.err)
     assert told in said.err
   assert not Path(f"{out}2").exists()
+
+
+def test_an_export_leaves_hidden_folders_of_others_alone(tmp_path):
+  """And removes what a killed one to the same target left half-written."""
+  mine = tmp_path / ".mine.export"
+  mine.mkdir()
+  (mine / "thesis.txt").write_text("mine")
+  looks_alike = tmp_path / f".mine.{export.UNFINISHED}notes"
+  looks_alike.mkdir()
+  (looks_alike / "notes.txt").write_text("mine")
+  left = tmp_path / f".mine.{export.UNFINISHED}abc"
+  left.mkdir()
+  (left / export.UNFINISHED).touch()
+  export.save(on_dinov2(None), tmp_path / "mine", format="head")
+  assert (mine / "thesis.txt").read_text() == "mine"
+  assert (looks_alike / "notes.txt").read_text() == "mine"
+  assert not left.exists()
+  assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+    "classes.json",
+    "head.safetensors",
+  ]

@@ -166,22 +166,42 @@ def test_nodes(nodes, labeled):
   assert (seen > 0).all()
 
 
-def test_picks_spread_over_the_hidden_layer():
-  pool = make_pool()
-  # Without a step, so that the weights are known: those first drawn.
-  picks = gcnal(KEY, pool, 12, hidden=HIDDEN, steps=0)
+def dense_k_center(points, labeled, n):
+  """K-center greedy as in textbooks: all distances, float64."""
+  apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+  centers, picks, far = list(np.flatnonzero(labeled)), [], []
+  for _ in range(n):
+    nearest = apart[:, centers].min(axis=1)
+    picks.append(int(np.argmax(nearest)))
+    far.append(nearest[picks[-1]])
+    centers.append(picks[-1])
+  return picks, far
+
+
+@pytest.mark.parametrize(("steps", "seed"), [(0, 0), (20, 0), (20, 1)])
+def test_picks_spread_over_hidden_layer_and_logit(steps, seed):
+  """As the released code: the 129 numbers [hidden ; output], not 128."""
+  pool, n = make_pool(seed=seed), 12
+  hyper = {"steps": steps, "learning_rate": 1e-2, "weight_decay": 5e-2}
+  picks = gcnal(KEY, pool, n, hidden=HIDDEN, dropout=0.0, **hyper)
   params = jax.device_get(module.init(jax.random.split(KEY, 3)[1], D, HIDDEN))
+  if steps:
+    params, _ = dense_training(
+      params, pool.features, pool.labeled, 1.2, 1e-2, 5e-2, steps
+    )
   adj, z = dense(pool.features), pool.features
   hidden = np.maximum(adj @ z @ params["w1"] + params["b1"], 0)
-  want, far = k_center(
-    hidden.astype(np.float32), pool.labeled, ~pool.labeled, n=12
-  )
+  out = adj @ hidden @ params["w2"] + params["b2"]
+  both = np.concatenate([hidden, out], axis=1)
+  want, far = dense_k_center(both, pool.labeled, n)
   np.testing.assert_array_equal(picks.indices, want)
   np.testing.assert_allclose(picks.parts["distance"], far, rtol=1e-4)
-  out = adj @ hidden @ params["w2"] + params["b2"]
   np.testing.assert_allclose(
     picks.columns["score"], 1 / (1 + np.exp(out[:, 0])), atol=1e-5
   )
+  # The output decides: neither half alone has these picks.
+  assert dense_k_center(hidden, pool.labeled, n)[0] != want
+  assert dense_k_center(out, pool.labeled, n)[0] != want
 
 
 def test_training_tells_unlabeled_from_labeled():

@@ -22,6 +22,7 @@ LOSSES = {
     "cross_entropy": losses.cross_entropy,
     "balanced": losses.uncertainty_calibration_loss,
     "unbalanced": partial(losses.uncertainty_calibration_loss, balanced=False),
+    "effective": partial(losses.uncertainty_calibration_loss, beta=0.999),
     "avuc": partial(losses.avuc_loss, threshold=0.8),
   }.items()
 }
@@ -67,6 +68,11 @@ def expected_calibration(logits, labels, balanced):
   a, i = (sum(x) / max(len(x), 1) for x in (right, wrong))
   if not balanced:
     return min(a + i, 5)
+  if balanced == "effective":
+    # As released: weights (1 - b) / (1 - b^n), then divided by their sum.
+    number = np.array([1 - 0.999 ** len(right), 1 - 0.999 ** len(wrong)])
+    weights = (1 - 0.999) / np.where(number > 0, number, 1e-6)
+    return min(np.dot(weights / weights.sum(), [a, i]), 5)
   return min((len(wrong) * a + len(right) * i) / len(labels), 5)
 
 
@@ -83,6 +89,7 @@ EXPECTED = {
   "cross_entropy": expected_cross_entropy,
   "balanced": partial(expected_calibration, balanced=True),
   "unbalanced": partial(expected_calibration, balanced=False),
+  "effective": partial(expected_calibration, balanced="effective"),
   "avuc": partial(expected_avuc, threshold=0.8),
 }
 
@@ -100,6 +107,56 @@ def test_calibration_matches_the_released_code(labels, balanced, unbalanced):
   for name, want in (("balanced", balanced), ("unbalanced", unbalanced)):
     got = LOSSES[name](ROWS, labels)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("labels", "correct", "wrong", "want"),
+  [
+    # u = .524263623, 1.095284267, .366590959, .930837563. Three rows are right
+    # and one is wrong: 1 / (1 - .999^3) and 1 / (1 - .999), over their sum.
+    ([0, 0, 1, 0], 0.2501875782, 0.7498124218, 0.4594305928),
+    ([0, 2, 2, 2], 0.7498124218, 0.2501875782, 0.6239196532),
+    ([0, 2, 1, 0], 0.5, 0.5, 0.4065391079),
+    # No row is wrong: its number is 1e-6 / .001, that of the four .003994004.
+    ([0, 0, 1, 1], 1e-6 / 0.003995004, 1.0, 0.00025059894),
+    ([1, 1, 2, 2], 1.0, 1e-6 / 0.003995004, 0.00014498576),
+  ],
+)
+def test_effective_numbers_by_hand(labels, correct, wrong, want):
+  t = np.tanh([0.524263623, 1.095284267, 0.366590959, 0.930837563])
+  right = np.argmax(ROWS, axis=1) == labels
+  mean_right = -np.log(1 - t[right] + 1e-6).sum() / max(right.sum(), 1)
+  mean_wrong = -np.log(t[~right] + 1e-6).sum() / max((~right).sum(), 1)
+  by_hand = correct * mean_right + wrong * mean_wrong
+  np.testing.assert_allclose(by_hand, want, rtol=1e-6)
+  got = LOSSES["effective"](ROWS, jnp.array(labels))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_a_beta_near_1_counts_rows_and_one_near_0_counts_groups():
+  logits, labels = random_batch(64, 5)
+  near_1, near_0 = (
+    losses.uncertainty_calibration_loss(logits, labels, beta=beta)
+    for beta in (1 - 1e-6, 1e-6)
+  )
+  balanced, unbalanced = (
+    LOSSES[name](logits, labels) for name in ("balanced", "unbalanced")
+  )
+  np.testing.assert_allclose(near_1, balanced, rtol=1e-3)
+  np.testing.assert_allclose(near_0, unbalanced / 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("beta", [-0.5, 0.0, 1.0, math.nan])
+def test_a_beta_outside_0_to_1_is_refused(beta):
+  with pytest.raises(ValueError, match="give 0 < beta < 1"):
+    losses.uncertainty_calibration_loss(ROWS, np.zeros(4, int), beta=beta)
+
+
+def test_a_beta_without_balance_is_refused():
+  with pytest.raises(ValueError, match="balanced=True"):
+    losses.uncertainty_calibration_loss(
+      ROWS, np.zeros(4, int), balanced=False, beta=0.9
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 10, 196])

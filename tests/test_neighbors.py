@@ -171,7 +171,7 @@ def test_memory_grows_by_a_devices_share():
 def test_refuses_bad_input():
   features = make_features(10)
   for k in (0, -1, 1025):
-    with pytest.raises(InputError, match=f"k={k} neighbours; allowed are 1"):
+    with pytest.raises(InputError, match=f"k={k} neighbors; allowed are 1"):
       nearest_neighbors(features, k)
   features[3, 1] = np.nan
   with pytest.raises(InputError, match=r"1 of 10 rows .* first at 3"):

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 from killed import MOMENTS
+from runs import metrics, selections
 
 HERE = Path(__file__).parent
 ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory, compiled):
+def launch(compiled):
   """Runs the shortened quickstart; one device, shared caches."""
-  cache = tmp_path_factory.mktemp("cache")
   environment = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": compiled,
+    "JAX_COMPILATION_CACHE_DIR": str(compiled),
     "HF_HUB_OFFLINE": "1",
   }
 
@@ -33,7 +33,7 @@ def launch(tmp_path_factory, compiled):
       f"--workdir={workdir}",
       f"--config.rounds={ROUNDS}",
       "--config.train.epochs=4",
-      f"--config.cache_dir={cache}",
+      f"--config.cache_dir={compiled.parent}",
       *flags,
     ]
     return subprocess.run(
@@ -54,23 +54,6 @@ def straight(launch, tmp_path_factory):
   done = launch(workdir)
   assert done.returncode == 0, done.stderr
   return workdir
-
-
-def selections(workdir):
-  files = sorted(workdir.glob("rounds/*/selection.csv"))
-  return {path.parent.name: path.read_bytes() for path in files}
-
-
-def metrics(workdir):
-  rows = (workdir / "metrics.jsonl").read_text().splitlines()
-  return [
-    {
-      key: value
-      for key, value in json.loads(row).items()
-      if not key.startswith("seconds")
-    }
-    for row in rows
-  ]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -128,29 +111,32 @@ def test_another_config_is_refused_with_its_differences(launch, straight):
 
 STOPPED = """
 import os, signal, subprocess, sys
-from cpeal_jax import main, training
-fit = training.check_finite
+from cpeal_jax import main
+from cpeal_jax.training import step as steps
+fit = steps.check_finite
 def noted(*args, round_, epoch, step):
   if round_ == 1 and epoch == 2:
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIG{name})
   return fit(*args, round_=round_, epoch=epoch, step=step)
-training.check_finite = noted
+steps.check_finite = noted
 code = main.main(sys.argv)
-again = f"while kill -TERM {os.getpid()}; do :; done"
+again = f"while kill -{name} {{os.getpid()}}; do :; done"
 nowhere = subprocess.DEVNULL
 subprocess.Popen(["sh", "-c", again], stdout=nowhere, stderr=nowhere)
 sys.exit(code)
 """
 
 
-def test_sigterm_saves_and_exits_with_75(launch, straight, tmp_path):
+@pytest.mark.parametrize(("name", "code"), [("TERM", 75), ("INT", 130)])
+def test_a_request_to_stop_saves(launch, straight, tmp_path, name, code):
   """The handler only notes the signal: the step is finished and saved.
 
   More of them come until the interpreter is gone.
   """
   workdir = tmp_path / "run"
-  done = launch(workdir, start=["-c", STOPPED])
-  assert done.returncode == 75, done.stderr
+  done = launch(workdir, start=["-c", STOPPED.format(name=name)])
+  assert done.returncode == code, done.stderr
+  assert done.stderr == ""
   assert (workdir / "checkpoints" / "1000003").is_dir()
   again = launch(workdir)
   assert again.returncode == 0, again.stderr

@@ -36,17 +36,17 @@ def test_answers_are_those_of_the_whole(devices, count):
   def body(x, values, where, number, which):
     real = number > 0
     highest = jnp.where(real, values, -jnp.inf)
-    many, number_of = rowwise.listed(where)
+    many, number_of = rowwise.selected_rows(where)
     return {
       "total": rowwise.total(lambda x: x.sum(axis=0), x),
       "top": rowwise.top(highest, 5),
       "argmax": rowwise.argmax(highest),
-      "at": rowwise.at(x, which),
-      "count": rowwise.count(where),
+      "at": rowwise.take(x, which),
+      "count": rowwise.count_true(where),
       "listed": (many, number_of(jnp.arange(4))),
-      "any": (rowwise.any_(where), rowwise.any_(where & ~where)),
+      "any": (rowwise.any_true(where), rowwise.any_true(where & ~where)),
       "each": rowwise.gather(rowwise.each(lambda x: jnp.square(x), x)),
-      "without": rowwise.gather(rowwise.without(real, which)),
+      "without": rowwise.gather(rowwise.clear_rows(real, which)),
       "scatter": rowwise.gather(
         rowwise.scatter(jnp.arange(7.0), which, len(values))
       ),

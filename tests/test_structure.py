@@ -25,7 +25,8 @@ MAY_IMPORT = {
   "storage": GROUND,
   "parallel": GROUND,
   "data": GROUND,
-  "models": GROUND,
+  # What people bring is read in data.
+  "models": GROUND | {"data"},
   "quickstart": GROUND | {"data", "models"},
   "neighbors": GROUND | {"parallel"},
   "acquisition": GROUND | {"parallel"},

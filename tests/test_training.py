@@ -1,6 +1,7 @@
 """The training step: recipe, mask, devices, and what it leaves alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,15 @@ import numpy as np
 import pytest
 import tiny
 
-from cpeal_jax import training
+from cpeal_jax import losses, training
 from cpeal_jax.data.batches import Batch
+from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.parallel import sharding
 from cpeal_jax.training import objective
 from cpeal_jax.training.recipe import (
+  CALIBRATIONS,
   OPTIMIZERS,
   Recipe,
   learning_rate,
@@ -104,6 +107,47 @@ def test_remat_takes_less_memory_in_a_deep_tower():
 
   # jax 0.10's CPU compiler merges part of what is to be computed again.
   assert size(remat=True) < 0.85 * size(remat=False)
+
+
+CALIBRATION_LOSSES = {
+  "none": lambda *args, **where: 0.0,
+  "balanced": losses.uncertainty_calibration_loss,
+  "unbalanced": functools.partial(
+    losses.uncertainty_calibration_loss, balanced=False
+  ),
+  "effective_number": functools.partial(
+    losses.uncertainty_calibration_loss, beta=0.999
+  ),
+  "avuc": functools.partial(
+    losses.avuc_loss, threshold=np.log(tiny.CLASSES) / 2
+  ),
+}
+
+
+def test_each_kind_of_calibration_is_its_loss():
+  classifier = tiny.classifier(prompts=Prompts(tokens=4))
+  rng = np.random.default_rng(0)
+  features, texts = (
+    x / np.linalg.norm(x, axis=1, keepdims=True)
+    for x in rng.normal(size=(2, 32, 16)).astype(np.float32)
+  )
+  texts = texts[: tiny.CLASSES]
+  where = np.arange(32) < 21
+  labels = np.where(rng.random(32) < 0.6, (features @ texts.T).argmax(1), 0)
+  found = {}
+  for kind in CALIBRATIONS:
+    loss = objective.make_loss(classifier, Recipe(calibration=kind))
+    rows = {"images": features, "labels": labels, "where": where}
+    params = {"logit_scale": np.float32(np.log(5))}
+    total, terms = loss({}, params, texts, rows, jax.random.key(0), 0.5)
+    logits = 5 * features @ texts.T
+    want = CALIBRATION_LOSSES[kind](logits, labels, where=where)
+    np.testing.assert_allclose(terms["calibration"], want, rtol=1e-5)
+    np.testing.assert_allclose(
+      total, terms["cross_entropy"] + 0.5 * want, rtol=1e-5
+    )
+    found[kind] = float(want)
+  assert len(set(found.values())) == len(found), found
 
 
 def test_learning_rate_of_the_released_script():
@@ -256,13 +300,13 @@ def test_non_finite_loss_is_named():
 
 def test_one_compilation_while_labels_grow(monkeypatch):
   traces = []
-  loss = training.losses.cross_entropy
+  loss = losses.cross_entropy
 
   def counted(*args, **kwargs):
     traces.append(1)  # runs while tracing alone
     return loss(*args, **kwargs)
 
-  monkeypatch.setattr(training.losses, "cross_entropy", counted)
+  monkeypatch.setattr(losses, "cross_entropy", counted)
   harness = Harness(lora=Lora())
   state = harness.state()
   for valid in (3, 10, 20, 32):
@@ -273,7 +317,7 @@ def test_one_compilation_while_labels_grow(monkeypatch):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-  with pytest.raises(training.InputError, match="not a multiple of 8"):
+  with pytest.raises(InputError, match="not a multiple of 8"):
     Harness(8, lora=Lora(), batch=12)
 
 

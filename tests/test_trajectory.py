@@ -1,61 +1,29 @@
 """Whole trajectories on the embedded data, in this process."""
 
-import csv
-import importlib.util
 import json
 import shutil
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from runs import PROMPTS, picks, quickstart
 
 from cpeal_jax import acquisition, evaluation
-from cpeal_jax import config as config_lib
 from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
 from cpeal_jax.run import build, describe, loop, precompile
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.storage import record
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = "score", "select", "fit", "evaluate"
 COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-def load(name, *variant):
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*variant)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
   return str(tmp_path_factory.mktemp("cache"))
-
-
-def quickstart(cache, **changes):
-  config = load("quickstart")
-  config.cache_dir = cache
-  config.parallel.devices = 1
-  config.train.epochs = 2
-  config.rounds = 2
-  config.update_from_flattened_dict(changes)
-  config_lib.validate(config)
-  return config
-
-
-def picks(workdir):
-  rows = []
-  for path in sorted(workdir.glob("rounds/*/selection.csv")):
-    with open(path) as file:
-      rows += [
-        row | {"round": path.parent.name} for row in csv.DictReader(file)
-      ]
-  return rows
 
 
 def test_ten_rounds_compile_nothing_after_round_1(
@@ -200,9 +168,6 @@ def shared(cache):
   """What frozen-feature prompt runs that differ in acquisition share."""
   config = quickstart(cache, **PROMPTS)
   return build.build(config, make_plan(config))
-
-
-PROMPTS = {"adapter.kind": "prompts", "train.augment": False, "rounds": 5}
 
 
 @pytest.mark.parametrize("name", acquisition.ACQUISITIONS)

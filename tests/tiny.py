@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import transformers
 from safetensors.numpy import load_file
 
 from cpeal_jax.models import weights
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.clip import Clip, ClipConfig, config_from_hf
+from cpeal_jax.models.clip import Clip, ClipConfig
+from cpeal_jax.models.hf_clip import config_from_hf
 from cpeal_jax.models.text import Tokens
 from cpeal_jax.models.text_classifier import TextClassifier
 
@@ -21,7 +21,7 @@ CLASSES = 3
 @functools.cache
 def pretrained() -> tuple[ClipConfig, dict]:
   raw = json.loads((FOLDER / "config.json").read_text())
-  config = config_from_hf(transformers.CLIPConfig.from_dict(raw))
+  config = config_from_hf(raw)
   tensors = load_file(FOLDER / "model.safetensors")
   return config, weights.convert(tensors, config)
 

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import optional_peers
 import timing
 import workload
 
@@ -69,7 +70,7 @@ def measure(own: Any, name: str) -> list[timing.Row]:
     sys.exit(f"--images={count} is not a multiple of the tile, {tile}.")
   products = [workload.product]
   calls: dict[str, Any] = {"ours": run}
-  peers, kinds = workload.load_peers(), []
+  peers, kinds = optional_peers.load_peers(), []
   if peers:
     peer = peers.Peer(work)
     for how, batch in itertools.product(peers.working(own.peers), batches):

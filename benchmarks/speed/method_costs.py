@@ -2,7 +2,7 @@
 
   taskset -c 0 python benchmarks/speed/method_costs.py --rows=13500,200000
 
-Synthetic pool: unit features [N, 512] around 200 centres, 100 classes, 500
+Synthetic pool: unit features [N, 512] around 200 centers, 100 classes, 500
 labels, 100 picks. Seconds are the process's CPU time, so that other work on the
 machine does not count; pinned to one core it is the time to wait. They are of a
 second call, compilation apart, unless the first took over 20 seconds and is all

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours against faiss's flat index and scikit-learn.
+"""Exact nearest neighbors against faiss's flat index and scikit-learn.
 
   python benchmarks/speed/neighbor_search.py --out=runs/neighbor_search.json
   python benchmarks/speed/neighbor_search.py --rows=27000 --threads=1
@@ -107,7 +107,7 @@ def measure(own: Any, rows: int) -> list[Row]:
     own.repeats or (5 if rows <= 50_000 else 1),
     warm=0,
   )
-  case = f"neighbours, N={rows:,}, D={x.shape[1]}, k={K}"
+  case = f"neighbors, N={rows:,}, D={x.shape[1]}, k={K}"
   return [
     Row(
       case,

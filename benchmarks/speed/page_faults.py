@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import optional_peers
 import train_step
 import workload
 
@@ -56,7 +57,7 @@ def main() -> int:
   )
   batch = train_step.batch_of(work, 32)
   calls = {"ours": train_step.ours(work, batch, 1e-3)}
-  peers = workload.load_peers() if own.peer else None
+  peers = optional_peers.load_peers() if own.peer else None
   if peers:
     other = train_step.theirs(peers, work, batch, 1e-3, "eager")
     calls = {"PyTorch": other} | calls

@@ -9,11 +9,11 @@ Entropy with PCB, prompts and LoRA, the presets' recipe (SGD, 0.002, batch 32,
 augmentation, balanced annealed calibration loss), the data set's template for
 LoRA, float32. CLIP is a Hugging Face directory that all read. The peers are in
 `torch_rounds.py`: `reference` follows the released code's passes, `expert` is
-written by who knows better, and has no gate. Ours is `trajectory.run`, with
+written by who knows better, and has no gate. Ours is `loop.run`, with
 what else it does: zero-shot row, metrics, checkpoints, records; as its command
 does, it keeps its imports out of garbage collection. Neither peer
-validates or searches neighbours, so ours is asked for none and has 100 images
-to validate on; --extras leaves it both, ten neighbours of each image and all
+validates or searches neighbors, so ours is asked for none and has 100 images
+to validate on; --extras leaves it both, ten neighbors of each image and all
 5,400. The draws are not the same, so accuracies (last round, in the notes)
 agree only roughly.
 

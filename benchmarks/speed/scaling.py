@@ -99,7 +99,7 @@ def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
     # A pass over the features for every pick.
     "coreset": Load(memory=4 * own * d * k, single=2 * own * d * k),
     "badge": Load(memory=4 * own * (c + d) * k, single=2 * own * (c + d) * k),
-    # Greedy seeding: a product with a few candidates for every centre.
+    # Greedy seeding: a product with a few candidates for every center.
     "k-means seeding": Load(
       memory=4 * own * d * k, single=2 * own * d * k * trials
     ),
@@ -108,7 +108,7 @@ def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
 
 
 def bytes_per_device(n: int, c: int, d: int, p: int) -> float:
-  """Features, logits, neighbours (two columns), a few columns more."""
+  """Features, logits, neighbors (two columns), a few columns more."""
   return n / p * 4 * (d + c + 2 * NEIGHBORS + 8)
 
 
@@ -157,7 +157,7 @@ def _seconds(name: str, pool: acquisition.PoolView) -> float:
 
 
 def programs(mesh: jax.sharding.Mesh, n: int, c: int, d: int, k: int) -> dict:
-  """Lowered: the neighbour search and what selects, on split rows."""
+  """Lowered: the neighbor search and what selects, on split rows."""
 
   def row(*shape: int, dtype: Any = np.float32) -> Any:
     split = sharding.split_rows(mesh)

@@ -12,7 +12,7 @@ BADGE, 4,000 images: against numpy and PyTorch that build every gradient
 get the same Gumbel noise, ours by drawing it, the peers for nothing, and must
 make the same picks. Gate: 50 times as fast.
 
-CoreSet, 13,500 images, 500 labeled: against numpy's loop over centres, once by
+CoreSet, 13,500 images, 500 labeled: against numpy's loop over centers, once by
 differences, as ours, and once by a matrix-vector product, which is quicker and
 gives up exact ties. Equal picks are asked for of the first. Gate: no slower.
 
@@ -102,7 +102,7 @@ def badge_torch(pool: acquisition.PoolView, draws: np.ndarray) -> list[int]:
 def coreset_numpy(
   pool: acquisition.PoolView, picks: int, products: bool
 ) -> list[int]:
-  """k-centre greedy, one centre after the other."""
+  """k-center greedy, one center after the other."""
   x, free = np.asarray(pool.features), ~np.asarray(pool.labeled)
   nearest = np.full(len(x), np.inf, np.float32)
 

@@ -58,7 +58,7 @@ class Row:
   Attributes:
     case: what was done, with its sizes.
     peer: who else did it.
-    ours, theirs: seconds of neighbouring calls; no `theirs` without a peer.
+    ours, theirs: seconds of neighboring calls; no `theirs` without a peer.
     gate: least ratio theirs / ours that is asked for; None for none.
     notes: what else was found, by name; a False there fails the gate.
     threads: cores that both had.

@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optional_peers
 import timing
 import workload
 
@@ -106,7 +107,7 @@ def measure(own: Any, adapter: str, classes: int) -> list[timing.Row]:
   rate = 1e-3
   notes: dict[str, Any] = {}
   calls: dict[str, Any] = {"ours": ours(work, batch, rate)}
-  peers, products = workload.load_peers(), [workload.product]
+  peers, products = optional_peers.load_peers(), [workload.product]
   if peers:
     products.append(peers.product)
     notes["PyTorch on"] = peers.DEVICE

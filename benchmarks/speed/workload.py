@@ -4,7 +4,6 @@ Random weights of true size: what a product costs does not depend on them.
 """
 
 import dataclasses
-import importlib
 import math
 import statistics
 from collections.abc import Callable
@@ -45,12 +44,6 @@ def config_of(name: str) -> ClipConfig:
   config = full_size.MODELS[name]
   assert isinstance(config, ClipConfig)
   return config
-
-
-def load_peers() -> Any:
-  """The module `peers`; None where it lacks what it needs."""
-  there = timing.has("torch") and timing.has("transformers")
-  return importlib.import_module("peers") if there else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

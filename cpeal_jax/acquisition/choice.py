@@ -28,6 +28,9 @@ from cpeal_jax.parallel import rowwise
 
 # The share of the pool that the reference offers to PCB as candidates.
 CANDIDATES = 0.1
+# The methods that the reference asks for exactly the n images that PCB will
+# pick, so that PCB changes their order and nothing else.
+ASKED_FOR_N = ("random", "featdist")
 
 
 def select(
@@ -68,8 +71,8 @@ def choose(
     n: number of images to choose.
     balance_rule: PCB's rule, `repaired` or `faithful`; None for no PCB.
     candidates: how many of the method's best images PCB chooses among, by
-      default a tenth of the pool, and never fewer than n. For the method
-      `random` with the rule `faithful` it is n, as in the reference.
+      default a tenth of the pool, and never fewer than n. With the rule
+      `faithful` it is n for the methods in `ASKED_FOR_N`, as in the reference.
     within: how PCB draws within a class, `random` or by `rank`.
     preselect: a method; only its best `gamma` of the pool are offered. None to
       offer all.
@@ -112,7 +115,7 @@ def choose(
     one_of("PCB draw", within, WITHIN)
     method_key, balance_key = jax.random.split(key)
     wanted = int(CANDIDATES * total) if candidates is None else candidates
-    if name == "random" and balance_rule == "faithful":
+    if name in ASKED_FOR_N and balance_rule == "faithful":
       wanted = n
     wanted = min(left, max(n, wanted))
   offered = pool

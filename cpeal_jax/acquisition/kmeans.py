@@ -174,7 +174,7 @@ def _seeds(key, points, weights, mean, norms, count, size):
     step_key = jax.random.fold_in(key, i)
     chances = rowwise.each(jnp.multiply, weights, nearest)
     # The trial seeds, [trials, D], on every device.
-    rows = rowwise.at(
+    rows = rowwise.take(
       points, rowwise.draw(step_key, chances, weights > 0, trials)
     )
     tried = rowwise.each(
@@ -190,7 +190,7 @@ def _seeds(key, points, weights, mean, norms, count, size):
     won = jnp.argmin(potentials)
     return centers.at[i].set(rows[won]), tried[:, won]
 
-  first = rowwise.at(points, rowwise.draw(key, weights, weights > 0, 1))
+  first = rowwise.take(points, rowwise.draw(key, weights, weights > 0, 1))
   unreached = jnp.full_like(norms, jnp.inf)
   nearest = rowwise.each(
     lambda x, d, to_seed: closer(x, d, to_seed, first - mean[None])[:, 0],
@@ -313,7 +313,7 @@ def nearest_distinct(
       lambda x: _squared_distances(x, center), points
     )
     pick = rowwise.argmax(jnp.where(left, -squared_distances, -jnp.inf))
-    picked = pick.astype(jnp.int32), rowwise.at(squared_distances, pick)
-    return rowwise.without(left, pick), picked
+    picked = pick.astype(jnp.int32), rowwise.take(squared_distances, pick)
+    return rowwise.clear_rows(left, pick), picked
 
   return jax.lax.scan(assign, free, centers)[1]

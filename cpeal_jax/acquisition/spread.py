@@ -28,11 +28,11 @@ def spread(
   """
   features, free = pool.features, ~pool.labeled
   weights = jnp.where(free, score, 0)
-  any_positive = rowwise.any_(weights > 0)
+  any_positive = rowwise.any_true(weights > 0)
   weights = jnp.where(any_positive, weights, free.astype(score.dtype))
   clusters = kmeans(key, features, weights, n, size=n)
   indices, squares = nearest_distinct(features, free, clusters.centers)
-  scores = rowwise.at(score, indices)
+  scores = rowwise.take(score, indices)
   # Pick i belongs to center i until the picks are sorted, so afterwards
   # `order` holds each pick's cluster.
   order = jnp.argsort(-scores, stable=True)

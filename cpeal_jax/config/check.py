@@ -26,6 +26,8 @@ else:
 
 RUN_KEYS = frozenset(key.name for key in KEYS if key.kind == RUN)
 NAMES = tuple(key.name for key in KEYS)
+# The presets that are PCB with descriptors, and so are nothing without them.
+WITH_DESCRIPTORS = ("pcb_as", "pcb_ae")
 
 
 def base() -> Config:
@@ -166,6 +168,12 @@ def help_lines() -> list[str]:
 
 def _validate_methods(config: Config) -> None:
   """Refuses a method that lacks what it needs from elsewhere in the config."""
+  if config.variant in WITH_DESCRIPTORS and not config.model.descriptors:
+    raise InputError(
+      f"variant={config.variant} is PCB with descriptors, and "
+      "model.descriptors is not set; give a json file of traits per class with "
+      "--config.model.descriptors=FILE, or take the variant pcb."
+    )
   settings = config.acquisition
   used = {settings.name, settings.preselect}
   if not BY_ADAPTER[config.adapter.kind].has_texts:

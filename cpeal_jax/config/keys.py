@@ -183,7 +183,9 @@ TABLE = (
    "standard deviation of the initial context tokens"),
 
   ("loss.calibration", "balanced", RESULT, choice(*CALIBRATIONS),
-   "calibration loss: C-PEAL's, balanced over classes or not, AvUC, or none"),
+   "calibration loss: C-PEAL's, with its terms for correct and for wrong "
+   "predictions weighed by the other's count (balanced), equally (unbalanced) "
+   "or by effective numbers; AvUC; or none"),
   ("loss.weight", 1.0, RESULT, between(0, 1_000_000),
    "weight W of the calibration loss in the last epoch"),
   ("loss.anneal", True, RESULT, YES_NO,

@@ -196,7 +196,9 @@ def _from_json(path: Path) -> Config:
     raise InputError(f"--config={path} is not JSON: {error}.") from error
   if not isinstance(content, dict) or "schema_version" not in content:
     raise InputError(f"--config={path} is no config.json of a workdir.")
-  settings = {k: v for k, v in content.items() if k != "schema_version"}
+  # A person may have edited the copy, so its digest is not looked at.
+  about = ("schema_version", "content_sha256")
+  settings = {k: v for k, v in content.items() if k not in about}
   config = base()
   for name, value in _leaves(settings):
     if name in {f"model.{key}" for key in RECORDED}:

@@ -1,9 +1,20 @@
 """What a method is, whatever the data set: `configs/NAME.py:PRESET`.
 
 `cpeal_script` and `pcb` are the settings of released code, which trains
-prompts on OpenAI's CLIP. The recipe of CEC is not public: `cec` is the method
-under PCB's. Of PEAL only the abstract is known to us; all of its values are
-our choice, and not tuned. `peal` and `linear_probe` differ in nothing but LoRA.
+prompts on OpenAI's CLIP. `pcb_as` and `pcb_ae` are PCB with descriptors: the
+file `model.descriptors` must be given. `cpeal_lora_script` is C-PEAL's released
+LoRA code, for which no script was released: its epochs, rounds and loss are
+those of `cpeal_script`.
+
+The recipe of CEC is not public: `cec` is the method under PCB's recipe, and all
+constants of the method (`acquisition.cec`) are our choice.
+
+Of PEAL only the abstract is known to us; all values are our choice, and not
+tuned. `peal` and `linear_probe` differ in nothing but LoRA. The one figure that
+the abstract gives is a trainable share of 0.03 %. `peal` does not have it (with
+rank 4 on q, k and v of ViT-B it is 0.26 %); `peal_published` has: rank 1 on q
+and v of ViT-L, 98,304 of 304.4 million parameters (0.032 %), without the linear
+head. Others could have it too, so it is not known whether PEAL's is this one.
 """
 
 from collections.abc import Callable
@@ -13,8 +24,10 @@ from cpeal_jax.data import catalogue
 from cpeal_jax.errors import one_of
 
 CLIP = "openai/clip-vit-base-patch32"
+CLIP_16 = "openai/clip-vit-base-patch16"
 RESNET = "timm/resnet50_clip.openai"
 DINOV2 = "facebook/dinov2-base"
+DINOV2_LARGE = "facebook/dinov2-large"
 
 
 def preset(name: str, variant: str) -> Config:
@@ -48,12 +61,29 @@ def _cpeal_script(config: Config) -> None:
   config.acquisition.balance = "faithful"
 
 
+def _cpeal_lora_script(config: Config) -> None:
+  config.model.weights = CLIP_16
+  config.model.prompt = "x16"
+  config.adapter.kind = "lora"
+  config.acquisition.balance = "faithful"
+
+
 def _pcb(config: Config) -> None:
   config.adapter.kind = "prompts"
   config.loss.calibration = "none"
   config.acquisition.balance = "faithful"
   config.train.epochs = 200
   config.rounds = 8
+
+
+def _pcb_as(config: Config) -> None:
+  _pcb(config)
+  config.model.descriptor_average = "similarity"
+
+
+def _pcb_ae(config: Config) -> None:
+  _pcb(config)
+  config.model.descriptor_average = "embedding"
 
 
 def _cec(config: Config) -> None:
@@ -83,12 +113,24 @@ def _peal(config: Config) -> None:
   config.adapter.lora.scaling = "standard"
 
 
+def _peal_published(config: Config) -> None:
+  _peal(config)
+  config.model.weights = DINOV2_LARGE
+  config.adapter.lora.rank = 1
+  config.adapter.lora.alpha = 1.0
+  config.adapter.lora.matrices = "q,v"
+
+
 PRESETS: dict[str, Callable[[Config], None]] = {
   "cpeal_lora": _cpeal_lora,
   "cpeal_prompt": _cpeal_prompt,
   "cpeal_script": _cpeal_script,
+  "cpeal_lora_script": _cpeal_lora_script,
   "pcb": _pcb,
+  "pcb_as": _pcb_as,
+  "pcb_ae": _pcb_ae,
   "cec": _cec,
   "peal": _peal,
+  "peal_published": _peal_published,
   "linear_probe": _linear_probe,
 }

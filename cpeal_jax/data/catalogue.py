@@ -11,17 +11,24 @@ Templates are CoOp's zero-shot ones; those of the last two sets are ours.
 Counts: CoOp's split files (five of them counted, the others as its paper
 gives them) and TFDS's catalogue; SUN397's by TFDS's lists less the one image of
 them that its code passes over.
+
+Digests: `split_digest` of the five split files that were counted;
+docs/datasets.md has the command.
 """
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cpeal_jax.errors import InputError, one_of
 
 CLASSES = Path(__file__).parent / "classes"
+# (id or path, label, ...) of each image, by split.
+Rows = Mapping[str, Sequence[tuple]]
 COOP = "split_zhou_{} (links: DATASETS.md of KaiyangZhou/CoOp)"
 
 
@@ -37,6 +44,8 @@ class Entry:
     terms: licence or terms of use, as its authors state them.
     papers: images of (train, val, test) in the papers' split; None where no
       such split is published.
+    digest: of the images and labels of that split, see `split_digest`; empty
+      where we have not seen its file.
     total: labeled images, where `papers` is None.
     tfds: `name/config:version` of TFDS; empty where it has none.
     splits: (our split, TFDS's split, images) of that version, without those
@@ -53,6 +62,7 @@ class Entry:
   get: str
   terms: str
   papers: tuple[int, int, int] | None = None
+  digest: str = ""
   total: int = 0
   tfds: str = ""
   splits: tuple[tuple[str, str, int], ...] = ()
@@ -69,6 +79,7 @@ CATALOGUE: dict[str, Entry] = {
     get="EuroSAT.zip (DIR/2750/CLASS/*.jpg) and " + COOP.format("EuroSAT.json"),
     terms="MIT; Copernicus Sentinel data",
     papers=(13500, 5400, 8100),
+    digest="3534b006c62d13ae36bd3402c471aaf65dd082b9ccbe06ab1c2897ea484d92cb",
     tfds="eurosat/rgb:2.0.0",
     splits=(("train", "train", 27000),),
     file="{label}/{filename}",
@@ -81,6 +92,7 @@ CATALOGUE: dict[str, Entry] = {
     + COOP.format("DescribableTextures.json"),
     terms="for research",
     papers=(2820, 1128, 1692),
+    digest="51712e4a51df068380b0d0bcef97cb2ffb68ba7c71818ba1b53612f5217501d6",
     tfds="dtd:3.0.1",
     splits=(
       ("train", "train", 1880),
@@ -97,6 +109,7 @@ CATALOGUE: dict[str, Entry] = {
     + COOP.format("OxfordFlowers.json"),
     terms="none stated",
     papers=(4093, 1633, 2463),
+    digest="1247a56da9dafb377326c892d52a443f9bba90f282e15d9f6c39a7377ee8af02",
     tfds="oxford_flowers102:2.1.1",
     splits=(
       ("train", "train", 1020),
@@ -113,6 +126,7 @@ CATALOGUE: dict[str, Entry] = {
     + COOP.format("OxfordPets.json"),
     terms="CC BY-SA 4.0",
     papers=(2944, 736, 3669),
+    digest="c368d9f7a1683cd1c5ec833f8a7580243c13350a2179f2cb5aa23c0092df8e9e",
     tfds="oxford_iiit_pet:4.0.0",
     splits=(("train", "train", 3680), ("test", "test", 3669)),
     file="{file_name}",
@@ -125,6 +139,7 @@ CATALOGUE: dict[str, Entry] = {
     "and " + COOP.format("Caltech101.json"),
     terms="CC BY 4.0",
     papers=(4128, 1649, 2465),
+    digest="8526ebd3920f55d0db7e9be736383d207709cdf02565b8e6ffdafcde3bebb78c",
     tfds="caltech101:3.0.2",
     splits=(("train", "train", 3000), ("test", "test", 5242)),
     file="{label}/{image/file_name}",
@@ -303,10 +318,42 @@ def papers(name: str) -> dict[str, int]:
   return dict(zip(("train", "val", "test"), counts or (), strict=bool(counts)))
 
 
-def origin(name: str, source: str, counts: dict[str, int]) -> str:
-  """`source`, and whether results are comparable to the papers."""
-  same = bool(counts) and counts == papers(name)
-  return source + (", comparable to the papers" if same else "")
+def split_digest(rows: Rows) -> str:
+  """Digest of which images are in which split, and of their labels.
+
+  It does not depend on the order of the rows, on letter case, or on the folder
+  that all images are in, so it is the same for CoOp's split file and for the
+  data set that is read with it.
+  """
+  folder = posixpath.commonpath(
+    [posixpath.dirname(row[0]) for listed in rows.values() for row in listed]
+  )
+  above = len(folder) + 1 if folder else 0
+  content = {
+    split: sorted([row[0][above:].lower(), int(row[1])] for row in listed)
+    for split, listed in rows.items()
+  }
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def origin(name: str, source: str, rows: Rows) -> str:
+  """`source`, and whether results are comparable to the papers.
+
+  They are if images and labels are those of the papers' split; that as many
+  images are in each split is not enough.
+  """
+  counts = {split: len(listed) for split, listed in rows.items()}
+  if not counts or counts != papers(name):
+    return source
+  known = find(name).digest
+  if not known:
+    return f"{source}, same counts as the papers' split"
+  if split_digest(rows) != known:
+    return (
+      f"{source}, same counts as the papers' split, but other images or labels"
+    )
+  return f"{source}, comparable to the papers"
 
 
 def check_counts(what: str, got: dict[str, int], known: dict[str, int]) -> None:

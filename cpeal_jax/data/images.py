@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,8 +11,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cpeal_jax.data import formats
-from cpeal_jax.errors import InputError
+from cpeal_jax.data.reading import Fields, read_object, shown
+from cpeal_jax.errors import InputError, reason
 
+# The longest side of an image that a tower could be made for, and the largest
+# number among its settings.
+MAX_SIDE = 16_384
+MAX_SETTING = 1e6
 # Pillow's own limit for what it opens; here also for what a long, thin image
 # would be resized to.
 MAX_PIXELS = 178_956_970
@@ -75,10 +80,9 @@ def decode(data: bytes, *, value_range: formats.Range = None) -> Image.Image:
     formats.refuse_form(formats.form_of(data), value_range)
     # Pillow's plugins raise nearly anything on bad bytes: OSError, SyntaxError,
     # ValueError, struct.error, DecompressionBombError and more.
-    reason = str(error).splitlines() or [type(error).__name__]
     if isinstance(error, Image.UnidentifiedImageError):
-      reason = ["not an image"]
-    raise CorruptImage(reason[0]) from error
+      raise CorruptImage("not an image") from error
+    raise CorruptImage(reason(error)) from error
 
 
 def to_rgb(
@@ -134,25 +138,16 @@ def preprocess(
 def image_spec(path: Path | str) -> ImageSpec:
   """Reads a `preprocessor_config.json`, or the one in a checkpoint's folder.
 
-  An `open_clip_config.json` is read too, its `preprocess_cfg`.
+  An `open_clip_config.json` is read too, its `preprocess_cfg`, and a
+  `processor_config.json`, its `image_processor`. The latter goes before a
+  `preprocessor_config.json` beside it, as in transformers.
   `size` may be a number or `{"shortest_edge": S}` (keeps the aspect ratio) or
   `{"height": S, "width": S}` (does not).
 
   Raises:
     InputError: no such file, or a setting that is not supported.
   """
-  path = Path(path)
-  path = path / "preprocessor_config.json" if path.is_dir() else path
-  try:
-    config = json.loads(path.read_bytes())
-  except OSError as error:
-    raise InputError(f"cannot read {path}: {error.strerror}") from error
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON: {error}") from error
-  if not isinstance(config, dict):
-    raise InputError(f"{path} must hold one JSON object")
-  if path.name == "open_clip_config.json":
-    config = _from_open_clip(path, config)
+  path, config = _settings(Path(path))
 
   def setting(name, default):
     value = config.get(name)
@@ -160,38 +155,72 @@ def image_spec(path: Path | str) -> ImageSpec:
 
   def refuse(name, allowed) -> NoReturn:
     raise InputError(
-      f"{path}: {name} is {config.get(name)!r}; supported: {allowed}"
+      f"{path}: {name} is {shown(config.get(name))}; supported: {allowed}"
     )
+
+  def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_SETTING
 
   for step in ("do_resize", "do_rescale", "do_normalize"):
     if setting(step, True) is not True:
       refuse(step, "true")
-  if abs(setting("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+  factor = setting("rescale_factor", 1 / 255)
+  if not is_number(factor) or not abs(factor * 255 - 1) <= 1e-6:
     refuse("rescale_factor", "1/255")
   size = setting("size", ImageSpec.resize)
   resize = _side(size)
   if resize is None:
-    refuse("size", "S, {shortest_edge: S} or {height: S, width: S}")
+    refuse(
+      "size",
+      f"S, {{shortest_edge: S}} or {{height: S, width: S}}, up to {MAX_SIDE}",
+    )
   stretch = isinstance(size, dict) and "height" in size
   crop = resize
-  if setting("do_center_crop", True):
+  crops = setting("do_center_crop", True)
+  if type(crops) is not bool:
+    refuse("do_center_crop", "true or false")
+  if crops:
     crop = _side(setting("crop_size", size))
     if crop is None:
-      refuse("crop_size", "S or {height: S, width: S}")
+      refuse("crop_size", f"S or {{height: S, width: S}}, up to {MAX_SIDE}")
   elif not stretch:
     refuse("do_center_crop", "true, unless size has a height and a width")
   resample = setting("resample", ImageSpec.resample)
-  if resample not in tuple(Image.Resampling):
+  if type(resample) is not int or resample not in tuple(Image.Resampling):
     refuse("resample", "0 to 5")
   channels = {}
   for name in ("mean", "std"):
     values = setting(f"image_{name}", getattr(ImageSpec, name))
-    if not isinstance(values, list | tuple) or len(values) != 3:
+    is_list = isinstance(values, list | tuple) and len(values) == 3
+    if not is_list or not all(is_number(value) for value in values):
       refuse(f"image_{name}", "three numbers")
+    if name == "std" and min(values) <= 0:
+      refuse("image_std", "three numbers above 0")
     channels[name] = tuple(float(value) for value in values)
+  if not 0 < crop <= resize:
+    raise InputError(
+      f"{path}: cannot crop {crop} pixels from an image resized to {resize}; "
+      "crop_size must be no larger than size"
+    )
   return ImageSpec(
     size=crop, resize=resize, stretch=stretch, resample=resample, **channels
   )
+
+
+def _settings(path: Path) -> tuple[Path, dict[str, Any]]:
+  """Returns the file that counts, and the image processor's settings in it."""
+  path = path / "preprocessor_config.json" if path.is_dir() else path
+  nested = path.with_name("processor_config.json")
+  if path.name == "preprocessor_config.json" and os.path.lexists(nested):
+    config = read_object(nested)
+    if "image_processor" in config or not os.path.lexists(path):
+      return nested, Fields(nested, config).object("image_processor").values
+  config = read_object(path)
+  if path.name == nested.name:
+    return path, Fields(path, config).object("image_processor").values
+  if path.name == "open_clip_config.json":
+    return path, _from_open_clip(path, config)
+  return path, config
 
 
 def _side(size: Any) -> int | None:
@@ -203,7 +232,7 @@ def _side(size: Any) -> int | None:
       side = shortest
     case _:
       side = size
-  return side if type(side) is int and side > 0 else None
+  return side if type(side) is int and 0 < side <= MAX_SIDE else None
 
 
 def processor_settings(spec: ImageSpec) -> dict[str, Any]:
@@ -253,7 +282,7 @@ def _from_open_clip(path: Path, raw: dict) -> dict:
     }
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(
-      f"{path}: preprocess_cfg is not supported ({error}); it may have a "
-      "square size, mode RGB, resize_mode shortest or squash, interpolation "
-      "bicubic or bilinear, mean and std"
+      f"{path}: preprocess_cfg is not supported ({reason(error)}); it may "
+      "have a square size, mode RGB, resize_mode shortest or squash, "
+      "interpolation bicubic or bilinear, mean and std"
     ) from error

@@ -104,7 +104,7 @@ def _with_split_file(
     split: [(by_file[path], label) for path, label, _ in listed]
     for split, listed in entries.items()
   }
-  origin = catalogue.origin(name, source.name, counts)
+  origin = catalogue.origin(name, source.name, entries)
   return _dataset(name, classes, rows, index, origin)
 
 

@@ -15,16 +15,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Linear, Lora, Prompts
 from cpeal_jax.models.resnet import ResNetConfig, ResNetTower
 from cpeal_jax.models.transformer import (
-  ACTIVATIONS,
   AnyArray,
   Norm,
   TowerConfig,
   Transformer,
 )
+
+# Where the text tower is pooled: at the first end token, or at the largest id,
+# as OpenAI's code does. They are one place, unless tokens were added behind the
+# end token; the vocabulary may be padded behind it.
+POOLS = ("end_token", "largest_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +42,9 @@ class ClipConfig:
     patch_size: the side of a patch in pixels; 0 if the tower is a ResNet.
     vocabulary: the number of token ids.
     positions: the longest prompt in tokens, start and end included.
-    end_token: the id of the end token, where the text tower is pooled.
+    end_token: the id of the end token.
     dim: D, the dimension of the joint space.
+    pool: which token's state the text tower returns, one of `POOLS`.
   """
 
   vision: TowerConfig | ResNetConfig
@@ -50,41 +55,7 @@ class ClipConfig:
   positions: int
   end_token: int
   dim: int
-
-
-def config_from_hf(hf) -> ClipConfig:
-  """Reads the sizes from a `transformers.CLIPConfig`.
-
-  Raises:
-    InputError: if an activation is not one of `ACTIVATIONS`.
-  """
-
-  def tower(tower_config) -> TowerConfig:
-    return TowerConfig(
-      width=tower_config.hidden_size,
-      layers=tower_config.num_hidden_layers,
-      heads=tower_config.num_attention_heads,
-      mlp=tower_config.intermediate_size,
-      activation=one_of(
-        "activation in config.json", tower_config.hidden_act, ACTIVATIONS
-      ),
-      epsilon=tower_config.layer_norm_eps,
-    )
-
-  vision, text = hf.vision_config, hf.text_config
-  # Configs written before transformers 4.24 give 2 as the end token, although
-  # the tokenizer's end token is the last entry of the vocabulary.
-  end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
-  return ClipConfig(
-    vision=tower(vision),
-    text=tower(text),
-    image_size=vision.image_size,
-    patch_size=vision.patch_size,
-    vocabulary=text.vocab_size,
-    positions=text.max_position_embeddings,
-    end_token=end,
-    dim=hf.projection_dim,
-  )
+  pool: str = "end_token"
 
 
 class VisionTower(nn.Module):
@@ -134,10 +105,11 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-  """Causal transformer; returns the projected state of the first end token.
+  """Causal transformer; returns the projected state of one token.
 
-  With `prompts`, the embeddings of the tokens marked by `slots` are replaced
-  by learnable vectors, see `Clip.encode_texts`.
+  That token is the first end token, or the one with the largest id, as
+  `ClipConfig.pool` says. With `prompts`, the embeddings of the tokens marked by
+  `slots` are replaced by learnable vectors, see `Clip.encode_texts`.
   """
 
   config: ClipConfig
@@ -187,7 +159,9 @@ class TextTower(nn.Module):
     )
     # Prompts are padded with end tokens, as Hugging Face's tokenizer does, so
     # only the first end token of a row is part of the prompt.
-    end = jnp.argmax(ids == self.config.end_token, axis=1)
+    largest = self.config.pool == "largest_id"
+    sought = ids if largest else ids == self.config.end_token
+    end = jnp.argmax(sought, axis=1)
     x = blocks(x, train=train, at=end)
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(

@@ -8,6 +8,8 @@ the patches), W width.
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,8 +17,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.data.reading import Fields
 from cpeal_jax.models.adapters import Linear, Lora
+from cpeal_jax.models.sizes import MAX_SIDE, hf_tower, image_sizes
 from cpeal_jax.models.transformer import (
   ACTIVATIONS,
   AnyArray,
@@ -54,38 +57,40 @@ class Dinov2Config:
     return self.vision.width
 
 
-def config_from_hf(raw: dict) -> Dinov2Config:
+def config_from_hf(
+  raw: dict[str, Any], path: Path = Path("config.json")
+) -> Dinov2Config:
   """Reads the sizes from the config.json of a `Dinov2Model`.
 
   Args:
     raw: the content of config.json; the model may have registers.
+    path: the file, for messages.
 
   Raises:
-    InputError: if the model has a gated perceptron (ViT-g), or an activation
-      that is not one of `ACTIVATIONS`.
+    InputError: if the model has a gated perceptron (ViT-g), or naming a field
+      that cannot be.
   """
-  if raw.get("use_swiglu_ffn"):
-    raise InputError(
-      "config.json has use_swiglu_ffn, the gated perceptron of ViT-g; only "
-      "DINOv2 ViT-S, B and L are supported."
-    )
   # Older files leave out settings that have transformers' default value.
-  width = raw.get("hidden_size", 768)
+  fields = Fields(path, raw)
+  if raw.get("use_swiglu_ffn", False) is not False:
+    fields.refuse(
+      "use_swiglu_ffn",
+      "false: the gated perceptron of ViT-g is not supported, only DINOv2 "
+      "ViT-S, B and L are",
+    )
   with_registers = raw["model_type"] == "dinov2_with_registers"
+  patch = 16 if with_registers else 14
+  side, patch = image_sizes(fields, side=224, patch=patch)
+  registers = 0
+  if with_registers:
+    registers = fields.whole("num_register_tokens", 4, low=0, high=MAX_SIDE)
   return Dinov2Config(
-    vision=TowerConfig(
-      width=width,
-      layers=raw.get("num_hidden_layers", 12),
-      heads=raw.get("num_attention_heads", 12),
-      mlp=int(width * raw.get("mlp_ratio", 4)),
-      activation=one_of(
-        "activation in config.json", raw.get("hidden_act", "gelu"), ACTIVATIONS
-      ),
-      epsilon=raw.get("layer_norm_eps", 1e-6),
+    vision=hf_tower(
+      fields, width=768, heads=12, activation="gelu", epsilon=1e-6
     ),
-    image_size=raw.get("image_size", 224),
-    patch_size=raw.get("patch_size", 16 if with_registers else 14),
-    registers=raw.get("num_register_tokens", 4) if with_registers else 0,
+    image_size=side,
+    patch_size=patch,
+    registers=registers,
     antialias=with_registers,
   )
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from cpeal_jax.data.reading import read_object
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config, config_from_hf
-from cpeal_jax.models.hub import locate, read_json, refuse_type
+from cpeal_jax.models.hub import locate, preprocessor_file, refuse_type
 from cpeal_jax.models.tensors import (
   Row,
   fill,
   patches,
   read_tensors,
+  refuse_depth,
   same,
   sha256,
   transpose,
@@ -107,9 +109,10 @@ def convert(tensors: Mapping[str, np.ndarray], config: Dinov2Config) -> dict:
     config: the sizes.
 
   Raises:
-    InputError: listing every tensor that is missing, left over or of a wrong
-      shape.
+    InputError: listing every tensor that is missing, left over, of a wrong
+      shape or type, or not finite.
   """
+  refuse_depth(tensors, config.vision.layers)
   params = fill(tensors, shapes(config), key_table(config), ignored=IGNORED)
   return params | {"logit_scale": np.float32(math.log(config.dim) / 2)}
 
@@ -121,10 +124,10 @@ class PretrainedDinov2:
   Attributes:
     source: the hub id or directory, as the user gave it.
     directory: the directory with the checkpoint's files.
-    weights: the file that `params` were read from.
+    weights: the file that `params` were read from, or the index of several.
     config: the sizes.
     params: the pretrained weights, float32, on the host.
-    sha256: the hex digest of the weights file; records identify it by this.
+    sha256: the hex digest of the weights; records identify them by this.
     preprocessor: the file with the image processor's settings.
   """
 
@@ -149,9 +152,9 @@ def load_dinov2(source: str) -> PretrainedDinov2:
   """
   directory, layout = locate(source, "DINOv2")
   path, weights = directory / layout.config, directory / layout.weights
-  raw = read_json(path)
+  raw = read_object(path)
   refuse_type(path, raw, MODEL_TYPES)
-  config = config_from_hf(raw)
+  config = config_from_hf(raw, path)
   return PretrainedDinov2(
     source=source,
     directory=directory,
@@ -159,5 +162,5 @@ def load_dinov2(source: str) -> PretrainedDinov2:
     config=config,
     params=convert(read_tensors(weights), config),
     sha256=sha256(weights),
-    preprocessor=directory / layout.preprocessor,
+    preprocessor=preprocessor_file(directory, layout),
   )

@@ -1,19 +1,18 @@
 """Finds a checkpoint's files: in a directory, on the hub or in its cache."""
 
 import dataclasses
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.data.reading import read_object, shown
+from cpeal_jax.errors import InputError, reason
+from cpeal_jax.models.shards import INDEX, shard_names
+from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 
-TOKENIZER_FILES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "vocab.json",
-  "merges.txt",
-  "special_tokens_map.json",
-)
+# transformers 5 saves the image processor's settings inside this file. Where
+# both files are, `data.images.image_spec` says which one counts.
+PROCESSOR = "processor_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +28,36 @@ class Layout:
     """The distinct names; one file may be both config and preprocessor."""
     return tuple(dict.fromkeys((self.config, self.weights, self.preprocessor)))
 
+  def missing(self, names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the files that are not among `names`.
 
-# In order of preference.
-LAYOUTS = (
-  Layout("model.safetensors"),
-  Layout(
-    "open_clip_model.safetensors",
-    "open_clip_config.json",
-    "open_clip_config.json",
-  ),
-  Layout("flax_model.msgpack"),
-  Layout("pytorch_model.bin"),
+    `PROCESSOR` stands for a preprocessor_config.json that is not there.
+    """
+    present = set(names)
+    if PROCESSOR in present:
+      present.add("preprocessor_config.json")
+    return tuple(name for name in self.files if name not in present)
+
+
+SAFETENSORS = Layout("model.safetensors")
+OPEN_CLIP = Layout(
+  "open_clip_model.safetensors",
+  "open_clip_config.json",
+  "open_clip_config.json",
 )
+FLAX = Layout("flax_model.msgpack")
+# Weights in several files, with a table of which tensor is in which.
+SHARDED = Layout(INDEX)
 # Used only if there is no other file, and no conversion of it on the hub.
-PICKLED = LAYOUTS[-1]
+PICKLED = Layout("pytorch_model.bin")
+# In order of preference.
+LAYOUTS = (SAFETENSORS, OPEN_CLIP, FLAX, SHARDED, PICKLED)
 SMALL_FILES = (
   "config.json",
   "preprocessor_config.json",
+  PROCESSOR,
   "open_clip_config.json",
+  INDEX,
   *TOKENIZER_FILES,
 )
 # The author and title of the pull requests in which the hub itself converts
@@ -67,32 +78,21 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
     names: the checkpoint's file names.
   """
   names = set(names)
-  complete = [layout for layout in LAYOUTS if names.issuperset(layout.files)]
-  if any(layout.config == "open_clip_config.json" for layout in complete):
+  complete = [layout for layout in LAYOUTS if not layout.missing(names)]
+  if OPEN_CLIP in complete:
     try:
-      raw = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError):
-      raw = None
-    if not isinstance(raw, dict) or raw.get("model_type") != "clip":
-      complete = [
-        layout for layout in complete if layout.config != "config.json"
-      ]
+      model_type = read_object(directory / "config.json").get("model_type")
+    except InputError:
+      model_type = None
+    if model_type != "clip":
+      complete = [OPEN_CLIP]
   return complete[0] if complete else None
 
 
-def read_json(path: Path) -> dict:
-  """Reads a checkpoint's config file.
-
-  Raises:
-    InputError: if the file does not hold one JSON object.
-  """
-  try:
-    raw = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise InputError(f"{path} is not JSON: {error}") from error
-  if not isinstance(raw, dict):
-    raise InputError(f"{path} must hold one JSON object.")
-  return raw
+def preprocessor_file(directory: Path, layout: Layout) -> Path:
+  """Returns the file with the image processor's settings."""
+  own = directory / layout.preprocessor
+  return own if os.path.lexists(own) else directory / PROCESSOR
 
 
 def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
@@ -108,7 +108,7 @@ def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
   """
   if raw.get("model_type") not in types:
     raise InputError(
-      f"{path} has model_type {raw.get('model_type')!r}; only "
+      f"{path} has model_type {shown(raw.get('model_type'))}; only "
       f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora "
       "and prompts want a CLIP, head and lora_head a DINOv2."
     )
@@ -129,13 +129,11 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
       that has them, or if the download fails.
   """
   path = Path(source).expanduser()
-  if path.is_dir():
-    names = [file.name for file in path.iterdir() if file.is_file()]
+  names = _entries(path)
+  if names is not None:
     layout = choose(path, names)
     if layout is None:
-      raise InputError(
-        f"{path} {_missing_files(names)}, so it holds no {kind}."
-      )
+      raise InputError(f"{path} {_lacks(names, kind)}")
     return path, layout
   if (
     path.is_absolute()
@@ -146,18 +144,54 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
   return _from_hub(source, kind)
 
 
-def _missing_files(names: Iterable[str]) -> str:
-  """Returns "has no FILES": what the layout with most files there lacks."""
+def _entries(path: Path) -> list[str] | None:
+  """Returns the names in a directory, or None if there is nothing at `path`.
+
+  Raises:
+    InputError: if the directory cannot be read, or if it is a file.
+  """
+  try:
+    return os.listdir(path)
+  except (FileNotFoundError, ValueError):
+    return None
+  except NotADirectoryError as error:
+    raise InputError(
+      f"model.weights: {path} is no directory; give the directory that holds "
+      "the weights with their config.json, preprocessor and tokenizer."
+    ) from error
+  except OSError as error:
+    raise InputError(
+      f"model.weights: cannot read {path}: {error.strerror}."
+    ) from error
+
+
+def _lacks(names: Iterable[str], kind: str) -> str:
+  """Says what the layout with most files there lacks.
+
+  A directory with none of the files holds no model of the kind; with some of
+  them it holds one that is not whole.
+  """
   present = set(names)
+  wanted = {name for layout in LAYOUTS for name in layout.files}
   closest = max(
-    LAYOUTS, key=lambda layout: len(present.intersection(layout.files))
+    LAYOUTS,
+    key=lambda layout: len(layout.files) - len(layout.missing(present)),
   )
-  return "has no " + ", ".join(n for n in closest.files if n not in present)
-
-
-def _reason(error: Exception) -> str:
-  """Returns the first line of an exception's message, or else its type."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+  missing = f"has no {', '.join(closest.missing(present))}"
+  if not present & {*wanted, PROCESSOR}:
+    return f"{missing}, so it holds no {kind}."
+  foreign = sorted(
+    name
+    for name in present
+    if name.endswith((".safetensors", ".bin", ".h5", ".pt", ".index.json"))
+    and name not in wanted
+  )
+  others = f" It has {', '.join(foreign[:3])} instead." if foreign else ""
+  weights = ", ".join(layout.weights for layout in LAYOUTS)
+  return (
+    f"{missing}: the {kind} in it is not whole. Weights are read from one of "
+    f"{weights}.{others}"
+  )
 
 
 def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
@@ -174,7 +208,7 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
   try:
     names = huggingface_hub.HfApi().list_repo_files(source)
   except Exception as error:
-    return _from_cache(source, _reason(error))
+    return _from_cache(source, reason(error))
   try:
     directory = Path(
       huggingface_hub.snapshot_download(
@@ -186,10 +220,10 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
       revision = _conversion(source)
       layout = LAYOUTS[0] if revision else layout
     if layout is None:
-      raise InputError(
-        f"{source} on the hub {_missing_files(names)}, so it holds no {kind}."
-      )
+      raise InputError(f"{source} on the hub {_lacks(names, kind)}")
     wanted = [*SMALL_FILES, layout.weights]
+    if layout is SHARDED:
+      wanted += shard_names(directory / INDEX)
     return Path(
       huggingface_hub.snapshot_download(
         source, revision=revision, allow_patterns=wanted
@@ -199,7 +233,7 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
     raise
   except Exception as error:
     raise InputError(
-      f"downloading {source!r} from the hub failed ({_reason(error)}). Run the "
+      f"downloading {source!r} from the hub failed ({reason(error)}). Run the "
       "same command again: the download goes on where it stopped."
     ) from error
 
@@ -239,11 +273,18 @@ def _from_cache(source: str, reason: str) -> tuple[Path, Layout]:
   home = Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}"
   copies = []
   for ref in (home / "refs" / "main", *sorted(home.glob("refs/refs/pr/*"))):
-    directory = home / "snapshots" / (ref.read_text() if ref.is_file() else "")
-    if ref.is_file() and directory.is_dir():
-      layout = choose(directory, [file.name for file in directory.iterdir()])
-      if layout is not None:
-        copies.append((directory, layout))
+    try:
+      directory = home / "snapshots" / ref.read_text()
+      names = os.listdir(directory)
+      layout = choose(directory, names)
+      if layout is SHARDED and not set(names).issuperset(
+        shard_names(directory / INDEX)
+      ):
+        continue
+    except (OSError, ValueError):  # Not there, or not whole.
+      continue
+    if layout is not None:
+      copies.append((directory, layout))
   if copies:
     return min(copies, key=lambda copy: LAYOUTS.index(copy[1]))
   raise InputError(

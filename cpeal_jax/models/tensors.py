@@ -9,14 +9,23 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from cpeal_jax.data.reading import explained, refuse_unreadable
 from cpeal_jax.errors import InputError
+from cpeal_jax.models.shards import (
+  INDEX,
+  combined_sha256,
+  shard_names,
+  weight_map,
+)
 
 # Converts a tensor of the file to a leaf, for example by transposing it.
 Turn = Callable[[np.ndarray], np.ndarray]
@@ -63,8 +72,8 @@ def fill(
     A tree of the same structure and shapes as `tree`.
 
   Raises:
-    InputError: listing every tensor that is missing, left over or of a wrong
-      shape.
+    InputError: listing every tensor that is missing, left over, of a wrong
+      shape or type, or not finite.
     ValueError: if `rows` and `tree` do not have the same leaves.
   """
   expected: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
@@ -76,16 +85,24 @@ def fill(
       problems.append(f"missing {theirs}")
       continue
     raw, shape = np.asarray(tensors[theirs]), expected[ours].shape
+    if not jnp.issubdtype(raw.dtype, np.floating):
+      problems.append(f"{theirs} has type {raw.dtype}, which is no float type")
+      continue
     try:
-      value = turn(raw.astype(np.float32))
+      with np.errstate(over="ignore", invalid="ignore"):
+        value = turn(raw.astype(np.float32))
     except (TypeError, ValueError, IndexError):
-      # It has too few axes, or its values are no numbers. With its raw shape
-      # it is reported below.
+      # It has too few axes. With its raw shape it is reported below.
       value = raw
+    if shape == () and value.size == 1:  # Some files have a scalar as [1].
+      value = value.reshape(())
     if value.shape != shape:
       problems.append(
         f"{theirs} gives {value.shape} for {ours}, but the config wants {shape}"
       )
+    elif not np.isfinite(value).all():
+      kind = "nan" if np.isnan(value).any() else "inf"
+      problems.append(f"{theirs} has {kind} among its numbers in float32")
     flat[ours] = value
   known = {theirs for _, theirs, _ in rows}
   problems += [
@@ -103,14 +120,40 @@ def fill(
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def refuse_depth(tensors: Mapping[str, np.ndarray], blocks: int) -> None:
+  """Refuses a config with more blocks than a file has tensors.
+
+  Without this, a model of a million blocks would be traced for hours before
+  its weights were found missing.
+
+  Raises:
+    InputError: giving both numbers.
+  """
+  if blocks > len(tensors):
+    raise InputError(
+      f"weights do not match their config: it wants {blocks:,} blocks, each of "
+      f"several tensors, and there are {len(tensors):,} tensors."
+    )
+
+
 def sha256(path: Path) -> str:
-  """Returns the SHA-256 hex digest of a file."""
+  """Returns the SHA-256 hex digest of a weights file.
+
+  For the index of several files it is `combined_sha256` of these files, since
+  they hold all that is read.
+  """
+  if path.name == INDEX:
+    names = shard_names(path)
+    return combined_sha256({name: sha256(path.parent / name) for name in names})
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
   """Reads all tensors of a `.safetensors`, `.msgpack` or PyTorch `.bin` file.
+
+  Args:
+    path: the file, or the index of several safetensors files.
 
   Returns:
     The tensors by name, in the types of the file. A bfloat16 tensor has the
@@ -119,43 +162,59 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
   Raises:
     InputError: if the file is missing, truncated or not of its format.
   """
-  if not path.is_file():
-    raise InputError(f"there is no file {path}.")
+  refuse_unreadable(path)
+  if path.name == INDEX:
+    return _sharded(path)
   read = {".safetensors": _safetensors, ".msgpack": _msgpack, ".bin": _torch}
-  return read[path.suffix](path)
+  with explained(partial(_unreadable, path)):
+    return read[path.suffix](path)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-  """Returns the error for a file that a reader failed on with `error`."""
-  reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _unreadable(path: Path, why: str) -> str:
+  """Returns the message about a file that a reader failed on."""
   # Only the first sentence: torch's message goes on with the advice to load
   # the file with weights_only=False, which may run code in it.
-  reason = reason.split(". ")[0]
+  why = why.split(". ")[0]
   size = os.path.getsize(path)
-  return InputError(
-    f"{path}: unreadable checkpoint of {size} bytes: {reason}. If it was cut "
-    "off while downloading, delete it and fetch it again."
+  return (
+    f"{path}: unreadable checkpoint of {size} bytes: {why}. If it was cut off "
+    "while downloading, delete it and fetch it again."
   )
 
 
+def _sharded(index: Path) -> dict[str, np.ndarray]:
+  """Reads all files that an index names; refuses what the index denies."""
+  tensors: dict[str, np.ndarray] = {}
+  table = weight_map(index)
+  for name in shard_names(index):
+    found = read_tensors(index.parent / name)
+    for tensor in found:
+      if table.get(tensor, name) != name or tensor in tensors:
+        raise InputError(
+          f"{index}: tensor {tensor!r} is in {name}, but by the index it is in "
+          f"{table.get(tensor, 'another file, too')}. Fetch the files again."
+        )
+    tensors |= found
+  absent = [f"{t} ({file})" for t, file in table.items() if t not in tensors]
+  if absent:
+    raise InputError(
+      f"{index}: {len(absent)} tensors are not in the files that it names for "
+      f"them: {', '.join(absent[:3])}. Fetch the files again."
+    )
+  return tensors
+
+
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-  try:
-    with safe_open(path, "np") as file:
-      return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except (SafetensorError, TypeError, AttributeError) as error:
-    # TypeError and AttributeError: a type that numpy lacks, such as float8.
-    raise _unreadable(path, error) from error
+  # A type that numpy lacks, such as float8, is a TypeError or AttributeError.
+  with safe_open(path, "np") as file:
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _msgpack(path: Path) -> dict[str, np.ndarray]:
   """Reads Flax's own format: nested dicts of arrays, without code."""
-  try:
-    tree = serialization.msgpack_restore(path.read_bytes())
-    flat: dict[str, Any] = dict(traverse_util.flatten_dict(tree, sep="."))
-    return flat
-  except Exception as error:
-    # Bad bytes may raise any exception of msgpack, numpy or flax.
-    raise _unreadable(path, error) from error
+  tree = serialization.msgpack_restore(path.read_bytes())
+  flat: dict[str, Any] = dict(traverse_util.flatten_dict(tree, sep="."))
+  return flat
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
@@ -168,12 +227,8 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
       "and torch is not installed: install torch, or give the same weights as "
       "model.safetensors, open_clip_model.safetensors or flax_model.msgpack."
     ) from error
-  try:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: _array(torch, x) for name, x in state.items()}
-  except Exception as error:
-    # For example UnpicklingError, RuntimeError or EOFError.
-    raise _unreadable(path, error) from error
+  state = torch.load(path, map_location="cpu", weights_only=True)
+  return {name: _array(torch, x) for name, x in state.items()}
 
 
 def _array(torch, tensor) -> np.ndarray:

@@ -1,10 +1,11 @@
 """From class names to token ids: templates, learnable tokens, padding."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Prompts
@@ -18,7 +19,8 @@ class Tokens:
     texts: the prompts as strings, with `X` for each learnable token.
     ids: token ids. All rows are padded to the longest prompt, rounded up to a
       multiple of 8 but at most the tower's limit. Features do not depend on
-      padding: the tower is causal and pooled at the first end token.
+      padding, which is the end token: the tower is causal and pooled at a
+      token before it.
     slots: for each token, the index of the learnable token that replaces it,
       or -1.
     owners: the class index of each row; by default row i is class i.
@@ -61,9 +63,20 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
     positions: the longest prompt that the text tower takes, in tokens.
 
   Raises:
-    InputError: if prompts are longer than `positions`; it names the first.
+    InputError: if prompts are longer than `positions`, or if the tokenizer
+      adds no end token; it names the first prompt.
   """
   rows = [tokenizer(text)["input_ids"] for text in texts]
+  end = tokenizer.eos_token_id
+  if end is None:  # Some tokenizers add an end token without naming it.
+    end = rows[0][-1] if rows[0] else None
+  for text, row in zip(texts, rows, strict=True):
+    if end not in row:
+      raise InputError(
+        f"the tokenizer gives no end token ({tokenizer.eos_token!r}) to the "
+        f"prompt {text!r}, where the text tower is pooled. Use the tokenizer "
+        "files that belong to the weights."
+      )
   too_long = [
     text for text, row in zip(texts, rows, strict=True) if len(row) > positions
   ]
@@ -74,7 +87,6 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
       "template."
     )
   length = min(positions, -(-max(map(len, rows)) // 8) * 8)
-  end = rows[0][-1]
   ids = np.full((len(rows), length), end, np.int32)
   for padded, row in zip(ids, rows, strict=True):
     padded[: len(row)] = row
@@ -97,7 +109,8 @@ def tokenize_with_context(
     positions: the longest prompt that the text tower takes, in tokens.
 
   Raises:
-    InputError: if the longest prompt has more than `positions` tokens.
+    InputError: if the longest prompt has more than `positions` tokens, or if
+      the tokenizer has no start or end token.
   """
   before = {
     "end": prompts.tokens,
@@ -117,6 +130,11 @@ def tokenize_with_context(
   # A placeholder: a learnable vector replaces the embedding of this token.
   filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
   start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+  if start is None or end is None:
+    raise InputError(
+      "the tokenizer names no start or end token, and learnable tokens stand "
+      "between them: set bos_token and eos_token in tokenizer_config.json."
+    )
   rows = [
     [start, *filler * before, *name, *filler * after, *period, end]
     for name in names
@@ -138,6 +156,69 @@ def tokenize_with_context(
     tail = 1 + before + len(name)
     slots[i, tail : tail + after] = np.arange(before, prompts.tokens)
   return Tokens(texts, ids, slots)
+
+
+def refuse_unknown(
+  tokens: Tokens, *, vocabulary: int, end_token: int | None
+) -> None:
+  """Refuses token ids for which the text tower has no answer.
+
+  Args:
+    tokens: the prompts.
+    vocabulary: the number of rows of the tower's token table.
+    end_token: the id at which the tower is pooled; None if it is pooled at the
+      largest id.
+
+  Raises:
+    InputError: if a prompt has a token beyond the table, or lacks the end
+      token: it would be pooled at its start token, as all others.
+  """
+  for text, row in zip(tokens.texts, tokens.ids, strict=True):
+    highest = int(row.max())
+    if highest >= vocabulary or row.min() < 0:
+      raise InputError(
+        f"the prompt {text!r} has the token id {highest}, and the text tower "
+        f"has {vocabulary} tokens, from 0: tokenizer and weights do not belong "
+        "together."
+      )
+    if end_token is not None and end_token not in row:
+      raise InputError(
+        f"the prompt {text!r} lacks the end token, id {end_token}, at which "
+        "the text tower is pooled: its config's eos_token_id and its tokenizer "
+        "do not belong together."
+      )
+
+
+def refuse_equal(
+  names: Sequence[str], embeddings: Float[np.ndarray, "C D"]
+) -> None:
+  """Refuses different prompts or classes with one and the same embedding.
+
+  Names that differ in nothing but case, spaces or Unicode form may be equal,
+  since tokenizers drop these differences.
+
+  Args:
+    names: the prompts, or the classes.
+    embeddings: what the text tower gives for each, or anything computed from
+      each alone, such as its similarities with some images.
+
+  Raises:
+    InputError: naming two that are equal.
+  """
+  seen: dict[bytes, str] = {}
+  for name, row in zip(names, embeddings, strict=True):
+    other = seen.setdefault(row.tobytes(), name)
+    if _folded(other) != _folded(name):
+      raise InputError(
+        f"{other!r} and {name!r} have the same text embedding, so they cannot "
+        "be told apart: the tokenizer may not know their words, or may not "
+        "belong to the weights."
+      )
+
+
+def _folded(text: str) -> str:
+  """Returns a text without what tokenizers drop: case, spaces, Unicode form."""
+  return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def refuse_alike(tokens: Tokens, classes: Sequence[str]) -> None:

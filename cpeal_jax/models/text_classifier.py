@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from cpeal_jax.models.classifier import cosine_logits, to_pixels
 from cpeal_jax.models.clip import Clip, normalize
-from cpeal_jax.models.text import Tokens
+from cpeal_jax.models.text import Tokens, refuse_unknown
 
 DESCRIPTOR_AVERAGES = ("similarity", "embedding")
 
@@ -35,6 +35,15 @@ class TextClassifier:
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   descriptor_average: str = "similarity"
+
+  def __post_init__(self):
+    sizes = self.model.config
+    largest = sizes.pool == "largest_id"
+    refuse_unknown(
+      self.tokens,
+      vocabulary=sizes.vocabulary,
+      end_token=None if largest else sizes.end_token,
+    )
 
   @property
   def classes(self) -> int:
@@ -162,13 +171,14 @@ class TextClassifier:
     }
 
   def card(self) -> dict[str, Any]:
-    """The prompts of each class, and what is learned before them."""
-    prompts: list[list[str]] = [[] for _ in range(self.classes)]
-    for text, owner in zip(self.tokens.texts, self.tokens.owners, strict=True):
-      prompts[owner].append(text)
+    """The prompts, the class index of each, and what is learned before them.
+
+    `prompts` is a flat list, as a tokenizer or processor takes it.
+    """
     learned = self.model.prompts
     return {
-      "prompts": prompts,
+      "prompts": list(self.tokens.texts),
+      "prompt_classes": list(self.tokens.owners),
       "descriptor_average": self.descriptor_average,
       "learned_tokens": learned.tokens if learned else 0,
     }

@@ -14,12 +14,16 @@ import jax
 import numpy as np
 import transformers
 
+from cpeal_jax.data.reading import read_object
 from cpeal_jax.errors import InputError
-from cpeal_jax.models.clip import Clip, ClipConfig, config_from_hf
-from cpeal_jax.models.hub import locate, read_json, refuse_type
+from cpeal_jax.models.clip import Clip, ClipConfig
+from cpeal_jax.models.hf_clip import config_from_hf
+from cpeal_jax.models.hub import locate, preprocessor_file, refuse_type
 from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.open_clip import config_from_open_clip
-from cpeal_jax.models.tensors import fill, read_tensors, sha256
+from cpeal_jax.models.resnet import ResNetConfig
+from cpeal_jax.models.tensors import fill, read_tensors, refuse_depth, sha256
+from cpeal_jax.models.tokenizer import read_tokenizer
 
 # Tensors that are no weights: counters and constants, and the sizes that
 # OpenAI's own files contain as tensors.
@@ -27,6 +31,9 @@ IGNORED = re.compile(
   r".*\.position_ids|.*\.num_batches_tracked|"
   r"attn_mask|input_resolution|context_length|vocab_size"
 )
+# Cosines times exp(20) differ by nothing but the largest; what is above is not
+# a logarithm, and exp(100) is not finite.
+MAX_LOGIT_SCALE = 20
 
 
 def shapes(config: ClipConfig) -> dict:
@@ -51,11 +58,23 @@ def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
     config: the sizes.
 
   Raises:
-    InputError: listing every tensor that is missing, left over or of a wrong
-      shape.
+    InputError: listing every tensor that is missing, left over, of a wrong
+      shape or type, or not finite.
   """
+  vision = config.vision
+  depth = (
+    sum(vision.layers) if isinstance(vision, ResNetConfig) else vision.layers
+  )
+  refuse_depth(tensors, depth + config.text.layers)
   rows = key_table(config, naming_of(tensors))
-  return fill(tensors, shapes(config), rows, ignored=IGNORED)
+  params = fill(tensors, shapes(config), rows, ignored=IGNORED)
+  scale = float(params["logit_scale"])
+  if scale > MAX_LOGIT_SCALE:
+    raise InputError(
+      f"weights: logit_scale is {scale:g}; it must be a logarithm of at most "
+      f"{MAX_LOGIT_SCALE}, and CLIP's is 4.6, the logarithm of 100."
+    )
+  return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +84,11 @@ class Pretrained:
   Attributes:
     source: the hub id or directory, as the user gave it.
     directory: the directory with the checkpoint's files.
-    weights: the file that `params` were read from.
+    weights: the file that `params` were read from, or the index of several.
     config: the sizes.
     params: the pretrained weights, float32, on the host.
     tokenizer: the checkpoint's tokenizer, of transformers.
-    sha256: the hex digest of the weights file; records identify it by this.
+    sha256: the hex digest of the weights; records identify them by this.
     preprocessor: the file with the image processor's settings.
   """
 
@@ -90,17 +109,11 @@ def read_config(path: Path) -> ClipConfig:
     InputError: if the file is not JSON or does not describe a CLIP with a
       causal text tower.
   """
-  raw = read_json(path)
+  raw = read_object(path)
   if path.name == "open_clip_config.json":
-    return config_from_open_clip(raw)
+    return config_from_open_clip(raw, path)
   refuse_type(path, raw, ("clip",))
-  for tower in ("vision", "text"):
-    if not (raw.get(f"{tower}_config") or raw.get(f"{tower}_config_dict")):
-      raise InputError(
-        f"{path} has no {tower}_config: a CLIP with an image tower and a "
-        "causal text tower is needed."
-      )
-  return config_from_hf(transformers.CLIPConfig.from_dict(raw))
+  return config_from_hf(raw, path)
 
 
 def load_pretrained(source: str) -> Pretrained:
@@ -117,20 +130,13 @@ def load_pretrained(source: str) -> Pretrained:
   config = read_config(directory / layout.config)
   weights = directory / layout.weights
   params = convert(read_tensors(weights), config)
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory))
-  except (OSError, ValueError) as error:
-    reason = str(error).strip().splitlines()[0]
-    raise InputError(
-      f"{directory} has no usable tokenizer: {reason}"
-    ) from error
   return Pretrained(
     source=source,
     directory=directory,
     weights=weights,
     config=config,
     params=params,
-    tokenizer=tokenizer,
+    tokenizer=read_tokenizer(directory),
     sha256=sha256(weights),
-    preprocessor=directory / layout.preprocessor,
+    preprocessor=preprocessor_file(directory, layout),
   )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from cpeal_jax.models.adapters import Lora, merge_lora
 from cpeal_jax.models.clip import ClipConfig
+from cpeal_jax.models.hf_clip import OLD_END_TOKEN
 from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.tensors import Row
 from cpeal_jax.models.transformer import TowerConfig
@@ -57,8 +58,8 @@ def in_hf(
 ) -> dict[str, np.ndarray]:
   """Returns a checkpoint's tensors by Hugging Face names, in the file's types.
 
-  If the file has these names already, all its tensors are returned unchanged,
-  also those that the model does not use.
+  If the file has these names already, all its tensors are returned with the
+  numbers that they have, also those that the model does not use.
 
   Args:
     base: the tensors of the checkpoint file.
@@ -67,7 +68,8 @@ def in_hf(
   """
   naming = naming_of(base)
   if naming == "hf":
-    return dict(base)
+    scale = base["logit_scale"].reshape(())  # Some files have it as [1].
+    return {**base, "logit_scale": scale}
   types = {
     ours: base[name].dtype for ours, name, _ in key_table(config, naming)
   }
@@ -200,7 +202,7 @@ def target_modules(carry: Iterable[str]) -> str:
 def hf_config(config: ClipConfig, *, dtype: str) -> dict[str, Any]:
   """Returns the content of config.json for `transformers.CLIPModel`.
 
-  `clip.config_from_hf` reads the same sizes from it.
+  `hf_clip.config_from_hf` reads the same sizes from it.
 
   Args:
     config: the sizes; the image tower must be a transformer.
@@ -220,6 +222,8 @@ def hf_config(config: ClipConfig, *, dtype: str) -> dict[str, Any]:
       "projection_dim": config.dim,
     }
 
+  # By this id transformers knows that the largest id of a prompt is meant.
+  eos = OLD_END_TOKEN if config.pool == "largest_id" else config.end_token
   return {
     "model_type": "clip",
     "architectures": ["CLIPModel"],
@@ -231,7 +235,7 @@ def hf_config(config: ClipConfig, *, dtype: str) -> dict[str, Any]:
       "vocab_size": config.vocabulary,
       "max_position_embeddings": config.positions,
       "bos_token_id": config.end_token - 1,
-      "eos_token_id": config.end_token,
+      "eos_token_id": eos,
       "pad_token_id": config.end_token,
     },
     "vision_config": {

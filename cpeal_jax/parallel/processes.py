@@ -1,8 +1,8 @@
-"""Several processes as one run: how they start, who writes, how they agree.
+"""Several processes that work as one run: start, shared decisions, errors.
 
-The engine is JAX's own multi-controller runtime: every process runs the same
+JAX's own multi-controller runtime connects them: every process runs the same
 program on its own devices. Process 0 alone touches plain files and asks the
-oracle; what it finds is told to the others, so all take the same branches.
+oracle. It broadcasts the results, so that all processes take the same branches.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -31,48 +32,56 @@ def start(
   detect: bool = False,
   timeout: int = 120,
 ) -> None:
-  """Joins the other processes, if there are any.
+  """Connects to the other processes; does nothing in a single-process run.
 
   Args:
-    coordinator: host:port of process 0.
-    processes: how many there are.
-    process: this one's number.
-    detect: find the three in the environment: Cloud TPU pods, SLURM, Open MPI
-      and Kubernetes, as `jax.distributed.initialize` knows them.
-    timeout: seconds to wait for the others. JAX's runtime then ends the
-      process itself, with a non-zero exit; there is nothing to catch.
+    coordinator: address of process 0, as host:port.
+    processes: how many processes there are.
+    process: the number of this process, from 0.
+    detect: whether to read the three values above from the environment: Cloud
+      TPU pods, SLURM, Open MPI and Kubernetes, as `jax.distributed.initialize`
+      knows them.
+    timeout: seconds to wait for the others. After that JAX's runtime ends the
+      process itself with a non-zero exit code; no exception can be caught.
 
   Raises:
-    InputError: some of the three are given without the rest, or nothing was
-      found in the environment.
+    InputError: only some of the three values are given, or the environment
+      does not have them.
   """
-  given = [x is not None for x in (coordinator, processes, process)]
-  if not any(given) and not detect:
+  is_given = [x is not None for x in (coordinator, processes, process)]
+  if not any(is_given) and not detect:
     return
-  if any(given) and not all(given):
+  if any(is_given) and not all(is_given):
     raise InputError(
       "--coordinator=HOST:PORT, --processes=N and --process=I go together; "
       "--distributed finds all three in the environment."
     )
-  if process is not None and processes is not None:
+  if timeout < 1:
+    raise InputError(f"--start_timeout={timeout}; give at least 1 second.")
+  if coordinator is not None and process is not None and processes is not None:
+    host, port = _address(coordinator)
     if not 0 <= process < processes:
       raise InputError(
-        f"--process={process}; with --processes={processes} it is 0 to "
-        f"{processes - 1}."
+        f"--process={process} is out of range: with --processes={processes} "
+        f"it is 0 to {processes - 1}."
       )
     where = f"process {process} of {processes}, process 0 at {coordinator}"
   else:
+    host, port = "", 0
     where = "a process of a run found in the environment"
   progress.say(
-    f"{where}; here {socket.gethostname()}, pid {os.getpid()}; waits up to "
+    f"{where}; runs on {socket.gethostname()}, pid {os.getpid()}; waits up to "
     f"{timeout} s for the others"
   )
+  begun = time.monotonic()
+  if host and process:
+    _await_first(host, port, timeout)
   try:
     jax.distributed.initialize(
       coordinator,
       processes,
       process,
-      initialization_timeout=timeout,
+      initialization_timeout=max(1, timeout - int(time.monotonic() - begun)),
       heartbeat_timeout_seconds=max(10, timeout),
     )
   except (RuntimeError, ValueError) as error:
@@ -84,18 +93,63 @@ def start(
   progress.speak(jax.process_index() == 0)
 
 
+def _address(coordinator: str) -> tuple[str, int]:
+  """Splits HOST:PORT; an InputError for anything else."""
+  host, _, port = coordinator.rpartition(":")
+  digits = port.isascii() and port.isdecimal()
+  if not host or not digits or not 0 < int(port) < 65_536:
+    raise InputError(
+      f"--coordinator={coordinator}; give HOST:PORT, with a port from 1 to "
+      "65535."
+    )
+  return host.strip("[]"), int(port)
+
+
+def _await_first(host: str, port: int, timeout: int) -> None:
+  """Waits until process 0 accepts connections.
+
+  JAX's runtime would end a process that waits in vain by an abort, without an
+  exception and with a dump of its stack.
+
+  Raises:
+    InputError: it does not within `timeout` seconds.
+  """
+  end, reason = time.monotonic() + timeout, ""
+  while time.monotonic() < end:
+    try:
+      with socket.create_connection((host, port), timeout=2):
+        return
+    except OSError as error:
+      reason = str(error.strerror or error)
+      time.sleep(0.2)
+  raise InputError(
+    f"process 0 did not answer at {host}:{port} within {timeout} s ({reason}). "
+    "Start it too, or give its address as --coordinator."
+  )
+
+
 def stop() -> None:
-  """Leaves together: nobody is cut off in the middle of an answer."""
+  """Disconnects from the other processes, once all have called this function.
+
+  Waiting for all keeps a process from being cut off while it still receives
+  an answer of another one.
+  """
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
 
 
 def leave(error: BaseException, code: int) -> None:
-  """Ends this process of several where it failed; one alone returns.
+  """Ends this process after an error; returns in a single-process run.
 
-  What all of them know of ends in order. Otherwise the others wait in a pass
-  that this one will not enter: to leave in order would be to wait for them.
-  The runtime ends them once it misses this one.
+  If every process has the error, as those raised by `first`, `together` and
+  `agree` are, this one disconnects in order and returns. Otherwise the others
+  may be waiting in a computation that this process will never enter, and an
+  orderly shutdown would wait for them in turn. Then this process exits at once,
+  and JAX's runtime ends the others when its heartbeat stops.
+
+  Args:
+    error: what ended the run here.
+    code: exit code of an exit at once.
   """
   if not jax.distributed.is_initialized():
     return
@@ -111,44 +165,46 @@ class PeerError(RuntimeError):
   """Another process of the run failed; its own output says why."""
 
 
-# Set on an error that every process has.
+# Attribute that marks an error as raised on every process: see `leave`.
 _KNOWN = "known_to_all_processes"
 
 
 def _known(error: Exception) -> Exception:
+  """Marks `error` as one that every process raises, and returns it."""
   setattr(error, _KNOWN, True)
   return error
 
 
 def first(call: Callable, *args: Any, **kwargs: Any) -> Any:
-  """Process 0 calls; everyone gets its answer, or its InputError.
+  """Calls a function on process 0 and returns its result on every process.
 
   Args:
-    call: what reads or writes plain files.
-    args, kwargs: for it. The other processes don't use theirs.
+    call: the function, which reads or writes plain files.
+    args, kwargs: its arguments. Only those of process 0 are used.
 
   Returns:
-    The answer, by way of JSON where there are other processes: tuples become
-    lists.
+    The result. Where there are several processes it goes through JSON, so
+    tuples become lists.
 
   Raises:
-    InputError: the call's, on every process.
-    PeerError: on the others, where the call failed in another way.
+    InputError: the function raised it; every process raises the same one.
+    PeerError: the function raised another error on process 0. The other
+      processes raise this one; process 0 raises the error itself.
   """
   if jax.process_count() == 1:
     return call(*args, **kwargs)
   answer: dict[str, Any] = {}
-  failed = None
+  raised = None
   if jax.process_index() == 0:
     try:
       answer["value"] = call(*args, **kwargs)
     except Exception as error:
-      failed = error
-      mistake = isinstance(error, InputError)
-      answer = {"mistake" if mistake else "failure": str(error)}
-  answer = json.loads(_tell(json.dumps(answer).encode()))
-  if failed is not None:
-    raise _known(failed)
+      raised = error
+      is_input_error = isinstance(error, InputError)
+      answer = {"mistake" if is_input_error else "failure": str(error)}
+  answer = json.loads(_broadcast(json.dumps(answer).encode()))
+  if raised is not None:
+    raise _known(raised)
   if "mistake" in answer:
     raise _known(InputError(answer["mistake"]))
   if "failure" in answer:
@@ -157,25 +213,37 @@ def first(call: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def together(call: Callable[..., T], *args: Any) -> T:
-  """Everyone calls; where one fails, nobody goes on.
+  """Calls a function on every process; an error on one is raised on all.
+
+  Returns:
+    The result of this process's own call.
 
   Raises:
-    PeerError: the call went well here and failed on another process.
+    PeerError: the call succeeded here but failed on another process. Where it
+      failed, its own error is raised.
   """
   if jax.process_count() == 1:
     return call(*args)
-  out, failed = None, None
+  result, raised = None, None
   try:
-    out = call(*args)
+    result = call(*args)
   except Exception as error:
-    failed = error
-  if everywhere(failed is None):
-    return cast("T", out)
-  raise _known(failed or PeerError("another process failed; see its output."))
+    raised = error
+  if everywhere(raised is None):
+    return cast("T", result)
+  raise _known(raised or PeerError("another process failed; see its output."))
 
 
 def agree(what: str, value: str) -> None:
-  """InputError, on every process, unless all have the same value."""
+  """Checks that every process has the same value.
+
+  Args:
+    what: names the value in the message.
+    value: this process's value.
+
+  Raises:
+    InputError: on every process, if the values differ.
+  """
   if not everywhere(first(lambda: value) == value):
     raise _known(
       InputError(
@@ -185,37 +253,41 @@ def agree(what: str, value: str) -> None:
     )
 
 
-def _tell(message: bytes) -> bytes:
-  """Process 0's message on all."""
+def _broadcast(message: bytes) -> bytes:
+  """Returns process 0's message on every process."""
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-  # A few sizes alone, since each is a program to compile.
-  room = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
+  # Each buffer size is a program to compile, so the size is rounded up to a
+  # power of two, 1024 at least.
+  buffer = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
   if jax.process_index() == 0:
-    room[:size] = np.frombuffer(message, np.uint8)
-  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(room))[:size])
+    buffer[:size] = np.frombuffer(message, np.uint8)
+  return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size])
 
 
 @contextlib.contextmanager
 def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
-  """Process 0 holds the context; where it may not, nobody goes on."""
+  """A context in which process 0 holds `context` and the others hold nothing.
+
+  If process 0 cannot enter it, every process raises as in `first`.
+  """
   with contextlib.ExitStack() as stack:
     first(stack.enter_context, context)
     yield
 
 
 def anywhere(*flags: bool) -> list[bool]:
-  """For each flag whether it is set on one process at least."""
+  """Returns for each flag whether it is True on at least one process."""
   return [bool(column.any()) for column in _flags(flags).T]
 
 
 def everywhere(flag: bool) -> bool:
-  """Whether it is so on every process."""
+  """Returns whether the flag is True on every process."""
   return bool(_flags((flag,)).all())
 
 
-def _flags(own: Sequence[bool]) -> np.ndarray:
-  """[processes, flags]."""
+def _flags(flags: Sequence[bool]) -> np.ndarray:
+  """Returns the flags of all processes, as [processes, flags]."""
   if jax.process_count() == 1:
-    return np.array([own])
-  gathered = multihost_utils.process_allgather(np.array(own, np.int32))
+    return np.array([flags])
+  gathered = multihost_utils.process_allgather(np.array(flags, np.int32))
   return np.asarray(gathered).astype(bool)

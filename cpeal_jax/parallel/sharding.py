@@ -1,4 +1,10 @@
-"""Mesh, placement and the SPMD wrapper; nothing else names a mesh axis."""
+"""The mesh, the placement of arrays on it, and the wrapper of SPMD functions.
+
+All arrays live on a mesh with one axis, named here alone. An array is either
+replicated (`WHOLE`) or has its axis 0 split over the devices (`ROWS`), each
+device holding one contiguous share of the same length. Arrays are padded with
+rows at the end so that the shares come out even.
+"""
 
 import functools
 from collections.abc import Callable
@@ -16,66 +22,80 @@ from cpeal_jax.errors import InputError
 
 AXIS = "data"
 BACKENDS = ("shard_map", "pmap")
-# Where an array's rows are: the same on all devices, or split over them.
+# The two partition specs in use. WHOLE: every device holds the whole array.
+# ROWS: axis 0 is split over the devices.
 WHOLE, ROWS = P(), P(AXIS)
-# Rows are cut into so many blocks, whatever devices have them: see `rowwise`.
+# How many blocks all rows are cut into, on any number of devices that divides
+# it. Sums go by blocks, so their bits do not depend on the devices: `rowwise`.
 BLOCKS = 8
-# The least step through the rows of a block.
+# In large pools a block is a multiple of so many rows, the least tile size.
 LEAST = 128
 
 
 def make_mesh(devices: int = 0) -> Mesh:
-  """A one-axis mesh over the first `devices` devices, all of them for 0."""
-  found = jax.devices()
+  """Returns a one-axis mesh over the first `devices` devices, or all for 0.
+
+  Raises:
+    InputError: there are fewer devices, or a number is given where several
+      processes run, which always use all devices.
+  """
+  available = jax.devices()
   if devices and jax.process_count() > 1:
     raise InputError(
-      f"parallel.devices={devices}, but {jax.process_count()} processes use "
-      "all of theirs: leave it at 0."
+      f"parallel.devices={devices}, but {jax.process_count()} processes always "
+      "use all of their devices; leave it at 0."
     )
-  if not 0 <= devices <= len(found):
+  if not 0 <= devices <= len(available):
     raise InputError(
-      f"parallel.devices={devices}, but {len(found)} {found[0].platform} "
-      "devices are here; 0 takes all of them."
+      f"parallel.devices={devices}, but {len(available)} "
+      f"{available[0].platform} devices are here; 0 takes all of them."
     )
-  chosen = np.array(found[: devices or len(found)])
-  # Auto, since the default axis type makes global sums raise.
+  chosen = np.array(available[: devices or len(available)])
+  # With the default axis type, sums over all rows in jitted functions raise.
   return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, WHOLE)
 
 
 def split_rows(mesh: Mesh) -> NamedSharding:
-  """Axis 0 is split over the devices."""
+  """Returns the sharding of an array whose axis 0 is split over the devices."""
   return NamedSharding(mesh, ROWS)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """The tree on every device; the same on every process."""
-  whole = replicated(mesh)
-  if jax.process_count() == 1:
-    return jax.device_put(tree, whole)
+  """Copies a tree to every device of the mesh.
 
-  def place(x: Any) -> jax.Array:
+  Where there are several processes, each must pass the same tree.
+  """
+  sharding = replicated(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+
+  def copy(x: Any) -> jax.Array:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return jax.device_put(x, whole)
+      # A global array already, possibly on another mesh or split.
+      return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and jnp.issubdtype(
       x.dtype, jax.dtypes.prng_key
     ):
-      return jax.random.wrap_key_data(place(jax.random.key_data(x)))
-    # device_put would ask the other processes whether they have the same.
-    own = np.asarray(x)
-    return jax.make_array_from_callback(own.shape, whole, own.__getitem__)
+      # Random keys have no numpy form but their data.
+      return jax.random.wrap_key_data(copy(jax.random.key_data(x)))
+    # device_put would communicate, to check that all processes have the same.
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
-  return jax.tree.map(place, tree)
+  return jax.tree.map(copy, tree)
 
 
 def split(tree: Any, mesh: Mesh) -> Any:
-  """Whole host arrays, the same on every process, with rows over the devices.
+  """Splits host arrays by rows over the devices.
 
-  Of several processes each places its own rows; one alone leaves that to jit.
+  Where there are several processes, each passes the same whole arrays and
+  places the rows of its own devices. A single process returns the arrays as
+  they are and leaves the split to `jax.jit`'s `in_shardings`.
   """
   if jax.process_count() == 1:
     return tree
@@ -86,34 +106,48 @@ def split(tree: Any, mesh: Mesh) -> Any:
 
 
 def blocks(devices: int) -> int:
-  """How many blocks all rows are cut into; their number must divide."""
+  """Returns how many blocks all rows are cut into, a multiple of `devices`.
+
+  The padded number of rows must be a multiple of it.
+  """
   return BLOCKS if BLOCKS % devices == 0 else devices
 
 
 def padded(count: int, devices: int, unit: int = 0) -> int:
-  """The least number of rows from `count` whose blocks are whole `unit`s.
+  """Returns the padded number of rows for `count` rows.
 
-  By default of a few rows, or of `LEAST` where that adds little.
+  It is the least number from `count` up at which every block is a multiple of
+  `unit` rows.
+
+  Args:
+    count: rows without padding.
+    devices: how many devices the rows are split over.
+    unit: 0 takes 2, or `LEAST` in a pool so large that this adds little.
   """
   small = count < 8 * LEAST * blocks(devices)
-  # Two at least: see `rowwise._tile`.
+  # 2 at least, since a tile is at most half a block: see `rowwise._tile`.
   step = blocks(devices) * (unit or (2 if small else LEAST))
   return -(-count // step) * step
 
 
 def mesh_of(*trees: Any) -> Mesh:
-  """The mesh that the rows are split over; one device where they are not."""
+  """Returns the mesh of the first array that is on one.
+
+  If none is, such as host arrays, it is a mesh of one local device.
+  """
   for x in jax.tree.leaves(trees):
-    own = getattr(x, "sharding", None)
-    if isinstance(own, NamedSharding) and own.mesh.axis_names == (AXIS,):
-      return cast("Mesh", own.mesh)
-  return _alone()
+    sharding = getattr(x, "sharding", None)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == (
+      AXIS,
+    ):
+      return cast("Mesh", sharding.mesh)
+  return _one_device_mesh()
 
 
 @functools.cache
-def _alone() -> Mesh:
-  one = np.array(jax.local_devices()[:1])
-  return Mesh(one, (AXIS,), axis_types=(AxisType.Auto,))
+def _one_device_mesh() -> Mesh:
+  device = np.array(jax.local_devices()[:1])
+  return Mesh(device, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def place(
@@ -123,10 +157,20 @@ def place(
   to: int | None = None,
   fill: Any = 0,
 ) -> jax.Array:
-  """An array's rows over the devices, with `fill` up to `to` rows.
+  """Pads an array and splits its rows over the devices.
 
-  What is there already stays. By default up to whole blocks. Of several
-  processes each has the same array and places the rows of its devices.
+  An array that already has `to` rows split over this mesh is returned as it is.
+  Where there are several processes, each passes the same whole array and places
+  the rows of its own devices.
+
+  Args:
+    x: the array, on the host or on any devices.
+    mesh: the devices.
+    to: rows with padding; None pads to whole blocks, see `padded`.
+    fill: value of the padding.
+
+  Returns:
+    [to, ...], sharded as `ROWS`.
   """
   size = padded(len(x), mesh.devices.size) if to is None else to
   if is_on(x, mesh, size):
@@ -141,7 +185,7 @@ def place(
 
 
 def empty(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.Array:
-  """Zeros with their rows over the devices, which are on no host."""
+  """Returns zeros made on the devices, with axis 0 split over them."""
   return _zeros(shape, jnp.dtype(dtype), mesh)()
 
 
@@ -159,9 +203,17 @@ def write(
   *,
   count: int,
 ) -> jax.Array:
-  """Each device's first `count` new rows at `start` of its own ones.
+  """Overwrites rows of each device's share in place.
 
-  In their place: `rows` is donated, so that there are never two of it.
+  On every device the first `count` rows of its share of `new` replace those of
+  its share of `rows` from `start` on. `rows` is donated, so that the devices
+  never hold two copies of it.
+
+  Args:
+    rows: [N, ...], split by rows; cannot be used afterwards.
+    new: [n, ...], split over the same devices.
+    start: position within each device's share.
+    count: how many rows of each share of `new` count.
   """
   return _writer(mesh_of(rows), count)(rows, new, np.int32(start))
 
@@ -179,11 +231,16 @@ def _writer(mesh: Mesh, count: int) -> Callable:
 
 
 def whole_blocks(tree: Any, mesh: Mesh) -> int:
-  """How many rows are on the mesh already, or would be when placed."""
+  """Returns the common number of rows to which `place` should pad a tree.
+
+  If arrays of the tree are split over the mesh in whole blocks already, it is
+  their length, so that these stay where they are; otherwise the length of the
+  longest array, padded to whole blocks as by `padded`.
+  """
   lengths = list(map(len, jax.tree.leaves(tree)))
   step = blocks(mesh.devices.size)
-  there = [n for n in lengths if n % step == 0 and _any_on(tree, mesh, n)]
-  return max(there, default=padded(max(lengths), mesh.devices.size))
+  placed = [n for n in lengths if n % step == 0 and _any_on(tree, mesh, n)]
+  return max(placed, default=padded(max(lengths), mesh.devices.size))
 
 
 def _any_on(tree: Any, mesh: Mesh, rows: int) -> bool:
@@ -191,24 +248,34 @@ def _any_on(tree: Any, mesh: Mesh, rows: int) -> bool:
 
 
 def is_on(x: Any, mesh: Mesh, rows: int) -> bool:
-  """Whether it is `rows` rows split over this mesh."""
-  own = getattr(getattr(x, "sharding", None), "mesh", None)
-  return own == mesh and len(x) == rows
+  """Returns whether `x` is an array of `rows` rows on this mesh.
+
+  The partition is not compared: a replicated array of that length counts too,
+  and `jax.jit` splits it.
+  """
+  its_mesh = getattr(getattr(x, "sharding", None), "mesh", None)
+  return its_mesh == mesh and len(x) == rows
 
 
 def own_rows(mesh: Mesh, rows: int) -> slice:
-  """Which of `rows` rows this process's devices hold; all for one alone."""
+  """Returns the range of rows that this process's devices hold.
+
+  Args:
+    mesh: the devices of all processes.
+    rows: how many rows there are in all, with padding.
+  """
   share = rows // mesh.devices.size
-  mine = [
+  places = [
     i
     for i, device in enumerate(mesh.devices.flat)
     if device.process_index == jax.process_index()
   ]
-  return slice(mine[0] * share, (mine[-1] + 1) * share)
+  # One range, as jax.devices() lists each process's devices in one go.
+  return slice(places[0] * share, (places[-1] + 1) * share)
 
 
 def fetch(x: jax.Array, count: int | None = None) -> np.ndarray:
-  """The first `count` rows, or all, on the host of every process."""
+  """Copies the first `count` rows, or all, to the host of every process."""
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)[:count]
   gathered = multihost_utils.process_allgather(x, tiled=True)
@@ -218,20 +285,25 @@ def fetch(x: jax.Array, count: int | None = None) -> np.ndarray:
 def run_spmd(
   body: Callable, mesh: Mesh, *, shared: int, backend: str = "shard_map"
 ) -> Callable:
-  """Compiles a per-device function: rows in, rows out.
+  """Compiles a per-device function that takes rows and returns rows.
 
   Args:
-    body: takes `shared` replicated trees, then trees whose leaves' axis 0 is
-      this device's share of the rows; returns rows. May use collectives over
-      `AXIS`.
-    mesh: where it runs; each row argument's length must be a multiple of the
-      number of devices. Of several processes each gives its `own_rows`.
+    body: takes `shared` replicated trees, then trees whose leaves hold this
+      device's share of the rows on axis 0; returns a tree of the same kind. It
+      may use collectives over `AXIS`.
+    mesh: the devices to run on.
     shared: how many leading arguments are replicated.
     backend: `shard_map`, or `pmap` for those who rely on it. The results are
       bit-equal on CPU.
 
   Returns:
-    A function of global arrays.
+    A function of the same arguments with all rows instead of one device's. The
+    number of rows must be a multiple of the number of devices. Each process of
+    several may pass host arrays with the rows of its own devices alone, see
+    `own_rows`.
+
+  Raises:
+    InputError: the backend is unknown.
   """
   if backend == "pmap":
     return _pmap(body, mesh, shared)
@@ -241,7 +313,7 @@ def run_spmd(
     )
 
   @jax.jit
-  @functools.wraps(body)  # A program's name in a profile.
+  @functools.wraps(body)  # Names the program in a profile.
   def run(*args):
     specs = (WHOLE,) * shared + (ROWS,) * (len(args) - shared)
     mapped = jax.shard_map(
@@ -257,7 +329,14 @@ def run_spmd(
 
 
 def join(rows: Any, mesh: Mesh) -> Any:
-  """Each process's own rows as parts of global arrays; those stay."""
+  """Makes global arrays of the rows that each process has on its host.
+
+  JAX arrays are returned as they are.
+
+  Args:
+    rows: tree of host arrays with this process's rows, see `own_rows`.
+    mesh: the devices of all processes.
+  """
   sharding = split_rows(mesh)
   return jax.tree.map(
     lambda x: (
@@ -270,7 +349,7 @@ def join(rows: Any, mesh: Mesh) -> Any:
 
 
 def own_part(x: Any) -> np.ndarray:
-  """The rows of this process's devices, on its host."""
+  """Copies the rows of this process's devices to its host."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable:
     return np.asarray(x)
   parts = sorted(x.addressable_shards, key=lambda s: s.index[0].start)
@@ -278,7 +357,11 @@ def own_part(x: Any) -> np.ndarray:
 
 
 def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
-  """`run_spmd` by `jax.pmap`: the device axis becomes a leading dimension."""
+  """Does the work of `run_spmd` with `jax.pmap`.
+
+  pmap wants [devices, rows of one, ...], so the rows [n, ...] of this process
+  are reshaped on its host on the way in, and joined again on the way out.
+  """
   count = len(mesh.local_devices)
   compiled: dict[int, Callable] = {}
 
@@ -298,7 +381,7 @@ def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
       lambda x: own_part(x).reshape(count, -1, *x.shape[1:]), args[shared:]
     )
     out = compiled[rows](*shared_args, *parts)
-    # Each process has the rows of its devices.
+    # A shard is [1, rows of one, ...]; a process sees those of its devices.
     out = jax.tree.map(
       lambda x: np.concatenate([s.data[0] for s in x.addressable_shards]), out
     )
@@ -308,10 +391,11 @@ def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
 
 
 def settle(tree: Any, mesh: Mesh) -> Any:
-  """Waits for a dispatched computation where queueing it is not safe.
+  """Waits for a result if it is on several CPU devices; returns it in any case.
 
-  Several virtual CPU devices share one thread pool: queued computations with
-  collectives starve each other and XLA ends the process after 40 seconds.
+  Call it on the result of every computation that uses collectives. Virtual CPU
+  devices share one thread pool, in which queued computations with collectives
+  would starve each other until XLA ends the process after 40 seconds.
   """
   if mesh.devices.size > 1 and mesh.devices.flat[0].platform == "cpu":
     jax.block_until_ready(tree)

@@ -119,7 +119,11 @@ def _checked(
   counts = {split.name: len(split) for split in loaded.splits}
   if layout in PUBLISHED:
     known = catalogue.papers(location.name)
-    origin = catalogue.origin(location.name, layout, counts)
+    rows = {
+      split.name: list(zip(split.ids, split.labels, strict=True))
+      for split in loaded.splits
+    }
+    origin = catalogue.origin(location.name, layout, rows)
   else:
     known = {"images": entry.total} if entry.total else {}
     origin, counts = ORIGINS[layout], {"images": sum(counts.values())}

@@ -78,6 +78,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
       round_=round_,
       after_step=after_step,
     )
+  training.check_adapter(state, round_=round_)
   if start_step < total:
     terms = last_terms
     save(total, state, terms)

@@ -40,6 +40,10 @@ class Journal:
     """The rows of metrics, ordered by round; round -1 is zero-shot."""
     return self._first(record.read_metrics)
 
+  def rebuild_results(self) -> None:
+    """Writes results.csv again, in case it was edited or removed."""
+    self._first(record.write_results)
+
   def write_row(self, row: Mapping[str, Any]) -> None:
     """Adds a row of metrics, or replaces that of the same round."""
     self._first(record.write_metrics, [row])

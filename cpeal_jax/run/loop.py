@@ -60,6 +60,7 @@ def run(
     Preempted: `stop` said so; the workdir can be resumed.
   """
   reach(workdir)
+  checkpoint.refuse_path(workdir)
   # Before the workdir is touched: bad images must not leave half a run.
   if experiment is None:
     experiment = _build(config, workdir, overwrite=overwrite)
@@ -118,9 +119,11 @@ def rounds(run: Run) -> list[dict]:
   for round_ in journal.restore_markers():
     say(f"note: round {round_} had lost its SELECTED; DONE vouches for it")
   done = journal.finished_rounds()
-  if run.experiment.plan.classifier.has_texts and not journal.rows():
+  # Only a finished round vouches for the zero-shot row.
+  if run.experiment.plan.classifier.has_texts and not done:
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     journal.write_row(row)
+  journal.rebuild_results()
   say(describe.table(row for row in journal.rows() if row["round"] < done))
   labels = known_labels(run, done)
   adapter = fitting.adapter_of(run, done - 1, labels)

@@ -75,6 +75,8 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
     InputError: something is wrong with the data, the weights or the budget, or
       the batch does not divide over the devices.
   """
+  if config.profile and Path(config.profile).is_file():
+    raise InputError(f"profile={config.profile} is a file; give a directory.")
   pretrained = load_backbone(config)
   spec = images.image_spec(pretrained.preprocessor)
   backbone_of(config).refuse_size(pretrained, spec.size)

@@ -12,13 +12,14 @@ from jaxtyping import Int32
 
 from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
+from cpeal_jax.models import text
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.journal import Journal
 from cpeal_jax.storage import checkpoint
-from cpeal_jax.training import objective
+from cpeal_jax.training import TrainingError, objective
 
 Labels = Int32[np.ndarray, " N"]
 
@@ -215,15 +216,30 @@ def evaluate(
     adapter: what was trained; None for the pretrained model.
     round_: number of the round, -1 for zero-shot.
     labeled: how many labels were bought so far.
+
+  Raises:
+    TrainingError: a logit is not finite.
   """
   experiment = run.experiment
   val, test = (score(run, adapter, split) for split in ("val", "test"))
   precompile.wait_for(experiment.compiled, "metrics")
+  logits = sharding.fetch(test.logits, test.total)
+  held_out = sharding.fetch(val.logits, val.total)
+  for split, rows in (("test", logits), ("val", held_out)):
+    bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    if bad:
+      raise TrainingError(
+        f"the logits of {bad} of {len(rows)} images of split {split} are not "
+        f"finite after round {round_}: lower train.learning_rate, or look at "
+        "the weights if this is round -1."
+      )
+  if adapter is None and experiment.plan.classifier.has_texts:
+    text.refuse_equal(experiment.plan.dataset.classes, logits.T)
   row = evaluation.evaluate(
-    sharding.fetch(test.logits, test.total),
+    logits,
     experiment.plan.dataset.test.labels,
     where=experiment.stores["test"].ok,
-    validation_logits=sharding.fetch(val.logits, val.total),
+    validation_logits=held_out,
     validation_labels=experiment.plan.dataset.val.labels,
     validation_where=experiment.stores["val"].ok,
   )

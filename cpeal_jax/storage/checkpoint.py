@@ -1,8 +1,9 @@
-"""What a run needs to go on: the train state and where the loop was.
+"""Checkpoints on a disk: the train state and the position of the loop.
 
-Nothing else knows orbax. Saves are asynchronous and atomic: a killed save
-leaves the newest complete step as it was. In a bucket `checkpoint_objects`
-stands in: orbax has no s3://, and commits a directory of many objects on gs://.
+No other module uses orbax. Saves are asynchronous and atomic: a save that is
+killed leaves the newest complete checkpoint as it was. For a bucket there is
+`checkpoint_objects`, since orbax cannot write to s3:// and would commit a
+directory of many objects on gs://.
 """
 
 import contextlib
@@ -25,8 +26,9 @@ from cpeal_jax.storage.checkpoint_objects import (
   number,
 )
 
-# In each step's directory, committed with it: size and sha256 of its files.
-_SEAL = "digests.json"
+# File in each checkpoint's directory, committed with it: the size and sha256 of
+# the other files.
+_DIGESTS = "digests.json"
 
 
 class Checkpoints:
@@ -45,12 +47,15 @@ class Checkpoints:
     """Opens or creates `directory`.
 
     Args:
-      directory: for checkpoints alone.
-      keep: how many of the newest stay, besides the last of each round.
-      read_only: only `restore` and what asks; another process may be saving
-        there.
+      directory: a directory that holds nothing but checkpoints.
+      keep: how many of the newest checkpoints are kept, besides the last one
+        of each round.
+      read_only: whether nothing is saved or deleted; another process may be
+        saving there.
     """
-    self._directory = epath.Path(directory).resolve()  # Orbax refuses others.
+    self._directory = epath.Path(
+      directory
+    ).resolve()  # Orbax wants an absolute path.
     self._saving = -1
     with self._writing():
       self._manager = ocp.CheckpointManager(
@@ -61,22 +66,23 @@ class Checkpoints:
           create=not read_only,
           read_only=read_only,
           async_options=ocp.AsyncOptions(
-            post_finalization_callback=self._seal, barrier_sync_fn=_meet
+            post_finalization_callback=self._write_digests,
+            barrier_sync_fn=_meet,
           ),
         ),
         item_names=("train", "loop"),
       )
 
   def all(self) -> list[tuple[int, int]]:
-    """Every complete (round, step), the oldest first."""
+    """The (round, step) of every complete checkpoint, oldest first."""
     return [divmod(n, STRIDE) for n in sorted(self._manager.all_steps())]
 
   def latest(self) -> tuple[int, int] | None:
-    """The newest complete (round, step), or None."""
+    """The newest complete checkpoint as (round, step), or None."""
     return max(self.all(), default=None)
 
   def at(self, round_: int) -> tuple[int, int] | None:
-    """The newest complete (round, step) of a round, or None."""
+    """The newest complete checkpoint of a round as (round, step), or None."""
     return max((at for at in self.all() if at[0] == round_), default=None)
 
   def path(self, round_: int, step: int) -> epath.Path:
@@ -84,7 +90,7 @@ class Checkpoints:
     return self._directory / str(number(round_, step))
 
   def rewind(self, round_: int, step: int) -> None:
-    """Deletes (round, step) and everything newer: it is about to be redone."""
+    """Deletes a checkpoint and all newer ones, which will be saved again."""
     self.wait()
     first = number(round_, step)
     for n in sorted(self._manager.all_steps(), reverse=True):
@@ -96,12 +102,15 @@ class Checkpoints:
   ) -> None:
     """Starts a save, and returns before it is on disk.
 
+    Checkpoints at or after (round, step), which an interrupted start may have
+    left, are deleted first.
+
     Args:
-      round_: counted from 0.
-      step: within the round, below `STRIDE`. What a redone round left at or
-        after (round, step) is deleted first.
-      train: tree of jax arrays: adapter, optimizer state; never frozen weights.
-      loop: JSON-able; round and step are added.
+      round_: number of the round, from 0.
+      step: finished steps within the round, below `STRIDE`.
+      train: tree of jax arrays: the adapter and the optimizer's state, never
+        the pretrained weights.
+      loop: JSON-able values; the round and the step are added to them.
 
     Raises:
       InputError: nothing can be written there.
@@ -123,17 +132,16 @@ class Checkpoints:
     """Reads one checkpoint, onto any number of devices.
 
     Args:
-      round_: as saved.
-      step: as saved.
-      abstract_train: tree as saved, of arrays or of ShapeDtypeStructs with
-        shardings: where the values go.
+      round_, step: which checkpoint.
+      abstract_train: a tree like the saved one, of arrays or of
+        ShapeDtypeStructs with shardings, which say where the values go.
 
     Returns:
-      The train state, and the loop's dict as saved, with round and step.
+      The train state, and the `loop` that was saved with the round and step.
 
     Raises:
-      InputError: the checkpoint was edited or truncated; `rewind` to it to go
-        on from the one before.
+      InputError: the checkpoint was edited or truncated. Call `rewind` with it
+        to go on from the one before.
     """
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -155,24 +163,24 @@ class Checkpoints:
     return out["train"], out["loop"]
 
   def damage(self, round_: int, step: int) -> str | None:
-    """What a checkpoint's digests say is wrong with it, in a line; or None.
+    """Says in a line what is wrong with a checkpoint's files; None if nothing.
 
-    To be asked before orbax trips over it: orbax reads many files at once, and
-    what one damaged file leaves unread fails later, on other threads, each
-    with a traceback on the screen.
+    This is checked before orbax reads the files. Orbax reads many at once, and
+    one damaged file makes reads on other threads fail later, each with a
+    traceback on the screen.
     """
     path = self.path(round_, step)
     if not path.exists():
       return "no such directory"
     try:
-      content = files.read_json(path / _SEAL)
+      content = files.read_json(path / _DIGESTS)
       change = files.first_change(path, content["files"])
     except (InputError, KeyError, AttributeError, TypeError):
-      return _SEAL
+      return _DIGESTS
     return f"{change[0]}: {change[1]}" if change else None
 
   def wait(self) -> None:
-    """Returns when every started save is on disk.
+    """Waits until every started save is on disk.
 
     Raises:
       InputError: nothing can be written there.
@@ -181,7 +189,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and frees what orbax holds."""
+    """Waits for saves and frees what orbax holds."""
     self.wait()
     with self._writing():
       self._manager.close()
@@ -193,21 +201,22 @@ class Checkpoints:
     try:
       self.close()
     except InputError:
-      # A save that failed in several places is told once; but one that fails
-      # here alone was not saved, whatever else ends the run.
+      # If a failed save is what ended the block, it has been reported. If the
+      # save fails only here, it must be, whatever else ended the block.
       if not isinstance(error, InputError):
         raise
 
-  def _seal(self) -> None:
-    """Adds digests to the save in progress; orbax calls it before the commit.
+  def _write_digests(self) -> None:
+    """Writes the digests of the save in progress.
 
-    The directory has its temporary name then. What orbax still writes (its
-    marks and a time stamp) doesn't matter here.
+    Orbax calls this before it commits, while the directory still has its
+    temporary name. What orbax writes later (its marks and a time stamp) is not
+    part of the state.
     """
     for path in self._directory.iterdir():
       if path.name.split(".")[0] == str(self._saving) and path.is_dir():
         names = [n for n in sorted(_file_names(path)) if "/" in n]
-        files.write_json(path / _SEAL, {"files": files.digests(path, names)})
+        files.write_json(path / _DIGESTS, {"files": files.digests(path, names)})
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -228,20 +237,39 @@ class Checkpoints:
     )
 
 
+def refuse_path(workdir: str | os.PathLike) -> None:
+  """Refuses a path below which no checkpoint could be read again.
+
+  Tensorstore, which orbax writes arrays with, takes a backslash for a slash
+  and brackets for a pattern when it reads, but not when it writes.
+
+  Raises:
+    InputError: the absolute path has such a character.
+  """
+  if files.is_remote(workdir):
+    return
+  path = os.path.abspath(workdir)
+  if bad := sorted(set(path) & set("[]\\")):
+    raise InputError(
+      f"--workdir={workdir}: its path {path} has {' and '.join(bad)}, and "
+      "checkpoints below such a path cannot be read again. Choose another."
+    )
+
+
 AnyCheckpoints = Checkpoints | CheckpointObjects
 
 
 def open_checkpoints(
   directory: str | os.PathLike, *, keep: int = 3, read_only: bool = False
 ) -> AnyCheckpoints:
-  """The checkpoints of a workdir, on a disk or in a bucket."""
+  """Opens the checkpoints of a workdir, on a disk or in a bucket."""
   if files.is_remote(directory):
     return CheckpointObjects(directory, keep=keep)
   return Checkpoints(directory, keep=keep, read_only=read_only)
 
 
 class _Keep:
-  """Orbax's preservation policy: what `kept` says."""
+  """Orbax's preservation policy: keeps what `kept` says."""
 
   def __init__(self, keep: int):
     self._keep = keep
@@ -254,10 +282,11 @@ class _Keep:
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:
-  """Waits for the other processes; not on the way out of a failed save.
+  """Waits for the other processes, unless a save has just failed here.
 
-  Orbax would meet them in a `finally`, and where the save failed here alone
-  they wait elsewhere: 20 minutes, and nobody knows of the first error then.
+  Orbax calls its barrier in a `finally`. Where the save failed on this process
+  alone, the others wait in another barrier: everyone would hang for 20 minutes
+  and the first error would be lost. So the error is raised again instead.
   """
   if error := sys.exc_info()[1]:
     raise error
@@ -265,10 +294,10 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 
 
 def _refused(error: Exception) -> str | None:
-  """What the file system said; None for an error of another kind."""
+  """The file system's reason; None for an error of another kind."""
   if isinstance(error, OSError):
     return error.strerror or str(error)
-  # Tensorstore has a type of its own, and a long story around the code.
+  # Tensorstore raises its own type, whose long message holds the error code.
   code = re.search(r"os_error_code='(\d+)'", str(error))
   return os.strerror(int(code[1])) if code else None
 

@@ -1,8 +1,9 @@
-"""Checkpoints in a bucket: each is one object, there whole or not at all.
+"""Checkpoints in a bucket: each is one object, which appears whole.
 
-An adapter and its optimizer are small and the same on every device, so process
-0 writes them at once. The object is a sha256 in hexadecimal, then flax's
-MessagePack of what it is of: the train state and the loop's dict as JSON.
+An adapter and its optimizer's state are small and the same on every device, so
+process 0 uploads them in one piece. The object starts with a sha256 in
+hexadecimal. The rest, which the digest is of, is flax's MessagePack of the
+train state and of the loop's values as JSON.
 """
 
 import json
@@ -19,23 +20,30 @@ from jax.experimental import multihost_utils
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files
 
-# Orbax skips a save, silently, unless its one number grows; this leaves room
-# for a million steps in a round.
+# Orbax numbers checkpoints and silently skips a save whose number does not
+# grow, so (round, step) becomes one number, with room for a million steps.
 STRIDE = 1_000_000
 _DIGEST = 64
 
 
 def number(round_: int, step: int) -> int:
-  """(round, step) as one number that grows with it."""
+  """(round, step) as one number that grows with both."""
   if round_ < 0 or not 0 <= step < STRIDE:
     raise ValueError(f"round {round_}, step {step} out of range")
   return round_ * STRIDE + step
 
 
 def kept(numbers: Sequence[int], keep: int) -> list[bool]:
-  """Of ascending numbers which stay: the newest `keep`, each round's last.
+  """Which checkpoints to keep: the newest `keep`, and the last of each round.
 
-  The last of a round is what `load_run` needs to give that round's model.
+  The last one of a round is what `load_run` reads to give that round's model.
+
+  Args:
+    numbers: of all checkpoints, ascending.
+    keep: how many of the newest are kept.
+
+  Returns:
+    For each number whether that checkpoint is kept.
   """
   rounds = [n // STRIDE for n in numbers]
   return [
@@ -45,32 +53,33 @@ def kept(numbers: Sequence[int], keep: int) -> list[bool]:
 
 
 class CheckpointObjects:
-  """`checkpoint.Checkpoints` for a bucket, with the same methods.
+  """The same methods as `checkpoint.Checkpoints`, for a bucket.
 
-  Every process of a multi-host run enters every call; a save is done when it
-  returns.
+  Every process of a multi-host run calls every method. When `save` returns, the
+  checkpoint is in the bucket.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
-    """Opens `directory`, whether or not something is there.
+    """Opens `directory`, which need not exist.
 
     Args:
-      directory: for checkpoints alone.
-      keep: how many of the newest stay, besides the last of each round.
+      directory: a bucket's folder that holds nothing but checkpoints.
+      keep: how many of the newest checkpoints are kept, besides the last one
+        of each round.
     """
     self._directory = epath.Path(directory)
     self._keep = keep
 
   def all(self) -> list[tuple[int, int]]:
-    """Every (round, step), the oldest first."""
+    """The (round, step) of every checkpoint, oldest first."""
     return [divmod(n, STRIDE) for n in self._numbers()]
 
   def latest(self) -> tuple[int, int] | None:
-    """The newest (round, step), or None."""
+    """The newest checkpoint as (round, step), or None."""
     return max(self.all(), default=None)
 
   def at(self, round_: int) -> tuple[int, int] | None:
-    """The newest (round, step) of a round, or None."""
+    """The newest checkpoint of a round as (round, step), or None."""
     return max((at for at in self.all() if at[0] == round_), default=None)
 
   def path(self, round_: int, step: int) -> epath.Path:
@@ -78,7 +87,7 @@ class CheckpointObjects:
     return self._path(number(round_, step))
 
   def rewind(self, round_: int, step: int) -> None:
-    """Deletes (round, step) and everything newer: it is about to be redone."""
+    """Deletes a checkpoint and all newer ones, which will be saved again."""
     first = number(round_, step)
     self._delete([n for n in self._numbers() if n >= first])
     _meet(f"rewound to {first}")
@@ -86,7 +95,7 @@ class CheckpointObjects:
   def save(
     self, round_: int, step: int, train: Any, loop: Mapping[str, Any]
   ) -> None:
-    """Saves; the arguments are those of `Checkpoints.save`.
+    """Saves a checkpoint, with the arguments of `Checkpoints.save`.
 
     Raises:
       InputError: nothing can be written there.
@@ -130,7 +139,7 @@ class CheckpointObjects:
       ) from error
 
   def damage(self, round_: int, step: int) -> str | None:
-    """What is wrong with the object of one checkpoint, or None."""
+    """Says what is wrong with the object of a checkpoint; None if nothing."""
     try:
       data = self.path(round_, step).read_bytes()
     except OSError as error:
@@ -139,10 +148,10 @@ class CheckpointObjects:
     return None if whole else "its sha256 differs"
 
   def wait(self) -> None:
-    """Returns at once: a save that returned is done."""
+    """Returns at once, since `save` returns when its object is uploaded."""
 
   def close(self) -> None:
-    """Frees nothing: nothing is held."""
+    """Does nothing, since nothing is held open."""
 
   def __enter__(self) -> "CheckpointObjects":
     return self
@@ -164,7 +173,7 @@ class CheckpointObjects:
     )
 
   def _delete(self, numbers: Sequence[int]) -> None:
-    """Process 0 deletes, the newest first."""
+    """Deletes objects on process 0, the newest first."""
     if jax.process_index() == 0:
       with files.writing(self._directory):
         for n in reversed(numbers):
@@ -172,7 +181,7 @@ class CheckpointObjects:
 
 
 def _placed(target: Any, value: np.ndarray) -> jax.Array:
-  """`value` on the devices of `target`, each process its own part."""
+  """Puts `value` onto the devices of `target`, each process its own part."""
   if (target.shape, target.dtype) != (value.shape, value.dtype):
     raise ValueError(
       f"an array is {value.dtype}{list(value.shape)}, the run's is "
@@ -184,6 +193,6 @@ def _placed(target: Any, value: np.ndarray) -> jax.Array:
 
 
 def _meet(what: str) -> None:
-  """What process 0 did is seen by all from here on."""
+  """Waits for all processes, so that they see what process 0 did."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)

@@ -23,10 +23,14 @@ from etils import epath
 from cpeal_jax.errors import InputError
 
 SCHEMA_VERSION = 1
-# What reads an address of this kind, and the extra that installs it.
+# Entry of a JSON object with the digest of all the others.
+DIGEST_KEY = "content_sha256"
+# For each kind of bucket address: the package that reads it, and our extra that
+# installs the package.
 BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
-# What to ask before a write below a bucket's folder: see `lease`.
+# By folder of a bucket: a function to call before each write below it, which
+# raises if this process no longer holds the folder. See `lease`.
 guards: dict[str, Callable[[], None]] = {}
 
 
@@ -43,16 +47,17 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
       for folder, check in guards.items():
         if os.fspath(target).startswith(f"{folder}/"):
           check()
-      # The whole object at once: it appears when its upload is complete. A
-      # file that is open would be closed, so completed, by an error as well.
+      # In one call, since an object appears when its upload is complete. An
+      # object that is open as a file would be closed, and so completed, even
+      # by an error.
       client(target).pipe_file(os.fspath(target), content)
       return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # One writer holds the lock, so a fixed name cannot clash and what a kill
-    # leaves behind is overwritten by the next attempt.
+    # One writer holds the lock, so a fixed name cannot clash, and the next
+    # attempt overwrites what a killed one left behind.
     aside = target.parent / f".{target.name}.tmp"
     try:
-      with open(aside, "wb") as file:
+      with open(aside, "wb", opener=no_link) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -68,6 +73,11 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
       os.close(folder)
 
 
+def no_link(path: str, flags: int) -> int:
+  """Opens a file that may be created, but never one behind a link."""
+  return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
   """Turns what the file system refuses into an `InputError` naming `path`."""
@@ -81,7 +91,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """True on an object store (gs://, s3://): no rename, no locks."""
+  """Whether a path is in an object store, which has no rename and no locks."""
   return "://" in os.fspath(path)
 
 
@@ -91,7 +101,7 @@ def client(path: str | os.PathLike) -> Any:
 
 
 def reach(path: str | os.PathLike) -> None:
-  """Gets ready for a bucket and asks it once; does nothing for a local path.
+  """Prepares for a bucket and asks it once; does nothing for a local path.
 
   Raises:
     InputError: another kind of address, its client is not installed, or no
@@ -102,9 +112,9 @@ def reach(path: str | os.PathLike) -> None:
   scheme = os.fspath(path).partition("://")[0]
   if scheme not in BUCKETS:
     raise InputError(f"{path}; give a local directory, gs:// or s3://.")
-  # Epath would rather use TensorFlow, where installed, which has no s3://.
+  # Where TensorFlow is installed epath would use it, and it has no s3://.
   os.environ["EPATH_USE_TF"] = "false"
-  # Others write there too: what was listed once must not be taken for granted.
+  # Other processes write there too, so listings must not be cached.
   for name in ("gcs", "gs", "s3"):
     fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
   try:
@@ -131,23 +141,40 @@ def damaged(path: str | os.PathLike, why: str) -> InputError:
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-  """Writes a JSON object with its schema version, by `write_atomic`."""
+  """Writes a JSON object with its schema version and a digest of itself."""
   versioned = {"schema_version": SCHEMA_VERSION, **content}
+  versioned[DIGEST_KEY] = _json_digest(versioned)
   write_atomic(path, json.dumps(versioned, indent=2, allow_nan=False) + "\n")
 
 
+def _json_digest(content: Mapping[str, Any]) -> str:
+  """Digest of a JSON object's values, whatever their layout in the file."""
+  return sha256(json.dumps(content, sort_keys=True).encode())
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """A JSON object without its schema version.
+  """Reads a JSON object that `write_json` wrote, without its schema version.
 
   Raises:
-    InputError: it is not what `write_json` wrote, or of a newer schema.
+    InputError: the file is damaged or of a newer schema.
   """
   try:
     content = json.loads(epath.Path(path).read_bytes())
+    digest = content.pop(DIGEST_KEY, None)
+    edited = digest is not None and digest != _json_digest(content)
     version = content.pop("schema_version")
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+  ) as error:
     raise damaged(path, type(error).__name__) from error
   _check_version(path, version)
+  if edited:
+    raise damaged(path, "its values do not fit its digest")
   return content
 
 
@@ -161,10 +188,10 @@ def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
 
 
 def read_parquet(path: str | os.PathLike) -> pa.Table:
-  """The table that `write_parquet` wrote.
+  """Reads a table that `write_parquet` wrote.
 
   Raises:
-    InputError: it is not, or of a newer schema.
+    InputError: the file is damaged or of a newer schema.
   """
   try:
     table = pq.read_table(io.BytesIO(epath.Path(path).read_bytes()))
@@ -176,11 +203,18 @@ def read_parquet(path: str | os.PathLike) -> pa.Table:
 
 
 def csv_text(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-  """Rows under a header: floats as float32 in shortest form, NaN as nothing."""
+  """CSV text with a header.
+
+  Floats are written as float32 in their shortest form, and NaN as nothing.
+  """
   out = io.StringIO(newline="")
-  writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(names)
-  writer.writerows([_cell(value) for value in row] for row in rows)
+  plain = csv.writer(out, lineterminator="\n")
+  # Some versions of Python leave a carriage return without quotes, and then
+  # cannot read the line back.
+  quoted = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+  for row in (names, *([_cell(value) for value in row] for row in rows)):
+    writer = quoted if any("\r" in cell for cell in row) else plain
+    writer.writerow(row)
   return out.getvalue()
 
 
@@ -189,16 +223,16 @@ def _cell(value: Any) -> str:
     return value or ""
   value = np.asarray(value)[()]
   if isinstance(value, np.floating):
-    # Scores are float32: its shortest form is the same on every machine.
+    # Scores are float32, whose shortest form is the same on every machine.
     return "" if np.isnan(value) else str(np.float32(value))
   return str(value)
 
 
 def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
-  """The rows by column name.
+  """Reads a CSV file; returns its rows, each as a dict by column name.
 
   Raises:
-    InputError: not a whole table.
+    InputError: the file is damaged, or a row has too few or many columns.
   """
   try:
     text = epath.Path(path).read_bytes().decode()
@@ -213,7 +247,7 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
 def digests(
   folder: str | os.PathLike, names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """Size and sha256 of files by their name within `folder`."""
+  """The size and sha256 of files, by their name within `folder`."""
   out = {}
   for name in names:
     data = (epath.Path(folder) / name).read_bytes()
@@ -224,7 +258,7 @@ def digests(
 def first_change(
   folder: str | os.PathLike, expected: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, str] | None:
-  """A file that no longer fits its `digests` and why, or None."""
+  """The first file that does not fit its `digests`, and why; None if all do."""
   for name, digest in expected.items():
     path = epath.Path(folder) / name
     if not path.exists():
@@ -238,7 +272,7 @@ def first_change(
 
 
 def sha256(data: bytes) -> str:
-  """The digest in hexadecimal."""
+  """The SHA-256 digest in hexadecimal."""
   return hashlib.sha256(data).hexdigest()
 
 

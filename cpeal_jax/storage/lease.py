@@ -1,9 +1,10 @@
 """The lock of a workdir in a bucket, where no file can be held open.
 
-An object names the process that holds the workdir, and that process rewrites it
-every `BEAT` seconds. Who finds it watches: what changes has a living holder,
-what stays the same for `SILENCE` seconds has none. So no two clocks are ever
-compared. On the holder's own machine its process is looked for instead.
+An object names the process that holds the workdir, and that process rewrites
+the object every `BEAT` seconds. Another process that finds it watches it: if it
+changes, its holder is alive, and if it stays the same for `SILENCE` seconds, it
+was left behind. So no two clocks are ever compared. On the holder's own machine
+its process is looked for instead.
 """
 
 import contextlib
@@ -26,20 +27,22 @@ from cpeal_jax.storage import files
 
 BEAT = 15.0
 SILENCE = 90.0
-# Two that take over a dead one both write: the later write stays, and each
-# reads after this long whose it was.
+# Two processes that take over a dead one's lock both write the object. The
+# later write stays, and each reads after this many seconds whose it was.
 SETTLE = 2.0
 
 
 @contextlib.contextmanager
 def hold(path: str | os.PathLike) -> Iterator[None]:
-  """Holds the object at `path`; writes beside it need it from then on.
+  """Holds the object at `path` while the block runs.
 
-  Waits, at most `SILENCE` seconds, where another machine's process left one.
+  Every write below the same folder checks that it is still held. Where a
+  process of another machine left one behind, this waits up to `SILENCE`
+  seconds for a sign that it is alive.
 
   Raises:
-    InputError: another process holds it. Also from a later write, where
-      another one took over because this one had been silent for too long.
+    InputError: another process holds it. A later write raises it too, if
+      another process took over because this one was silent for too long.
   """
   lease = _Lease(epath.Path(path))
   lease.take()
@@ -58,12 +61,12 @@ def hold(path: str | os.PathLike) -> Iterator[None]:
 
 
 class _Lease:
-  """The object and who this process is."""
+  """The object, and the identity of this process."""
 
   def __init__(self, path: epath.Path):
     self._path = path
     self._client = files.client(path)
-    self._own = {
+    self._identity = {
       "process": os.getpid(),
       "host": socket.gethostname(),
       "since": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
@@ -73,11 +76,11 @@ class _Lease:
       "beat": 0,
     }
     self._beaten = time.monotonic()
-    self._one = threading.Lock()
+    self._beating = threading.Lock()
     self._lost = ""
 
   def take(self) -> None:
-    """Writes the object, once nobody alive holds it."""
+    """Writes the object once no living process holds it."""
     while True:
       found = self._read()
       if found is None:
@@ -85,21 +88,22 @@ class _Lease:
       elif self._is_dead(found):
         self._put()
         time.sleep(SETTLE)
-      if self._is_own(self._read()):
+      if self._is_mine(self._read()):
         self._beaten = time.monotonic()
         return
 
   def keep(self, ended: threading.Event) -> None:
-    """Rewrites the object until `ended`, or until it is another's."""
+    """Rewrites the object until `ended` is set or another process has it."""
     while not (ended.wait(BEAT) or self._lost):
-      # A bucket that is away for a while: the next beat tries again.
+      # If the bucket cannot be reached, the next beat tries again.
       with contextlib.suppress(Exception):
         self._beat()
 
   def check(self) -> None:
-    """InputError where another process has taken over."""
+    """Raises an InputError if another process has taken over."""
     if not self._lost and time.monotonic() - self._beaten > SILENCE / 2:
-      self._beat()  # This process was stopped for a while: look first.
+      # This process was stopped for a while, so look before writing.
+      self._beat()
     if self._lost:
       raise InputError(
         f"{self._path} was lost to {self._lost}, after this process had not "
@@ -109,28 +113,33 @@ class _Lease:
 
   def release(self) -> None:
     """Removes the object if it is still this process's."""
-    with contextlib.suppress(Exception):  # Then it falls silent.
-      if self._is_own(self._read()):
+    # If this fails, the object falls silent and is taken over later.
+    with contextlib.suppress(Exception):
+      if self._is_mine(self._read()):
         self._client.rm_file(os.fspath(self._path))
 
   def _beat(self) -> None:
-    with self._one:
+    with self._beating:
       found = self._read()
-      if not self._is_own(found):
+      if not self._is_mine(found):
         self._lost = _who(found)
         return
-      self._own["beat"] += 1
+      self._identity["beat"] += 1
       self._put()
       self._beaten = time.monotonic()
 
   def _is_dead(self, found: bytes) -> bool:
-    """Whether nobody holds what was found; InputError where somebody does."""
+    """True if the holder of what was found is gone; raises if it is alive.
+
+    Raises:
+      InputError: a living process holds the workdir.
+    """
     holder = _parsed(found)
     in_use = InputError(
       f"{self._path.parent} is in use by {_who(found)}. Wait for it to end, or "
       "use another --workdir."
     )
-    if holder.get("machine") and holder["machine"] == self._own["machine"]:
+    if holder.get("machine") and holder["machine"] == self._identity["machine"]:
       if _started(holder.get("process")) == holder.get("started"):
         raise in_use
       return True
@@ -149,9 +158,9 @@ class _Lease:
     return True
 
   def _put(self, **mode: str) -> None:
-    data = json.dumps(self._own, indent=2).encode() + b"\n"
-    # Of what exists, the next reading tells whose it is: it may be this
-    # process's own, where the answer to a first attempt was lost.
+    data = json.dumps(self._identity, indent=2).encode() + b"\n"
+    # If the object exists, the next reading says whose it is. It may be ours,
+    # if the answer to a first attempt was lost.
     with files.writing(self._path), contextlib.suppress(FileExistsError):
       self._client.pipe_file(os.fspath(self._path), data, **mode)
 
@@ -161,12 +170,12 @@ class _Lease:
     except FileNotFoundError:
       return None
 
-  def _is_own(self, found: bytes | None) -> bool:
-    return _parsed(found).get("token") == self._own["token"]
+  def _is_mine(self, found: bytes | None) -> bool:
+    return _parsed(found).get("token") == self._identity["token"]
 
 
 def _parsed(found: bytes | None) -> dict[str, Any]:
-  """The holder; empty where the object is none of `_Lease`'s."""
+  """The holder's identity; empty if the object was not written by a lease."""
   try:
     holder = json.loads(found or b"")
   except ValueError:
@@ -183,7 +192,10 @@ def _who(found: bytes | None) -> str:
 
 
 def _machine() -> str:
-  """One running kernel and the process numbers seen from here, or ""."""
+  """Identifies the running kernel and the namespace of process numbers.
+
+  Empty where that cannot be found out.
+  """
   try:
     Path("/proc/1/stat").read_text()  # Refused where other users' are hidden.
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -193,9 +205,9 @@ def _machine() -> str:
 
 
 def _started(process: Any) -> str | None:
-  """When a process of this machine started; None where it runs no more.
+  """When a process of this machine started; None if it no longer runs.
 
-  A number alone would not do: it is given to other processes later.
+  The number of a process is not enough, since it is reused later.
   """
   try:
     stat = Path(f"/proc/{process}/stat").read_text()

@@ -1,10 +1,10 @@
-"""The workdir's rounds as plain files that outlive the program.
+"""The rounds of a workdir as plain files that outlive the program.
 
-A round commits twice: SELECTED after scores.parquet and selection.csv, DONE
-after labels.csv and the round's row in metrics.jsonl. Both markers hold the
-size and sha256 of what they commit; what comes after the last one is redone.
-A marker that got lost costs no round: SELECTED is implied by DONE, and without
-DONE the round is redone from what it selected.
+A round commits twice: it writes SELECTED after scores.parquet and
+selection.csv, and DONE after labels.csv and the round's row in metrics.jsonl.
+Both markers hold the size and sha256 of the files that they commit. Whatever
+comes after the last marker is done again. A lost marker costs no round: DONE
+implies SELECTED, and without DONE the round goes on from what it selected.
 """
 
 import collections
@@ -19,10 +19,11 @@ from etils import epath
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files
 
+ZERO_SHOT = -1
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
-# The order of the columns that other programs read; the rest goes between.
+# Columns that other programs read come first and last; the others between them.
 _SELECTION_FIRST = ("id", "path", "rank", "score")
 _SELECTION_LAST = ("prediction", "confidence", "reason")
 METRICS = (
@@ -41,21 +42,25 @@ METRICS = (
 
 
 def round_dir(workdir: str | os.PathLike, round_: int) -> epath.Path:
-  """Where the files of a round are, counted from 0."""
+  """The folder with the files of a round, counted from 0."""
   return epath.Path(workdir) / "rounds" / f"{round_:03d}"
 
 
 def finished_rounds(workdir: str | os.PathLike) -> int:
-  """How many rounds are done, from round 0 on.
+  """How many rounds are finished, counted from round 0.
 
-  A selected round without DONE is the end, whatever comes after it: to redo it
-  and what follows gives the same again.
+  A round that has selected but has no DONE ends the count, whatever comes after
+  it: doing it and the later rounds again gives the same files.
 
   Raises:
-    InputError: a done round's file was edited, truncated or removed.
+    InputError: a file of a finished round was edited, truncated or removed.
   """
   done = _done(workdir)
   lines = _metric_lines(workdir)
+  if lines and max(lines) > max(done, default=-1) + 1:
+    raise files.damaged(
+      epath.Path(workdir) / "metrics.jsonl", f"a row of round {max(lines)}"
+    )
   for count, round_ in enumerate(done):
     folder = round_dir(workdir, round_)
     if count != round_ and _is_selected(workdir, count):
@@ -66,18 +71,26 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
         "Restore it from a copy, or use another --workdir."
       )
     marker = _verify(folder / "DONE")
-    if marker.get("metrics_sha256") != files.sha256(lines[round_].encode()):
-      raise files.damaged(
-        epath.Path(workdir) / "metrics.jsonl", f"the row of round {round_}"
-      )
+    committed = {round_: marker.get("metrics_sha256")}
+    # The zero-shot row is committed with the first round; older runs, and
+    # models without texts, have none in the marker.
+    if marker.get("zero_shot_sha256") is not None:
+      committed[ZERO_SHOT] = marker["zero_shot_sha256"]
+    for row, digest in committed.items():
+      if digest != files.sha256(lines.get(row, "").encode()):
+        raise files.damaged(
+          epath.Path(workdir) / "metrics.jsonl", f"the row of round {row}"
+        )
   return len(done)
 
 
 def _done(workdir: str | os.PathLike) -> list[int]:
-  """The rounds with a DONE marker, in order, unverified."""
+  """The rounds that have a DONE marker, in order; nothing is verified."""
   rounds = epath.Path(workdir) / "rounds"
   if not rounds.exists():
     return []
+  if not rounds.is_dir():
+    raise files.damaged(rounds, "it is no directory")
   return sorted(
     int(folder.name)
     for folder in rounds.iterdir()
@@ -86,10 +99,10 @@ def _done(workdir: str | os.PathLike) -> list[int]:
 
 
 def restore_selected(workdir: str | os.PathLike) -> list[int]:
-  """Writes SELECTED again where DONE still vouches for what it commits.
+  """Writes a lost SELECTED again, if DONE holds the digests of its files.
 
   Returns:
-    The rounds that lacked it.
+    The rounds that lacked their SELECTED.
   """
   rounds = []
   for round_ in _done(workdir):
@@ -111,11 +124,11 @@ def write_selection(
   """Commits a round's picks: scores.parquet, selection.csv, then SELECTED.
 
   Args:
-    workdir: where.
-    round_: counted from 0.
-    selection: columns over the picks, in order: id, and any of path, rank,
-      score, its parts, prediction, confidence, reason. No labels, but a
-      pseudo_label where the prediction is to be taken for one.
+    workdir: the run's workdir.
+    round_: number of the round, from 0.
+    selection: columns over the picks, in their order: id, and any of path,
+      rank, score, its parts, prediction, confidence, reason. There are no
+      labels, but `pseudo_label` holds the prediction where it is taken as one.
     scores: columns over the whole pool.
 
   Raises:
@@ -148,7 +161,7 @@ def _is_selected(workdir: str | os.PathLike, round_: int) -> bool:
 
 
 def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
-  """The ids a round selected, best first; None if it hasn't yet.
+  """The ids that a round selected, best first; None if it has not yet.
 
   Raises:
     InputError: its files were edited or truncated since.
@@ -161,7 +174,7 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
 
 
 def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
-  """Class names by id of a selected round's picks that need no answer."""
+  """Class names by id, of the picks of a round that nobody is asked about."""
   path = round_dir(workdir, round_) / "selection.csv"
   rows = files.read_csv(path)
   return {
@@ -177,7 +190,7 @@ def write_labels(
   *,
   sources: Sequence[str],
 ) -> None:
-  """Writes labels.csv: id, label (the class name), source (who answered)."""
+  """Writes labels.csv: id, label (the class name) and source (who answered)."""
   rows = list(zip(ids, labels, sources, strict=True))
   text = files.csv_text(("id", "label", "source"), rows)
   files.write_atomic(round_dir(workdir, round_) / "labels.csv", text)
@@ -186,7 +199,7 @@ def write_labels(
 def read_labels(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, str]:
-  """Label names by id of the given rounds, in the order they were bought."""
+  """Class names by id, of the labels of some rounds in the order they came."""
   labels = {}
   for round_ in rounds:
     path = round_dir(workdir, round_) / "labels.csv"
@@ -199,7 +212,7 @@ def read_labels(
 def count_sources(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, int]:
-  """How many labels of the given rounds came from each source."""
+  """How many labels of some rounds came from each source."""
   return collections.Counter(
     row["source"]
     for round_ in rounds
@@ -212,9 +225,11 @@ def write_metrics(
 ) -> None:
   """Adds rows to metrics.jsonl, or replaces those of the same round.
 
-  The file is written whole and results.csv is derived from it. Round -1 is the
-  zero-shot row. NaN, an undefined metric, becomes null; infinity is a
-  ValueError.
+  The whole file is written again, and results.csv is derived from it. Round -1
+  is the zero-shot row. An undefined metric (NaN) becomes null.
+
+  Raises:
+    ValueError: a value is infinite.
   """
   root = epath.Path(workdir)
   lines = _metric_lines(workdir)
@@ -223,36 +238,48 @@ def write_metrics(
     lines[plain["round"]] = json.dumps(plain, allow_nan=False)
   ordered = [lines[round_] for round_ in sorted(lines)]
   files.write_atomic(root / "metrics.jsonl", "".join(x + "\n" for x in ordered))
-  parsed = [json.loads(line) for line in ordered]
+  write_results(workdir)
+
+
+def write_results(workdir: str | os.PathLike) -> None:
+  """Writes results.csv, which has what metrics.jsonl has, as a table."""
+  parsed = read_metrics(workdir)
   names = sorted({key for row in parsed for key in row}, key=_column)
-  # str, for the digits of metrics.jsonl: a cell would be cut to float32.
+  # As text, which keeps the digits of metrics.jsonl; a float would be cut to
+  # float32.
   cells = [
     ["" if row.get(name) is None else str(row[name]) for name in names]
     for row in parsed
   ]
-  files.write_atomic(root / "results.csv", files.csv_text(names, cells))
+  path = epath.Path(workdir) / "results.csv"
+  files.write_atomic(path, files.csv_text(names, cells))
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl by round; a torn last line doesn't count.
+  """The rows of metrics.jsonl in the order of rounds.
+
+  A last line that was cut short is left out.
 
   Raises:
-    InputError: another line is damaged, or a done round's row is missing.
+    InputError: another line is damaged, or the row of a finished round is
+      missing.
   """
   lines = _metric_lines(workdir)
   return [json.loads(lines[round_]) for round_ in sorted(lines)]
 
 
 def mark_done(workdir: str | os.PathLike, round_: int) -> None:
-  """Commits a round. Its labels and its row of metrics must be written."""
-  folder = round_dir(workdir, round_)
-  row = files.sha256(_metric_lines(workdir)[round_].encode())
-  digests = files.digests(folder, _DONE_FILES)
-  files.write_json(folder / "DONE", {"files": digests, "metrics_sha256": row})
+  """Commits a round, whose labels and row of metrics must be written."""
+  folder, lines = round_dir(workdir, round_), _metric_lines(workdir)
+  content: dict[str, Any] = {"files": files.digests(folder, _DONE_FILES)}
+  content["metrics_sha256"] = files.sha256(lines[round_].encode())
+  if round_ == 0 and ZERO_SHOT in lines:
+    content["zero_shot_sha256"] = files.sha256(lines[ZERO_SHOT].encode())
+  files.write_json(folder / "DONE", content)
 
 
 def _column(name: str) -> tuple[int, int, str]:
-  """Sorts metrics: the documented order, others by name, seconds at the end."""
+  """Sorts metrics: the documented ones first, seconds last, others by name."""
   first = ("round", "labeled", *METRICS)
   if name in first:
     return 0, first.index(name), name
@@ -260,7 +287,7 @@ def _column(name: str) -> tuple[int, int, str]:
 
 
 def _plain(value: Any) -> Any:
-  """A JSON value with the fewest digits that give the same float back."""
+  """A value for JSON; floats get the fewest digits that give them back."""
   if value is None or isinstance(value, str | bool):
     return value
   value = np.asarray(value)[()]
@@ -270,28 +297,49 @@ def _plain(value: Any) -> Any:
 
 
 def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
-  """The lines of metrics.jsonl by round."""
+  """The lines of metrics.jsonl, by round.
+
+  A last line that was cut short, as by a full disk of an older version, is left
+  out: its round is not finished.
+
+  Raises:
+    InputError: another line is damaged, or a finished round has none.
+  """
   path = epath.Path(workdir) / "metrics.jsonl"
-  lines = path.read_bytes().splitlines() if path.exists() else []
+  data = path.read_bytes() if path.exists() else b""
+  lines = data.splitlines()
+  cut_short = len(lines) - 1 if data and not data.endswith(b"\n") else None
+  done = _done(workdir)
   by_round = {}
   for number, line in enumerate(lines):
     try:
-      by_round[int(json.loads(line)["round"])] = line.decode()
-    except (ValueError, KeyError, TypeError) as error:
-      # The rounds after the last DONE are redone, their rows may be torn.
-      if number < len(lines) - 1:
-        raise files.damaged(path, f"line {number + 1}") from error
-  missing = [round_ for round_ in _done(workdir) if round_ not in by_round]
+      round_ = json.loads(line)["round"]
+      text = line.decode()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      if number == cut_short:
+        continue
+      raise files.damaged(path, f"line {number + 1}") from error
+    if type(round_) is not int or round_ < ZERO_SHOT:
+      raise files.damaged(path, f"line {number + 1} is of round {round_!r}")
+    by_round[round_] = text
+  missing = [round_ for round_ in done if round_ not in by_round]
   if missing:
     raise files.damaged(path, f"no row for round {missing[0]}")
   return by_round
 
 
 def _verify(marker: epath.Path, *, but: str = "") -> dict[str, Any]:
-  """The marker's content, once the files it commits are found unchanged."""
+  """Reads a marker; returns its content if its files are unchanged.
+
+  Raises:
+    InputError: the marker or one of its files was changed.
+  """
   content = files.read_json(marker)
   try:
     listed = {k: v for k, v in content["files"].items() if k != but}
+    wanted = _SELECTED_FILES if marker.name == "SELECTED" else _DONE_FILES
+    if missing := set(wanted).difference(content["files"]):
+      raise files.damaged(marker, f"it does not list {min(missing)}")
     change = files.first_change(marker.parent, listed)
   except (KeyError, AttributeError, TypeError) as error:
     raise files.damaged(marker, "no list of files") from error

@@ -1,4 +1,4 @@
-"""The workdir: one writer, one configuration, one set of images."""
+"""A workdir has one writer, one configuration and one set of images."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,9 @@ from etils import epath
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import lease
 from cpeal_jax.storage.files import (
+  damaged,
   is_remote,
+  no_link,
   read_json,
   read_parquet,
   write_json,
@@ -24,7 +27,7 @@ from cpeal_jax.storage.files import (
   writing,
 )
 
-# What --overwrite removes. Everything else in a workdir is the user's.
+# The files that --overwrite removes. All else in a workdir is the user's.
 ROUND_FILES = (
   "DONE",
   "SELECTED",
@@ -36,16 +39,20 @@ ROUND_FILES = (
   "label_config.xml",
 )
 DERIVED_FILES = ("report.html", "results.csv", "metrics.jsonl")
-# config.json is written last and removed first: with it, it is a workdir.
+# config.json is written last and removed first: a folder is a workdir if it is
+# there.
 FIRST_FILES = ("environment.json", "manifest.parquet")
 LOCK = "lock"
+# A checkpoint of orbax, one that it was writing, or one in a bucket.
+CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
 
 
 @contextlib.contextmanager
 def lock(workdir: str | os.PathLike) -> Iterator[None]:
-  """Holds the workdir for this process; it ends with the process, even killed.
+  """Holds the workdir for this process while the block runs.
 
-  In a bucket it may last up to `lease.SILENCE` seconds longer.
+  The lock ends with the process, even if that is killed; in a bucket up to
+  `lease.SILENCE` seconds later.
 
   Raises:
     InputError: another process holds it, or it is no workdir.
@@ -58,7 +65,8 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     return
   with writing(root / LOCK):
     root.mkdir(parents=True, exist_ok=True)
-    file = open(root / LOCK, "a+")  # noqa: SIM115
+    # A link of this name is not ours, and neither is what it points to.
+    file = open(root / LOCK, "a+", opener=no_link)  # noqa: SIM115
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,20 +82,34 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
-    # The file stays: removing it would let two processes lock two files.
+    # The file stays, since two processes could each lock a file of this name
+    # if one of them removed it.
     yield
 
 
 def refuse_foreign(workdir: str | os.PathLike) -> None:
-  """Raises an InputError for a path that holds something else than a workdir.
+  """Refuses a path that holds something else than a workdir.
 
-  An empty or absent directory passes, and so does an interrupted first start.
+  An empty or absent directory passes, and so does what an interrupted first
+  start left.
+
+  Raises:
+    InputError: naming what stands there.
   """
   root = epath.Path(workdir)
-  if not root.exists():
-    return
-  if not root.is_dir():
-    raise InputError(f"--workdir={workdir} is a file; give a directory.")
+  try:
+    if not root.exists():
+      return
+    if not root.is_dir():
+      raise InputError(f"--workdir={workdir} is a file; give a directory.")
+  except OSError as error:  # A name that is too long, or a link to itself.
+    reason = error.strerror or error
+    raise InputError(
+      f"--workdir={workdir} cannot be used: {reason}; choose another."
+    ) from error
+  for name in ("rounds", "checkpoints"):
+    if (root / name).exists() and not (root / name).is_dir():
+      raise damaged(root / name, "it is no directory")
   if (root / "config.json").exists() and (root / "manifest.parquet").exists():
     read_json(root / "config.json")
     return
@@ -114,20 +136,20 @@ def open_workdir(
   """Starts a workdir, or continues the one that is there.
 
   Args:
-    workdir: a local directory or an object store's address.
-    config: nested, JSON-able. All but `run_keys` must equal the workdir's;
-      `rounds` may grow.
-    run_keys: dotted names, of a value or of a whole section.
-    defaults: by dotted name: what a workdir from before the key was there
-      means.
-    environment: versions, devices, weights; recorded at the first start.
+    workdir: a local directory or an address in an object store.
+    config: nested settings, JSON-able. They must equal the workdir's, except
+      `run_keys`, and `rounds`, which may grow.
+    run_keys: dotted names of settings, or of whole sections, that may differ.
+    defaults: values by dotted name, for keys that an older workdir lacks.
+    environment: versions, devices and weights; recorded at the first start.
     manifest: columns of strings (or None): id, path, sha256, split, status. A
       later start must have the same ids, contents and splits.
-    overwrite: remove an earlier run first. Files that aren't its own stay.
+    overwrite: whether an earlier run is removed first. Files that the run did
+      not write stay.
 
   Returns:
-    The allowed differences from the last start, "key: workdir has X, you gave
-    Y" each.
+    The allowed differences from the last start, each as "key: workdir has X,
+    you gave Y".
 
   Raises:
     InputError: other settings, other images, or not a workdir.
@@ -135,6 +157,7 @@ def open_workdir(
   root = epath.Path(workdir)
   refuse_foreign(root)
   if overwrite:
+    _refuse_links(root)
     with writing(root):
       _clear(root)
   config = json.loads(json.dumps(config, allow_nan=False))
@@ -145,6 +168,7 @@ def open_workdir(
     write_json(root / "config.json", config)
     return ()
 
+  read_json(root / "environment.json")  # Raises if it was edited.
   given, stored = _flat(config), _flat(read_config(root))
   older = {k: v for k, v in defaults.items() if k in given and k not in stored}
   allowed, refused = _differences(stored | older, given, run_keys)
@@ -160,12 +184,12 @@ def open_workdir(
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The workdir's settings, nested, as last started."""
+  """The settings that the workdir was last started with, nested."""
   return read_json(epath.Path(workdir) / "config.json")
 
 
 def config_hash(config: Mapping[str, Any], run_keys: Collection[str]) -> str:
-  """Sha256 of the settings that decide the results; `rounds` may grow."""
+  """Sha256 of the settings that decide results, `rounds` not among them."""
   result = {
     key: value
     for key, value in _flat(config).items()
@@ -192,7 +216,7 @@ def _is_run_key(key: str, run_keys: Collection[str]) -> bool:
 def _differences(
   stored: Mapping, given: Mapping, run_keys: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """What differs between flat settings: (allowed, refused)."""
+  """The differences of flat settings: those allowed, and those refused."""
   allowed, refused = [], []
   for key in sorted(stored.keys() | given.keys()):
     had, got = (
@@ -202,7 +226,7 @@ def _differences(
     if had == got:
       continue
     line = f"{key}: workdir has {had}, you gave {got}"
-    grows = key == "rounds" and stored.get(key, 0) < given.get(key, 0)
+    grows = key == "rounds" and _is_less(stored.get(key), given.get(key))
     if grows or _is_run_key(key, run_keys):
       allowed.append(line)
     else:
@@ -210,8 +234,15 @@ def _differences(
   return tuple(allowed), tuple(refused)
 
 
+def _is_less(old: Any, new: Any) -> bool:
+  """Whether both are whole numbers and the second is greater."""
+  return type(old) is int and type(new) is int and old < new
+
+
 def _check_manifest(root: epath.Path, given: pa.Table) -> None:
   stored = read_parquet(root / "manifest.parquet")
+  if missing := {"id", "split", "sha256"}.difference(stored.column_names):
+    raise damaged(root / "manifest.parquet", f"no column {min(missing)}")
   old, new = (
     {(row["split"], row["id"]): row["sha256"] for row in table.to_pylist()}
     for table in (stored, given)
@@ -228,16 +259,43 @@ def _check_manifest(root: epath.Path, given: pa.Table) -> None:
     )
 
 
+def _refuse_links(root: epath.Path) -> None:
+  """Refuses to remove a run through a link: what lies there is not ours.
+
+  Raises:
+    InputError: naming the link, before anything is removed.
+  """
+  if is_remote(root):
+    return
+  folders = [root / "rounds", root / "checkpoints"]
+  folders += list((root / "rounds").glob("*"))
+  for folder in folders:
+    if os.path.islink(folder):
+      raise InputError(
+        f"--overwrite would remove files through {folder}, which is a link. "
+        "Remove the link, or choose another --workdir."
+      )
+
+
 def _clear(root: epath.Path) -> None:
-  """Removes an earlier run, the last round first, known names alone."""
+  """Removes an earlier run, the last round first, and only known names."""
   rounds = root / "rounds"
   if rounds.exists():
     for folder in sorted(rounds.iterdir(), reverse=True):
-      _remove(folder, ROUND_FILES)
-      _remove_if_empty(folder)
+      if folder.is_dir() and folder.name.isdecimal():
+        _remove(folder, ROUND_FILES)
+        _remove_if_empty(folder)
     _remove_if_empty(rounds)
-  if (root / "checkpoints").exists():
-    (root / "checkpoints").rmtree()
+  checkpoints = root / "checkpoints"
+  if checkpoints.exists():
+    for path in checkpoints.iterdir():
+      if not CHECKPOINT.fullmatch(path.name):
+        continue
+      if path.is_dir():
+        path.rmtree()
+      else:
+        path.unlink()
+    _remove_if_empty(checkpoints)
   _remove(root, (*DERIVED_FILES, "config.json", *FIRST_FILES))
 
 

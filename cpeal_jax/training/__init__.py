@@ -1,9 +1,10 @@
-"""Training an adapter on the labels bought so far."""
+"""Trains an adapter on the labels bought so far."""
 
 from cpeal_jax.training.step import (
   Step,
   TrainingError,
   TrainState,
+  check_adapter,
   check_finite,
   fit,
   init_state,
@@ -17,6 +18,7 @@ __all__ = (
   "Step",
   "TrainState",
   "TrainingError",
+  "check_adapter",
   "check_finite",
   "fit",
   "init_state",

@@ -1,4 +1,4 @@
-"""What a training step minimises, and what the loss head says of images."""
+"""The loss that a training step minimizes, and the loss head's predictions."""
 
 import math
 from collections.abc import Callable
@@ -13,15 +13,23 @@ from cpeal_jax import losses
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise
-from cpeal_jax.training.recipe import HEAD_WEIGHT, Recipe
+from cpeal_jax.training.recipe import EFFECTIVE_BETA, HEAD_WEIGHT, Recipe
 
 
 def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
-  """(adapter, params, texts, batch, key, weight) -> (loss, its terms).
+  """Returns the function of an adapter that training minimizes.
 
-  `batch` has `images` (pixels, or features where these are frozen), `labels`
-  and `where`; `texts` are the class embeddings where the text tower is frozen,
-  else None.
+  Args:
+    classifier: makes features and logits of the images.
+    recipe: which loss terms there are.
+
+  Returns:
+    (adapter, params, texts, batch, key, weight) -> (loss, terms by name).
+    `texts` are the class embeddings [C, D] of a frozen text tower, or None for
+    one that is trained. `batch` is a dict of `images`, which are pixels
+    [B, S, S, 3] or the features [B, D] of a frozen image tower, `labels` [B]
+    and `where` [B]. `key` draws dropout masks. `weight` is that of the
+    calibration loss.
   """
   threshold = recipe.avuc_threshold
   if threshold is None:
@@ -37,7 +45,11 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
         )
       case kind:
         return losses.uncertainty_calibration_loss(
-          logits, labels, where=where, balanced=kind == "balanced"
+          logits,
+          labels,
+          where=where,
+          balanced=kind != "unbalanced",
+          beta=EFFECTIVE_BETA if kind == "effective_number" else None,
         )
 
   def loss(adapter, params, texts, batch, key, weight):
@@ -45,7 +57,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     if texts is None:
       texts = classifier.class_embeddings(params, adapter, dropout=text_key)
     features = batch["images"]
-    if features.ndim == 4:
+    if features.ndim == 4:  # Pixels, not cached features.
       features = classifier.image_features(
         params, adapter, features, dropout=image_key
       )
@@ -73,9 +85,9 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
 def predicted_loss(
   adapter: dict, logits: Float[Array | np.ndarray, "N C"]
 ) -> Float[Array, " N"]:
-  """What the trained loss head says of some images."""
-  head = {"params": adapter[loss_head.NAME]}
-  values: Any = loss_head.HEAD.apply(head, jnp.asarray(logits))
+  """Returns each image's loss as the trained loss head predicts it, [N]."""
+  variables = {"params": adapter[loss_head.NAME]}
+  values: Any = loss_head.HEAD.apply(variables, jnp.asarray(logits))
   return values
 
 
@@ -83,5 +95,5 @@ def predicted_loss(
 def predicted_losses(
   adapter: dict, logits: Float[Array, "N C"]
 ) -> Float[Array, " N"]:
-  """`predicted_loss` of a pool whose rows are on their devices."""
+  """Computes `predicted_loss` for a pool whose rows are split over devices."""
   return rowwise.each(lambda x: predicted_loss(adapter, x), logits)

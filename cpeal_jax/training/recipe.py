@@ -1,4 +1,4 @@
-"""How a round is trained: its numbers, their schedule and the optimizer."""
+"""How a round is trained: hyperparameters, schedule and optimizer."""
 
 import dataclasses
 import math
@@ -7,33 +7,41 @@ import optax
 
 from cpeal_jax.models import loss_head
 
-# What stands beside cross entropy, by `Recipe.calibration`. AvUC's threshold
-# is bound in `objective.make_loss`.
-CALIBRATIONS = ("none", "balanced", "unbalanced", "avuc")
+# Names of the losses that can be added to cross entropy; see
+# `objective.make_loss` for what they are.
+CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
+# The base of the effective number of rows, as in the released code of C-PEAL.
+EFFECTIVE_BETA = 0.999
 OPTIMIZERS = ("sgd", "adamw")
-# Learning Loss's own recipe: weight of its loss; rate, and from which epoch a
-# tenth of it; L2.
+# Learning Loss's own recipe for its head: weight of the ranking loss, learning
+# rate, epoch from which a tenth of that rate applies, and L2 penalty.
 HEAD_WEIGHT, HEAD_RATE, HEAD_DROP, HEAD_DECAY = 0.01, 0.1, 160, 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How one round is trained; the defaults are the released C-PEAL script's.
+  """Hyperparameters of one round of training.
+
+  The defaults are those of the released C-PEAL script.
 
   Attributes:
     epochs: passes over the labeled set.
-    batch: rows of a step over all devices.
+    batch: rows of one step, over all devices together.
     optimizer: `sgd` with momentum, or `adamw`.
-    learning_rate: peak; after the warm-up it follows half a cosine by epoch.
-    warmup_epochs, warmup_rate: constant rate of the first epochs.
-    momentum: of SGD (AdamW uses 0.9, 0.999).
-    weight_decay: added to the gradient (SGD) or decoupled (AdamW).
-    calibration: `none`, `balanced` or `unbalanced` (C-PEAL), or `avuc`.
-    calibration_weight: its final weight W.
+    learning_rate: the peak rate, reached after the warm-up; from there the rate
+      falls along half a cosine, epoch by epoch.
+    warmup_epochs, warmup_rate: how many epochs come first at a constant rate,
+      and that rate.
+    momentum: momentum of SGD (AdamW uses betas 0.9 and 0.999).
+    weight_decay: added to the gradient by SGD, decoupled from it by AdamW.
+    calibration: the calibration loss: `none`; `balanced`, `unbalanced` or
+      `effective_number`, all three C-PEAL's; or `avuc`.
+    calibration_weight: the calibration loss's weight, or, if it is annealed,
+      the weight that it grows towards.
     anneal: whether the weight grows over the epochs.
-    avuc_threshold: entropy in nats that splits certain from uncertain;
-      None takes ln(C) / 2.
-    loss_head: train Learning Loss's head beside the adapter.
+    avuc_threshold: entropy in nats up to which `avuc` takes a prediction as
+      certain; None takes ln(C) / 2.
+    loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 
   epochs: int = 10
@@ -52,27 +60,32 @@ class Recipe:
 
 
 def learning_rate(epoch: int, recipe: Recipe) -> float:
-  """Rate of an epoch: constant warm-up, then `lr (1 + cos(pi e / E)) / 2`.
+  """Returns an epoch's rate: constant warm-up, then `lr (1 + cos(pi e/E)) / 2`.
 
-  As in CoOp's schedule, e counts from the warm-up's end and E is all epochs,
-  so the rate does not reach 0.
+  As in CoOp's schedule, e counts epochs from the end of the warm-up while E is
+  the number of all epochs, so the rate does not reach 0.
   """
   if epoch < recipe.warmup_epochs:
     return recipe.warmup_rate
-  done = (epoch - recipe.warmup_epochs) / recipe.epochs
-  return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * done))
+  progress = (epoch - recipe.warmup_epochs) / recipe.epochs
+  return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * progress))
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-  """The descent direction for a unit learning rate (PyTorch's order)."""
+  """Returns an optimizer whose updates are what a step subtracts at rate 1.
+
+  The rate is a number that the training step multiplies by, so that one
+  compiled program serves all epochs. Momentum therefore accumulates gradients
+  before the rate is applied, as in PyTorch.
+  """
   if recipe.loss_head:
     sgd = optax.chain(
       optax.add_decayed_weights(HEAD_DECAY), optax.trace(decay=0.9)
     )
-    own = make_optimizer(dataclasses.replace(recipe, loss_head=False))
+    rest = make_optimizer(dataclasses.replace(recipe, loss_head=False))
     return optax.partition(
-      {"head": sgd, "adapter": own},
-      # Labels may cover whole branches.
+      {"head": sgd, "adapter": rest},
+      # One label per top-level entry: it covers the whole branch below it.
       lambda tree: {
         name: "head" if name == loss_head.NAME else "adapter" for name in tree
       },

@@ -1,8 +1,8 @@
-"""Training an adapter on the labels bought so far: one compiled step.
+"""The compiled training step and the loop that calls it.
 
-The step's shapes never change while the labeled set grows: a batch always
-has `Recipe.batch` rows, padded and masked, and the learning rate and the
-weight of the calibration loss arrive as numbers.
+One compilation serves a whole run: a batch always has `Recipe.batch` rows,
+padded and masked while there are fewer labels, and the learning rate and the
+weight of the calibration loss are arguments of the step.
 """
 
 import dataclasses
@@ -39,54 +39,52 @@ class TrainingError(RuntimeError):
 
 @flax.struct.dataclass
 class TrainState:
-  """What changes while training; the pretrained weights are not in it.
+  """What training changes; the pretrained weights are not part of it.
 
   Attributes:
-    step: finished steps of the round, an int32 scalar.
+    step: number of finished steps of the round, an int32 scalar.
     adapter: the variable collection that is trained.
-    optimizer: optax's state for it.
+    optimizer: optax's state for `adapter`.
   """
 
-  # No shapes here: tree maps fill records with what is no array.
+  # Without shapes, which jaxtyping would check: tree maps also put shardings
+  # and other things that are no arrays into these fields.
   step: Any
   adapter: dict
   optimizer: Any
 
 
 def make_init(classifier: Classifier, recipe: Recipe) -> Callable:
-  """(params, key) -> what is trained: a fresh adapter, and the loss head."""
+  """Returns (params, key) -> initial adapter, with the loss head if wanted."""
 
   def init(params, key):
     adapter = classifier.init(params, key)
     if recipe.loss_head:
       logits = jnp.zeros((1, classifier.classes))
-      own = jax.random.fold_in(key, 1)
-      adapter[loss_head.NAME] = loss_head.HEAD.init(own, logits)["params"]
+      head_key = jax.random.fold_in(key, 1)
+      adapter[loss_head.NAME] = loss_head.HEAD.init(head_key, logits)["params"]
     return adapter
 
   return init
 
 
 def init_state(adapter: dict, recipe: Recipe) -> TrainState:
-  """Step 0 of a round."""
+  """Returns the state of a round at step 0."""
   optimizer = make_optimizer(recipe).init(adapter)
   return TrainState(jnp.zeros((), jnp.int32), adapter, optimizer)
 
 
 def place(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-  """The state on every device; what a checkpoint is restored into."""
+  """Copies the state to every device, where training wants it."""
   return sharding.replicate(state, mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-  """A training step: (state, params, texts, batch, key, rate, weight).
-
-  It returns (state, terms), consuming the old state; `terms` are scalars by
-  name, the gradient's global norm among them.
+  """A compiled training step; call it to advance a `TrainState`.
 
   Attributes:
-    program: the jitted function of arrays alone.
+    program: the jitted function behind it, which takes arrays alone.
     mesh: the devices that it runs on.
   """
 
@@ -104,6 +102,22 @@ class Step:
     weight: float,
     head_rate: float = HEAD_RATE,
   ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """Takes one step.
+
+    Args:
+      state: the current state; it is donated and cannot be used afterwards.
+      params: pretrained weights.
+      texts: class embeddings of a frozen text tower, or None.
+      batch: the step's images and labels.
+      key: the round's key; the step folds its number in.
+      rate: the adapter's learning rate.
+      weight: weight of the calibration loss.
+      head_rate: the loss head's learning rate.
+
+    Returns:
+      The new state, and scalars by name: the loss, its terms and the global
+      norm of the gradient.
+    """
     rows = sharding.split(vars(batch), self.mesh)
     rates = map(np.float32, (rate, weight, head_rate))
     out = self.program(state, params, texts, rows, key, *rates)
@@ -112,7 +126,12 @@ class Step:
   def compile(
     self, state: TrainState, params: dict, texts: Any, batch: Batch
   ) -> None:
-    """Compiles for arrays, or their shapes and shardings, of a later call."""
+    """Compiles the step ahead of its first call.
+
+    Args:
+      state, params, texts, batch: as in the call, or `jax.ShapeDtypeStruct`s
+        with the shapes and shardings of the call.
+    """
     rows = sharding.split(vars(batch), self.mesh)
     key, rate = jax.random.key(0), np.float32(0)
     self.program.lower(
@@ -121,7 +140,11 @@ class Step:
 
 
 def refuse_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
-  """InputError for a batch that is not a multiple of the devices."""
+  """Checks that a batch divides evenly over the devices.
+
+  Raises:
+    InputError: its rows are not a multiple of the number of devices.
+  """
   devices = mesh.devices.size
   if recipe.batch % devices:
     raise InputError(
@@ -134,13 +157,18 @@ def make_step(
   recipe: Recipe,
   mesh: jax.sharding.Mesh,
 ) -> Step:
-  """The step of a classifier under a recipe; it compiles at its first call.
+  """Returns the training step, which is compiled at its first call.
 
   Losses are masked sums over the global batch, so padding and the number of
   devices change nothing but the order of additions.
 
+  Args:
+    classifier: the model whose adapter is trained.
+    recipe: losses and optimizer.
+    mesh: the devices that share a batch.
+
   Raises:
-    InputError: the batch is not a multiple of the devices.
+    InputError: the batch is not a multiple of the number of devices.
   """
   refuse_batch(recipe, mesh)
   optimizer = make_optimizer(recipe)
@@ -159,18 +187,26 @@ def make_step(
       name: head_rate if name == loss_head.NAME else rate
       for name in state.adapter
     }
-    moves: Any = direction
+    updates: Any = direction
     adapter = {
-      name: jax.tree.map(lambda x, d, r=rates[name]: x - r * d, x, moves[name])
-      for name, x in state.adapter.items()
+      name: jax.tree.map(
+        lambda x, d, r=rates[name]: x - r * d, branch, updates[name]
+      )
+      for name, branch in state.adapter.items()
     }
     return TrainState(state.step + 1, adapter, moments), terms
 
-  whole, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
+  replicated, rows = sharding.replicated(mesh), sharding.split_rows(mesh)
   compiled = jax.jit(
     step,
-    in_shardings=(whole, whole, whole, rows, *4 * (whole,)),
-    out_shardings=whole,
+    in_shardings=(
+      replicated,  # state
+      replicated,  # params
+      replicated,  # texts
+      rows,  # batch
+      *4 * (replicated,),
+    ),
+    out_shardings=replicated,
     donate_argnums=0,
   )
 
@@ -180,12 +216,16 @@ def make_step(
 def check_finite(
   terms: dict[str, Float[Array, ""]], *, round_: int, epoch: int, step: int
 ) -> dict[str, float]:
-  """The terms as numbers.
+  """Returns a step's terms as Python numbers.
+
+  Args:
+    terms: scalars by name, from `Step`.
+    round_, epoch, step: for the message.
 
   Raises:
-    TrainingError: one of them is not finite.
+    TrainingError: a term is not finite.
   """
-  # All in one transfer: each waits for the device.
+  # One transfer for all terms, since each transfer waits for the device.
   values = {name: float(x) for name, x in jax.device_get(terms).items()}
   bad = [name for name, value in values.items() if not math.isfinite(value)]
   if bad:
@@ -194,6 +234,30 @@ def check_finite(
       f"{step}: lower train.learning_rate or loss.weight."
     )
   return values
+
+
+def check_adapter(state: TrainState, *, round_: int) -> None:
+  """Refuses an adapter that is not finite after the last update.
+
+  The loss of a step is computed before its update, so the last update's effect
+  shows in no term.
+
+  Raises:
+    TrainingError: naming the variables that are not finite.
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state.adapter)
+  bad = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, leaf in leaves
+    # The adapter is the same on every device.
+    if not np.isfinite(np.asarray(leaf.addressable_data(0))).all()
+  ]
+  if bad:
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    raise TrainingError(
+      f"the last update of round {round_} made the adapter non-finite "
+      f"({', '.join(bad[:3])}{more}): lower train.learning_rate."
+    )
 
 
 def fit(
@@ -209,30 +273,33 @@ def fit(
   round_: int = 0,
   after_step: Callable[[int, TrainState, dict], None] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
-  """Trains from wherever `state` is to the end of the last epoch.
+  """Trains from the state's step to the end of the last epoch.
 
   Args:
-    step: of `make_step`.
-    state: a fresh one, or one restored in the middle of the round.
+    step: the step, from `make_step`.
+    state: a fresh state, or one restored in the middle of the round. It is
+      consumed.
     params: pretrained weights.
-    texts: class embeddings where the text tower is frozen, else None.
-    batches: of all epochs, from the state's step on.
-    key: of the round; each step folds its number in.
-    recipe: epochs, rates and weights.
-    steps_per_epoch: batches of an epoch.
-    round_: for messages.
+    texts: class embeddings of a frozen text tower, or None for a text tower
+      that is trained.
+    batches: the batches of all remaining steps, from the state's step on.
+    key: the round's key; each step folds its number in.
+    recipe: number of epochs, learning rates and weights of losses.
+    steps_per_epoch: how many batches an epoch has.
+    round_: the round's number, for messages.
     after_step: called with the number of finished steps, the state and the
       step's terms, once these are known to be finite.
 
   Returns:
-    The last state and the last step's terms.
+    The last state and the last step's terms, which are empty if no step was
+    left to do.
 
   Raises:
     TrainingError: a term of the loss is not finite.
   """
   values: dict[str, float] = {}
-  for at, batch in enumerate(batches, start=int(state.step)):
-    epoch, own = divmod(at, steps_per_epoch)
+  for number, batch in enumerate(batches, start=int(state.step)):
+    epoch, step_of_epoch = divmod(number, steps_per_epoch)
     weight = losses.calibration_weight(
       epoch, recipe.epochs, recipe.calibration_weight, recipe.anneal
     )
@@ -246,7 +313,7 @@ def fit(
       weight,
       HEAD_RATE if epoch < HEAD_DROP else HEAD_RATE / 10,
     )
-    values = check_finite(terms, round_=round_, epoch=epoch, step=own)
+    values = check_finite(terms, round_=round_, epoch=epoch, step=step_of_epoch)
     if after_step:
-      after_step(at + 1, state, values)
+      after_step(number + 1, state, values)
   return state, values

@@ -124,7 +124,7 @@ def candidates(
     return free & (flips > 0) & (flips <= cap)
 
   counts = jax.lax.map(
-    lambda i: rowwise.count(flipped_by(i + 1)), jnp.arange(caps)
+    lambda i: rowwise.count_true(flipped_by(i + 1)), jnp.arange(caps)
   )
   enough = counts > n
   return flipped_by(jnp.where(jnp.any(enough), 1 + jnp.argmax(enough), caps))
@@ -198,7 +198,7 @@ def alfa_mix(
 
   reach, needed = rowwise.each(reach_and_needed, pool.features, pool.logits)
   # Without any label there is nothing to mix with.
-  reach = jnp.where(rowwise.any_(pool.labels >= 0), reach, 0)
+  reach = jnp.where(rowwise.any_true(pool.labels >= 0), reach, 0)
   # The last cap is the first that is 1 or more. The small number is there
   # because 1 / step may round up: 1 / 0.2 could come out above 5.
   caps = math.ceil(1 / step - 1e-9)
@@ -207,7 +207,7 @@ def alfa_mix(
   )
   offered = candidates(flips, free, n=n, caps=caps)
   # Traced, so that k-means is compiled for n centers only.
-  count = jnp.minimum(n, rowwise.count(offered))
+  count = jnp.minimum(n, rowwise.count_true(offered))
   seed, draw = jax.random.split(key)
   weights = offered.astype(pool.features.dtype)
   centers = kmeans(seed, pool.features, weights, count, size=n).centers
@@ -215,7 +215,7 @@ def alfa_mix(
   clustered = jnp.arange(n) < count
   # The rows of `centers` from `count` on are unused, and so are their picks:
   # -1 is no image's index, so it removes nobody from the rest.
-  rest = rowwise.without(free, jnp.where(clustered, nearest, -1))
+  rest = rowwise.clear_rows(free, jnp.where(clustered, nearest, -1))
   drawn = rowwise.top(jnp.where(rest, noise(draw, pool), -jnp.inf), n)[1]
   return Picks(
     jnp.where(clustered, nearest, drawn[jnp.arange(n) - count]),

@@ -96,7 +96,7 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
     return jax.vmap(jax.random.gumbel)(keys)
 
   def squared_distances_to(pick):
-    a_j, h_j = rowwise.at(a, pick), rowwise.at(h, pick)
+    a_j, h_j = rowwise.take(a, pick), rowwise.take(h, pick)
     return rowwise.each(lambda a, h: gradient_distances(a, h, a_j, h_j), a, h)
 
   def step(i, state):
@@ -108,27 +108,27 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
       return jnp.where(left, jnp.log(nearest), -jnp.inf) + noise
 
     noise = gumbel(jax.random.fold_in(key, i))
-    uniform = ~rowwise.any_(left & (nearest > 0))
+    uniform = ~rowwise.any_true(left & (nearest > 0))
     drawn = rowwise.each(draw, jnp.where(uniform, 1, nearest), left, noise)
     pick = rowwise.argmax(drawn)
     return (
       jnp.minimum(nearest, squared_distances_to(pick)),
-      rowwise.without(left, pick),
+      rowwise.clear_rows(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
-      distances.at[i].set(jnp.sqrt(rowwise.at(nearest, pick))),
+      distances.at[i].set(jnp.sqrt(rowwise.take(nearest, pick))),
     )
 
   first = rowwise.argmax(jnp.where(free, norms, -1))
   start = (
     squared_distances_to(first),
-    rowwise.without(free, first),
+    rowwise.clear_rows(free, first),
     jnp.full(n, first, jnp.int32),
     jnp.zeros(n, norms.dtype),
   )
   _, _, picks, distances = jax.lax.fori_loop(1, n, step, start)
   return Picks(
     picks,
-    parts={"score": rowwise.at(norms, picks), "distance": distances},
+    parts={"score": rowwise.take(norms, picks), "distance": distances},
     columns={"score": norms},
   )
 

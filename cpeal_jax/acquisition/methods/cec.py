@@ -77,7 +77,7 @@ def _calibrated_entropy(logits, allowed, *, support, prior, images):
   else:
     # A row that supports several classes counts once in the union. `without`
     # can only clear rows, so the union is what it clears in a mask of True.
-    union = allowed & ~rowwise.without(
+    union = allowed & ~rowwise.clear_rows(
       jnp.ones_like(allowed), jnp.where(in_support, rows, -1)
     )
     mean = rowwise.total(
@@ -85,7 +85,7 @@ def _calibrated_entropy(logits, allowed, *, support, prior, images):
       log_p,
       union,
     )
-    mean /= jnp.maximum(rowwise.count(union), 1)
+    mean /= jnp.maximum(rowwise.count_true(union), 1)
   offset = jnp.log(jnp.maximum(mean, 1e-8))
   return rowwise.each(lambda x: entropy_of_logits(x - offset[None]), log_p)
 

@@ -55,11 +55,11 @@ def squared_distances_to_nearest(
     `[N]`; inf everywhere if there are no anchors.
   """
   # `number(k)` is the index of the k-th anchor among the rows of all devices.
-  count, number = rowwise.listed(anchors)
+  count, number = rowwise.selected_rows(anchors)
 
   def visit(i, state):
     places = i * ANCHORS + jnp.arange(ANCHORS)
-    others = rowwise.at(rows, number(places))  # [ANCHORS, D]
+    others = rowwise.take(rows, number(places))  # [ANCHORS, D]
     norms = jnp.sum(jnp.square(others), axis=1)
 
     def nearer(x, best, squared_distance):
@@ -135,7 +135,9 @@ def _greedy_k_center(features, nearest, free, n):
     lambda x, w: jnp.sum(jnp.where(w[:, None], x, 0), axis=0), features, free
   )
   # How near each row is to the mean of the free rows: higher is nearer.
-  centrality = -squared_distances_to_row(features, sums / rowwise.count(free))
+  centrality = -squared_distances_to_row(
+    features, sums / rowwise.count_true(free)
+  )
 
   def step(i, state):
     nearest, left, picks, distances = state
@@ -143,14 +145,14 @@ def _greedy_k_center(features, nearest, free, n):
     no_center = jnp.isinf(nearest)
     value = jnp.where(no_center, centrality, nearest)
     pick = rowwise.argmax(jnp.where(left, value, -jnp.inf))
-    squared_distance = rowwise.at(nearest, pick)
+    squared_distance = rowwise.take(nearest, pick)
     distance = jnp.where(
       jnp.isinf(squared_distance), 0, jnp.sqrt(squared_distance)
     )
-    to_pick = squared_distances_to_row(features, rowwise.at(features, pick))
+    to_pick = squared_distances_to_row(features, rowwise.take(features, pick))
     return (
       jnp.minimum(nearest, to_pick),
-      rowwise.without(left, pick),
+      rowwise.clear_rows(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
       distances.at[i].set(distance),
     )

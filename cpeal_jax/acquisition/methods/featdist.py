@@ -50,10 +50,10 @@ def _sum_of_distances(
   rows: Float[Array | np.ndarray, "N V"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
   """Adds up each row's Euclidean distances to all anchor rows."""
-  count, number = rowwise.listed(anchors)
+  count, number = rowwise.selected_rows(anchors)
 
   def add(i, total):
-    row = rowwise.at(rows, number(i))
+    row = rowwise.take(rows, number(i))
     return rowwise.each(
       lambda x, total: total + jnp.sqrt(squared_distances(x, row)), rows, total
     )
@@ -113,7 +113,7 @@ def featdist(
     measurable = counts[predicted] > 0
     distances = rowwise.each(to_class_mean, rows, predicted)
   else:
-    measurable = rowwise.any_(anchors)
+    measurable = rowwise.any_true(anchors)
     distances = (
       jnp.sqrt(squared_distances_to_nearest(rows, anchors))
       if to == "nearest"

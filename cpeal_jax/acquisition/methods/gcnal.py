@@ -1,7 +1,7 @@
 """GCNAL: CoreSet on features from a graph network that knows what is labeled.
 
 The network is trained to tell labeled from unlabeled images; the picks are
-k-center greedy on its hidden layer.
+k-center greedy on its hidden layer and its output, side by side.
 """
 
 from functools import partial
@@ -167,12 +167,12 @@ def draw_nodes(
   # -1.
   drawn = jnp.where(chances >= 0, drawn, -1)
   # `without` can only clear rows, so it clears `drawn` in a mask of True.
-  chosen = ~rowwise.without(jnp.ones_like(free), drawn)
+  chosen = ~rowwise.clear_rows(jnp.ones_like(free), drawn)
   # The noise is below 1, so it orders rows within the three groups only.
   order = 4.0 * chosen + 2.0 * labeled + noise
   size = sharding.padded(min(images, 2 * nodes), devices)
   rows = jnp.sort(rowwise.top(order, size)[1])
-  return rows, rowwise.at((chosen | labeled).astype(jnp.int32), rows) > 0
+  return rows, rowwise.take((chosen | labeled).astype(jnp.int32), rows) > 0
 
 
 def train(
@@ -241,23 +241,25 @@ def gcnal(
   dropout: float = 0.3,
   unlabeled_weight: float = 1.2,
 ) -> Picks:
-  """CoreGCN: picks by k-center greedy on a graph network's hidden layer.
+  """CoreGCN: picks by k-center greedy on what a graph network computes.
 
   The nodes are the labeled images and up to `nodes` random unlabeled ones.
   Edges are cosines, S = Z Z^T - I, and Adj = S diag(1 / column sums of S) + I.
   Two graph convolutions (D to `hidden`, ReLU, dropout, `hidden` to 1) learn to
   tell labeled from unlabeled nodes (`loss`) in `steps` full-batch steps of
-  Adam. `k_center` then picks on the hidden layer without dropout, with the
-  labeled nodes as first centers.
+  Adam. `k_center` then picks among the points [hidden layer ; logit], of
+  `hidden` + 1 coordinates and without dropout, with the labeled nodes as first
+  centers. The logit, the output before its sigmoid, is not scaled: where the
+  network is sure, it is the coordinate along which labeled and unlabeled nodes
+  lie farthest apart.
 
   Except on the diagonal, Adj is Z Z^T with scaled columns, so a product with it
   takes two thin ones: O(steps M D hidden) time and O(M (D + hidden)) memory for
   M nodes.
 
-  Source: Caramalau et al. 2021 (arXiv 2006.10219) and their released code. That
-  code builds Adj, and takes ln(1 - sigmoid) of a number that can be 0. Its
-  k-center space has the network's output as one more coordinate; here it is the
-  hidden layer alone.
+  Source: Caramalau et al. 2021 (arXiv 2006.10219) and their released code,
+  which has the same points. That code builds Adj, and takes ln(1 - sigmoid) of
+  a number that can be 0.
 
   Args:
     key: draws nodes, weights and dropout.
@@ -284,11 +286,11 @@ def gcnal(
   rows, is_node = draw_nodes(
     draw_key, free, anchors, nodes=nodes, images=pool.images
   )
-  is_free = rowwise.at(free.astype(jnp.int32), rows) > 0
+  is_free = rowwise.take(free.astype(jnp.int32), rows) > 0
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
   # The nodes are few, so every device holds all of them, z being [M, D], and
   # trains the same network.
-  z = rowwise.at(pool.features, rows)
+  z = rowwise.take(pool.features, rows)
   inverse = inverse_column_sums(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
@@ -303,16 +305,17 @@ def gcnal(
     dropout=dropout,
     unlabeled_weight=unlabeled_weight,
   )
-  node_features, logits = forward(params, *graph)
+  hidden_layer, logits = forward(params, *graph)
+  points = jnp.concatenate([hidden_layer, logits[:, None]], axis=1)
   # `k_center` works on a device's share of the rows, so it gets that of the
   # replicated nodes. Its answer counts over all M nodes.
   picked_nodes, distances = k_center(
-    *(rowwise.own(x) for x in (node_features, labeled, unlabeled)),
+    *(rowwise.device_share(x) for x in (points, labeled, unlabeled)),
     n=min(n, nodes),
   )
   indices = rows[picked_nodes]
   if n > nodes:
-    left = rowwise.without(free, indices)
+    left = rowwise.clear_rows(free, indices)
     more_indices, more_distances = k_center(
       pool.features, anchors | (free & ~left), left, n=n - nodes
     )

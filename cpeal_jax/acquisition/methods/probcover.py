@@ -174,8 +174,8 @@ def _distances_to_other_clusters(
   def of_block(drawn: Array) -> Array:
     # The drawn rows, [BLOCK, D], and their labels, on every device.
     others, drawn_labels = (
-      rowwise.at(features, drawn),
-      rowwise.at(labels, drawn),
+      rowwise.take(features, drawn),
+      rowwise.take(labels, drawn),
     )
 
     def cosines(features: Array) -> Array:
@@ -233,20 +233,20 @@ def _greedy_cover(
     free_degrees = jnp.where(free, degrees, 0)
     # The largest degree, or farthest-first if no free row covers anything new.
     pick = jnp.where(
-      rowwise.any_(free_degrees > 0),
+      rowwise.any_true(free_degrees > 0),
       rowwise.argmax(free_degrees),
       rowwise.argmax(jnp.where(free, nearest, -1)),
     ).astype(jnp.int32)
     closer = jnp.minimum(
-      nearest, squared_distances_to_row(features, rowwise.at(features, pick))
+      nearest, squared_distances_to_row(features, rowwise.take(features, pick))
     )
     new = (closer < squared_radius) & (nearest >= squared_radius)
     return (
       degrees - edges_into(features, new, radius),
       closer,
-      rowwise.without(free, pick),
+      rowwise.clear_rows(free, pick),
       picks.at[i].set(pick),
-      gains.at[i].set(rowwise.count(new).astype(gains.dtype)),
+      gains.at[i].set(rowwise.count_true(new).astype(gains.dtype)),
     )
 
   picks, gains = jnp.zeros(n, jnp.int32), jnp.zeros(n)
@@ -276,11 +276,11 @@ def edges_into(
   # |x - y| < radius if and only if x . y > 1 - radius^2 / 2.
   threshold = 1 - jnp.square(jnp.float32(radius)) / 2
   # `number(k)` is the index of the k-th target among the rows of all devices.
-  count, number = rowwise.listed(targets)
+  count, number = rowwise.selected_rows(targets)
 
   def visit(i: Array, counts: Array) -> Array:
     places = i * BLOCK + jnp.arange(BLOCK)
-    others = rowwise.at(features, number(places))  # [BLOCK, D]
+    others = rowwise.take(features, number(places))  # [BLOCK, D]
 
     def add(features: Array, counts: Array) -> Array:
       cosines = jnp.matmul(
