@@ -9,8 +9,21 @@ class InputError(ValueError):
 
   The message is one line that says what is wrong, the value that was given,
   which values are allowed, and what to do. `main` prints it without a traceback
-  and exits with 2.
+  and exits with 2. Line breaks and control characters, which names of files and
+  classes may hold, are escaped.
   """
+
+  def __init__(self, message: object = "") -> None:
+    super().__init__(escaped(str(message)))
+
+
+def escaped(text: str) -> str:
+  """Returns the text with all that cannot be printed escaped, as in `repr`."""
+  if text.isprintable():
+    return text
+  return "".join(
+    letter if letter.isprintable() else repr(letter)[1:-1] for letter in text
+  )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -45,7 +58,4 @@ def reason(error: BaseException) -> str:
   characters, which are escaped here.
   """
   lines = str(error).strip().splitlines() or [type(error).__name__]
-  return "".join(
-    letter if letter.isprintable() else repr(letter)[1:-1]
-    for letter in lines[0].rstrip(".")
-  )
+  return escaped(lines[0].rstrip("."))

@@ -17,6 +17,7 @@ import ml_collections
 
 from cpeal_jax.config.check import NAMES, Config, base, refuse_unknown
 from cpeal_jax.config.keys import KEYS
+from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.errors import InputError, nearest
 
 PREFIX = "--config."
@@ -55,9 +56,37 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
     config = _from_json(Path(source))
   else:
     config = _from_python(source)
+  before = _known_set(config)
   for word in overrides:
     set_key(config, word)
+  if before and _known_set(config) != before:
+    given = {word.removeprefix(PREFIX).partition("=")[0] for word in overrides}
+    _leave_known_set(config, before, given)
   return config
+
+
+def _known_set(config: Config) -> str:
+  """The known data set that a config is for; empty for one of one's own."""
+  is_digits = config.dataset.layout == "digits"
+  return config.dataset.name or ("digits" if is_digits else "")
+
+
+def _leave_known_set(config: Config, before: str, given: set[str]) -> None:
+  """Takes back what a config sets for the data set that was overridden.
+
+  Args:
+    config: its data set is another one now.
+    before: the known set that it was made for.
+    given: names of the keys that were set by hand, which stay.
+  """
+  entry = CATALOGUE.get(config.dataset.name)
+  theirs = CATALOGUE.get(before)
+  follows = theirs is None or config.model.template == theirs.template
+  if "model.template" not in given and follows:
+    default = KEYS[NAMES.index("model.template")].default
+    config.model.template = entry.template if entry else default
+  if "dataset.duplicates" not in given:
+    config.dataset.duplicates = "allow" if entry else "refuse"
 
 
 def set_key(config: Config, word: str) -> None:

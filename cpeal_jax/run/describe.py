@@ -13,10 +13,16 @@ import jax
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
 from cpeal_jax.data import batches
+from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.plan import Plan, make_plan
 
+# Lines about the data set at a run's start, and in a dry run, which has others.
+MOST_LINES = 11
+DRY_RUN_LINES = 7
+CLASSES_NAMED = 10
+PROMPTS_NAMED = 3
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -25,12 +31,36 @@ def one_line(plan: Plan) -> str:
   dataset, mesh = plan.dataset, plan.mesh
   devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
   origin = f" ({dataset.origin})" if dataset.origin else ""
-  return (
+  return escaped(
     f"{dataset.name}: pool {len(dataset.train)}, validation "
     f"{len(dataset.val)}, test {len(dataset.test)}, {len(dataset.classes)} "
     f"classes{origin}; {trainable(plan)} trainable parameters; {devices} "
     "device(s)"
   )
+
+
+def data_lines(plan: Plan, *, most: int = MOST_LINES) -> list[str]:
+  """Returns what a person should see of the data before a run, line by line.
+
+  The classes, the prompts of the first three, and each note of the plan.
+
+  Args:
+    plan: of the run.
+    most: number of lines; the last one holds all that is left.
+  """
+  classes = plan.dataset.classes
+  more = len(classes) - CLASSES_NAMED
+  names = ", ".join(classes[:CLASSES_NAMED])
+  lines = [f"classes: {names}" + (f", and {more} more" if more > 0 else "")]
+  if plan.zero_shot.has_texts:
+    prompts = ", ".join(map(repr, plan.zero_shot.prompts[:PROMPTS_NAMED]))
+    dots = ", ..." if len(plan.zero_shot.prompts) > PROMPTS_NAMED else ""
+    lines.append(f"prompts: {prompts}{dots}")
+  notes = [f"note: {note}" for note in plan.notes]
+  room = most - len(lines)
+  if len(notes) > room:
+    notes = [*notes[: room - 1], "; ".join(notes[room - 1 :])]
+  return [escaped(line) for line in (*lines, *notes)]
 
 
 def settings(config: config_lib.Config, plan: Plan) -> dict:
@@ -63,6 +93,7 @@ def environment(plan: Plan) -> dict:
     "weights_sha256": plan.pretrained.sha256,
     "dataset_sha256": plan.dataset.fingerprint,
     "splits": plan.dataset.origin,
+    "notes": list(plan.notes),
     "classes": list(plan.dataset.classes),
     "prompts": list(plan.classifier.prompts),
     "zero_shot_prompts": list(plan.zero_shot.prompts),
@@ -102,12 +133,15 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   )
   tables = len(dataset.train) * 40 * config.rounds
   say(f"{one_line(plan)}; workdir {workdir}")
+  for line in data_lines(plan, most=DRY_RUN_LINES):
+    say(line)
   say(f"labels: {plan.budget} a round, {config.rounds} rounds")
-  say(f"steps: {steps} of {recipe.batch} images")
-  say(f"scored: {images} images a round")
+  say(f"steps: {steps} of {recipe.batch} images; scored: {images} a round")
   say(f"reads: {images} images, {plan.pretrained.directory}")
-  say(f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}")
-  say(f"disk: workdir {(saved + tables) / 2**20:.0f} MiB")
+  say(
+    f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}, "
+    f"workdir {(saved + tables) / 2**20:.0f} MiB"
+  )
 
 
 def table_header() -> str:

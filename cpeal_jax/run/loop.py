@@ -82,7 +82,15 @@ def _build(
   # Nothing is compiled early for a run that is finished, nor by processes that
   # must enter each compilation together.
   compiles = jax.process_count() == 1 and (overwrite or not last.exists())
-  return together(lambda: build(config, make_plan(config), compiles=compiles))
+
+  def build_all() -> Experiment:
+    plan = make_plan(config)
+    # Said before the images are decoded, which may take long.
+    for line in describe.data_lines(plan):
+      say(line)
+    return build(config, plan, compiles=compiles)
+
+  return together(build_all)
 
 
 @contextmanager

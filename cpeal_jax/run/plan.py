@@ -14,6 +14,8 @@ import numpy as np
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
 from cpeal_jax.data import images, pools
+from cpeal_jax.data.catalogue import CATALOGUE
+from cpeal_jax.data.duplicates import check_duplicates
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.classifier import Classifier
@@ -43,6 +45,7 @@ class Plan:
     mesh: the devices.
     budget: labels bought in a round.
     cache: directory for decoded pictures and features.
+    notes: lines for a person about the data set and the prompts.
   """
 
   dataset: pools.Dataset
@@ -54,6 +57,7 @@ class Plan:
   mesh: jax.sharding.Mesh
   budget: int
   cache: Path
+  notes: tuple[str, ...] = ()
 
 
 def cache_directory(config: config_lib.Config) -> Path:
@@ -84,6 +88,7 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
   for split in dataset.splits:
     if not len(split):
       raise InputError(f"{dataset.name} has no image in split {split.name}.")
+  repeated = check_duplicates(dataset, policy=config.dataset.duplicates)
   pool = len(dataset.train)
   budget = config_lib.labels_per_round(
     config.budget, classes=len(dataset.classes), pool=pool
@@ -106,6 +111,22 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
     mesh=mesh,
     budget=budget,
     cache=cache_directory(config),
+    notes=(*dataset.notes, *repeated, *_template_note(config)),
+  )
+
+
+def _template_note(config: config_lib.Config) -> tuple[str, ...]:
+  """A line if the config was made for another data set than it is used on."""
+  dataset = config.dataset
+  if config.name == dataset.name or config.name not in CATALOGUE:
+    return ()
+  theirs = CATALOGUE[config.name].template
+  template = repr(config.model.template)
+  whose = "" if config.model.template == theirs else "not "
+  now = dataset.name or "a data set of your own"
+  return (
+    f"the config is that of {config.name}, and the data set is {now}: "
+    f"model.template is {template}, {whose}that of {config.name}",
   )
 
 
