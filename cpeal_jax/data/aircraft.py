@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cpeal_jax.data import files, pools
+from cpeal_jax.data.reading import read_text
 from cpeal_jax.errors import InputError
 
 
@@ -39,10 +40,9 @@ def load_aircraft(
 
 
 def _lines(path: Path) -> list[str]:
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
+  if not path.exists():
     raise InputError(
       f"{path} cannot be read; fgvc-aircraft-2013b.tar.gz has it in data/"
-    ) from error
+    )
+  lines = read_text(path).splitlines()
   return [line for line in lines if line.strip()]

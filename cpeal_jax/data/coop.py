@@ -1,11 +1,11 @@
 """CoOp's layout: a folder of images beside a `split_zhou_<Name>.json`."""
 
 import collections
-import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cpeal_jax.data import files, pools
+from cpeal_jax.data.reading import read_json, shown
 from cpeal_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -46,10 +46,10 @@ def load_coop(
   classes, entries = read_split(source)
   folder = _image_dir(root, image_dir, entries)
   paths = [path for listed in entries.values() for path, _, _ in listed]
-  files.check_present(root / folder, paths, source)
+  located = iter(files.locate(root / folder, paths, source))
   before = (folder / "x").as_posix()[:-1]  # "" for the root itself
   rows = {
-    split: [(before + path, label) for path, label, _ in listed]
+    split: [(before + next(located), label) for _, label, _ in listed]
     for split, listed in entries.items()
   }
   return files.from_files(
@@ -73,7 +73,7 @@ def read_split(source: Path) -> tuple[tuple[str, ...], Entries]:
 
 def _split_file(root: Path, given: Path | str | None) -> Path:
   if given is not None:
-    if not (root / given).is_file():
+    if not (root / given).exists():
       raise InputError(f"split file {root / given} does not exist")
     return root / given
   found = sorted(root.glob("split_zhou_*.json"))
@@ -89,10 +89,7 @@ def _split_file(root: Path, given: Path | str | None) -> Path:
 
 
 def _entries(source: Path) -> Entries:
-  try:
-    content = json.loads(source.read_bytes())
-  except (OSError, ValueError) as error:
-    raise InputError(f"{source} is not readable JSON: {error}") from error
+  content = read_json(source, "the split file")
   if not isinstance(content, dict) or not all(
     isinstance(content.get(split), list) for split in SPLITS
   ):
@@ -102,14 +99,17 @@ def _entries(source: Path) -> Entries:
     entries[split] = []
     for entry in content[split]:
       match entry:
-        case [str(path), int(label), str(class_name)]:
+        # True is an int for Python, and no label.
+        case [str(path), int(label), str(class_name)] if (
+          type(label) is not bool
+        ):
           parts = path.split("/")  # pathlib takes ten times as long
         case _:
           raise InputError(
-            f"{source}: entry {entry!r} of {split} is not"
+            f"{source}: entry {shown(entry)} of {split} is not"
             " [path, label, class name]"
           )
-      if path.startswith("/") or ".." in parts:
+      if _leads_outside(path):
         raise InputError(
           f"{source}: {path!r} must be a path inside the image folder"
         )
@@ -122,6 +122,15 @@ def _entries(source: Path) -> Entries:
       seen[path] = split
       entries[split].append((path, label, class_name))
   return entries
+
+
+def _leads_outside(path: str) -> bool:
+  """Whether a path is absolute or climbs, on this system or on Windows."""
+  if "\\" in path:
+    if PureWindowsPath(path).anchor:
+      return True
+    path = path.replace("\\", "/")
+  return path.startswith("/") or ".." in path.split("/")
 
 
 def _classes(entries: Entries, source: Path) -> tuple[str, ...]:
@@ -160,7 +169,11 @@ def _image_dir(
   # A few more than the first, so that one lost file is reported as lost
   # instead of hiding the folder.
   for path in paths[:20]:
-    found = [f for f in folders if (root / f / path).is_file()]
+    found = [
+      folder
+      for folder in folders
+      if any((root / folder / p).is_file() for p in files.spellings(path))
+    ]
     if len(found) > 1:
       raise InputError(
         f"{path!r} is in several folders of {root} ({', '.join(found)}); name"

@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,15 +64,53 @@ def from_files(
   )
 
 
+def spellings(path: str) -> tuple[str, ...]:
+  """How a path that another system wrote may be spelled on this one.
+
+  As it is; with slashes for backslashes; and either in the two normal forms of
+  Unicode, since macOS takes an accented letter apart.
+  """
+  if path.isascii() and "\\" not in path:
+    return (path,)
+  slashed = path.replace("\\", "/")
+  forms = [path, slashed]
+  for form in ("NFC", "NFD"):
+    forms += [unicodedata.normalize(form, text) for text in (path, slashed)]
+  return tuple(dict.fromkeys(forms))
+
+
+def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
+  """The paths that `source` names, as they are spelled in `folder`.
+
+  Raises:
+    InputError: some are not there, or are no regular files.
+  """
+  located, missing = [], []
+  for path in paths:
+    for spelling in spellings(path):
+      if os.path.isfile(os.path.join(folder, spelling)):
+        located.append(spelling)
+        break
+    else:
+      missing.append(path)
+  if not missing:
+    return located
+  for path in missing:
+    if os.path.exists(os.path.join(folder, path)):
+      raise InputError(
+        f"{path!r}, which {source} names, is not a regular file in {folder}; "
+        "replace it with an image"
+      )
+  raise InputError(
+    f"{len(missing)} of {len(paths)} files named in {source} are not in"
+    f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
+    " images there"
+  )
+
+
 def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
   """Raises InputError unless each path that `source` names is in `folder`."""
-  missing = [p for p in paths if not os.path.isfile(os.path.join(folder, p))]
-  if missing:
-    raise InputError(
-      f"{len(missing)} of {len(paths)} files named in {source} are not in"
-      f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
-      " images there"
-    )
+  locate(folder, paths, source)
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -82,6 +121,8 @@ def check_classes(classes: Sequence[str]) -> None:
     )
   if empty := [i for i, name in enumerate(classes) if not name.strip()]:
     raise InputError(f"class {empty[0]} has an empty name; give it one")
+  if broken := [name for name in classes if not _is_utf8(name)]:
+    raise InputError(f"class name {broken[0]!r} is not UTF-8; rename it")
   counts = collections.Counter(name.strip() for name in classes)
   if twice := [name for name, count in counts.items() if count > 1]:
     raise InputError(

@@ -6,6 +6,7 @@ its image is. Labels are matched by their names.
 
 import collections
 import functools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -89,7 +90,7 @@ def _index(name: str, splits: dict[str, records.Records]) -> Index:
 def _with_split_file(
   name: str, index: Index, source: Path, check_counts: bool
 ) -> pools.Dataset:
-  if not source.is_file():
+  if not source.exists():
     raise InputError(f"split file {source} does not exist")
   classes, entries = coop.read_split(source)
   counts = {split: len(listed) for split, listed in entries.items()}
@@ -118,21 +119,21 @@ def match_files(
   Raises:
     InputError: paths that no id, or several, belong to.
   """
-  wrong = list(paths)
+  matched: dict[str, str] = {}
   for depth in (1, 2, 3):
     by_tail = collections.defaultdict(list)
     for id_ in ids:
       by_tail[_tail(id_, depth)].append(id_)
     tails = {path: _tail(path, depth) for path in paths}
     times = collections.Counter(tails.values())
-    sure = {
+    matched = {
       path: by_tail[tail][0]
       for path, tail in tails.items()
       if len(by_tail[tail]) == times[tail] == 1
-    }
-    if len(sure) == len(paths):
-      return sure
-    wrong = [path for path in wrong if path not in sure]
+    } | matched
+    if len(matched) == len(paths):
+      return matched
+  wrong = [path for path in paths if path not in matched]
   raise InputError(
     f"{len(wrong)} of {len(paths)} files named in {source} are not in the data "
     f"set, or under one name with others, e.g. {', '.join(wrong[:3])}; use the "
@@ -141,6 +142,8 @@ def match_files(
 
 
 def _tail(path: str, depth: int) -> tuple[str, ...]:
+  # Split files from other systems have backslashes, or accents taken apart.
+  path = unicodedata.normalize("NFC", path.replace("\\", "/"))
   return tuple(PurePosixPath(path.lower()).parts[-depth:])
 
 
