@@ -163,7 +163,7 @@ def test_coop_refuses_classes(coop, rows, message):
 
 def test_coop_refuses_broken_json(coop):
   (coop / "split_zhou_Pets.json").write_text('{"train": [')
-  with pytest.raises(InputError, match="not readable JSON"):
+  with pytest.raises(InputError, match="is not JSON"):
     load_coop(coop)
 
 

@@ -1,27 +1,23 @@
-"""Loads FGVC Aircraft as published: image lists with a variant per image."""
+"""FGVC Aircraft as it is published: lists of images, and their variants."""
 
 from pathlib import Path
 
 from cpeal_jax.data import files, pools
+from cpeal_jax.data.reading import read_text
 from cpeal_jax.errors import InputError
 
 
 def load_aircraft(
   root: Path | str, *, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """Reads the images that `images_variant_{train,val,test}.txt` list.
+  """Reads `variants.txt` and `images_variant_{train,val,test}.txt`.
 
-  These lists are the splits that the papers use. Each line has the number of
-  an image, a space and the image's variant; the image is `images/NUMBER.jpg`.
-  The classes are the lines of `variants.txt`, in that order.
-
-  Args:
-    root: the data root; ids are paths relative to it.
-    progress: called with the number of files hashed since the last call.
+  These are the splits of the papers. A list's line is an image's number and
+  its variant; the image is `images/NUMBER.jpg`. Classes are in the order of
+  `variants.txt`.
 
   Raises:
-    InputError: a file is missing, or a list has a variant that `variants.txt`
-      lacks.
+    InputError: a missing file, or a variant that `variants.txt` doesn't have.
   """
   root = Path(root)
   classes = [line.strip() for line in _lines(root / "variants.txt")]
@@ -44,11 +40,9 @@ def load_aircraft(
 
 
 def _lines(path: Path) -> list[str]:
-  """Reads the lines of a text file that are not blank."""
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
+  if not path.exists():
     raise InputError(
       f"{path} cannot be read; fgvc-aircraft-2013b.tar.gz has it in data/"
-    ) from error
+    )
+  lines = read_text(path).splitlines()
   return [line for line in lines if line.strip()]

@@ -1,9 +1,11 @@
 """Loads APTOS 2019 as Kaggle has it: `train.csv`, `train_images/ID.png`."""
 
 import csv
+import io
 from pathlib import Path
 
 from cpeal_jax.data import catalogue, files, pools
+from cpeal_jax.data.reading import read_text
 from cpeal_jax.errors import InputError
 
 
@@ -26,15 +28,13 @@ def load_aptos(
   """
   root = Path(root)
   source = root / "train.csv"
+  if not source.exists():
+    raise InputError(f"{source} cannot be read; {catalogue.find('aptos').get}")
+  table = csv.DictReader(io.StringIO(read_text(source), newline=""))
   try:
-    with open(source, newline="", encoding="utf-8-sig") as file:
-      listed = [
-        (row["id_code"], row["diagnosis"]) for row in csv.DictReader(file)
-      ]
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(
-      f"{source} cannot be read; {catalogue.find('aptos').get}"
-    ) from error
+    listed = [(row["id_code"], row["diagnosis"] or "") for row in table]
+  except csv.Error as error:
+    raise InputError(f"{source} is no table: {error}.") from error
   except KeyError as error:
     raise InputError(
       f"{source} has no column {error}; it must have id_code and diagnosis"

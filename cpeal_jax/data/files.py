@@ -1,11 +1,9 @@
-"""Builds a data set from files under one root, after checking the input.
-
-The loaders of all file layouts use these functions.
-"""
+"""A data set of files under one root: the checks that all layouts share."""
 
 import collections
 import functools
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,15 +20,7 @@ def from_files(
   progress: pools.Progress = None,
   notes: Sequence[str] = (),
 ) -> pools.Dataset:
-  """Builds a data set from the (id, label) rows of each split.
-
-  Args:
-    name: the data set's name.
-    classes: the class names; label c is `classes[c]`.
-    root: the data root.
-    rows: the rows of `train`, `val` and `test`; an id is the path of an image
-      relative to `root`.
-    progress: called with the number of files hashed since the last call.
+  """A data set of files under `root`, from (id, label) rows per split.
 
   Args:
     name: the data set's name.
@@ -41,18 +31,18 @@ def from_files(
     notes: what the layout has to say, see `pools.Dataset`.
 
   Raises:
-    InputError: there are fewer than two classes, a class name is empty or
-      repeated, there is no training image, an image is listed twice, a file
-      name is not UTF-8, or a file cannot be read.
+    InputError: fewer than two classes, an empty or repeated class name, no
+      training image, one listed twice, a file name that is not UTF-8, or an
+      unreadable file.
   """
   check_classes(classes)
   if not rows["train"]:
     raise InputError(f"no training image in {root}; there must be at least one")
-  counts = collections.Counter(i for listed in rows.values() for i, _ in listed)
-  if repeated := [id_ for id_, count in counts.items() if count > 1]:
+  times = collections.Counter(i for listed in rows.values() for i, _ in listed)
+  if twice := [id_ for id_, count in times.items() if count > 1]:
     raise InputError(
-      f"{len(repeated)} images of {root} are listed more than once, e.g. "
-      f"{repeated[0]!r}; list each once, in one split"
+      f"{len(twice)} images of {root} are listed more than once, e.g. "
+      f"{twice[0]!r}; list each once, in one split"
     )
   splits = {}
   for split in ("train", "val", "test"):
@@ -74,52 +64,84 @@ def from_files(
   )
 
 
-def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
-  """Raises InputError unless every file of `paths` exists in `folder`.
+def spellings(path: str) -> tuple[str, ...]:
+  """How a path that another system wrote may be spelled on this one.
 
-  Args:
-    folder: the folder that the paths are relative to.
-    paths: the files to look for.
-    source: the file that lists them, for the message.
+  As it is; with slashes for backslashes; and either in the two normal forms of
+  Unicode, since macOS takes an accented letter apart.
   """
-  missing = [p for p in paths if not os.path.isfile(os.path.join(folder, p))]
-  if missing:
-    raise InputError(
-      f"{len(missing)} of {len(paths)} files named in {source} are not in"
-      f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
-      " images there"
-    )
+  if path.isascii() and "\\" not in path:
+    return (path,)
+  slashed = path.replace("\\", "/")
+  forms = [path, slashed]
+  for form in ("NFC", "NFD"):
+    forms += [unicodedata.normalize(form, text) for text in (path, slashed)]
+  return tuple(dict.fromkeys(forms))
+
+
+def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
+  """The paths that `source` names, as they are spelled in `folder`.
+
+  Raises:
+    InputError: some are not there, or are no regular files.
+  """
+  located, missing = [], []
+  for path in paths:
+    for spelling in spellings(path):
+      if os.path.isfile(os.path.join(folder, spelling)):
+        located.append(spelling)
+        break
+    else:
+      missing.append(path)
+  if not missing:
+    return located
+  for path in missing:
+    if os.path.exists(os.path.join(folder, path)):
+      raise InputError(
+        f"{path!r}, which {source} names, is not a regular file in {folder}; "
+        "replace it with an image"
+      )
+  raise InputError(
+    f"{len(missing)} of {len(paths)} files named in {source} are not in"
+    f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
+    " images there"
+  )
+
+
+def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
+  """Raises InputError unless each path that `source` names is in `folder`."""
+  locate(folder, paths, source)
 
 
 def check_classes(classes: Sequence[str]) -> None:
-  """Raises InputError unless there are two or more distinct, nonblank names."""
+  """Raises InputError unless there are two or more distinct, real names."""
   if len(classes) < 2:
     raise InputError(
       f"got {len(classes)} class(es) {list(classes)}; there must be at least 2"
     )
   if empty := [i for i, name in enumerate(classes) if not name.strip()]:
     raise InputError(f"class {empty[0]} has an empty name; give it one")
+  if broken := [name for name in classes if not _is_utf8(name)]:
+    raise InputError(f"class name {broken[0]!r} is not UTF-8; rename it")
   counts = collections.Counter(name.strip() for name in classes)
-  if repeated := [name for name, count in counts.items() if count > 1]:
+  if twice := [name for name, count in counts.items() if count > 1]:
     raise InputError(
-      f"class name {repeated[0]!r} belongs to {counts[repeated[0]]} classes;"
-      " rename them so that every name is used once"
+      f"class name {twice[0]!r} belongs to {counts[twice[0]]} classes; rename"
+      " them so that every name is used once"
     )
 
 
 def _is_utf8(text: str) -> bool:
   try:
     text.encode()
-  except UnicodeEncodeError:
-    # Python represents each undecodable byte of a file name by a surrogate.
+  except UnicodeEncodeError:  # a surrogate stands for each undecodable byte
     return False
   return True
 
 
 def _read_file(paths: Sequence[str], index: int) -> bytes:
   try:
-    # A string, because making a Path takes as long as reading a small file.
-    with open(paths[index], "rb") as file:
+    with open(paths[index], "rb") as file:  # A path object costs as much.
       return file.read()
   except OSError as error:
     raise InputError(

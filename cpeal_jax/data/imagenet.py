@@ -4,6 +4,7 @@ import collections
 from pathlib import Path
 
 from cpeal_jax.data import catalogue, files, pools, scan
+from cpeal_jax.data.reading import read_text
 from cpeal_jax.errors import InputError
 
 
@@ -58,9 +59,9 @@ def load_imagenet(
 
 def _own_names(root: Path, synsets: list[str]) -> dict[str, str]:
   source = root / "classnames.txt"
-  if not source.is_file():
+  if not source.exists():
     return {}
-  pairs = (line.split(" ", 1) for line in source.read_text().splitlines())
+  pairs = (line.split(" ", 1) for line in read_text(source).splitlines())
   names = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
   times = collections.Counter(names.values())
   return {s: names[s] for s in synsets if s in names and times[names[s]] == 1}

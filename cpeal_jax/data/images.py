@@ -80,10 +80,9 @@ def decode(data: bytes, *, value_range: formats.Range = None) -> Image.Image:
     formats.refuse_form(formats.form_of(data), value_range)
     # Pillow's plugins raise nearly anything on bad bytes: OSError, SyntaxError,
     # ValueError, struct.error, DecompressionBombError and more.
-    reason = str(error).splitlines() or [type(error).__name__]
     if isinstance(error, Image.UnidentifiedImageError):
-      reason = ["not an image"]
-    raise CorruptImage(reason[0]) from error
+      raise CorruptImage("not an image") from error
+    raise CorruptImage(reason(error)) from error
 
 
 def to_rgb(

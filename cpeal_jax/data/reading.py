@@ -91,6 +91,22 @@ def read_bytes(
     raise _unread(path, what, _system_reason(error)) from error
 
 
+def read_text(path: str | os.PathLike, what: str = "") -> str:
+  """Reads a UTF-8 text file; a byte order mark is allowed.
+
+  Raises:
+    InputError: if it cannot be read or is not UTF-8.
+  """
+  data = read_bytes(path, what, most=MAX_JSON_BYTES)
+  try:
+    return without_mark(data).decode()
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; save "
+      "it as UTF-8."
+    ) from error
+
+
 def without_mark(data: bytes) -> bytes:
   """Drops the byte order mark at the beginning of a UTF-8 file."""
   return data.removeprefix(BYTE_ORDER_MARK)

@@ -1,19 +1,19 @@
-"""Loads data sets that TFDS prepared as array records, without TensorFlow.
+"""Sets of TFDS's catalogue, prepared as array records; no TensorFlow here.
 
-Images stay on disk, encoded as TFDS stored them; a record is read when its
-image is asked for. Labels are matched to classes by their names, because TFDS
-numbers them in another order than CoOp.
+Images stay encoded, as TFDS stored them, and on disk: a record is read when
+its image is. Labels are matched by their names.
 """
 
 import collections
 import functools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from cpeal_jax.data import catalogue, coop, files, pools, prepare, records
 from cpeal_jax.errors import InputError
 
-# Id -> (the records of its split, its position among them, its label name).
+# Id -> (records, position, label name)
 Index = dict[str, tuple[records.Records, int, str]]
 
 
@@ -26,25 +26,24 @@ def load_tfds(
   check_counts: bool = True,
   progress: pools.Progress = None,
 ) -> pools.Dataset:
-  """Reads a TFDS data set, preparing it first if needed and possible.
+  """Reads a prepared TFDS set, preparing it first where that is possible.
 
-  If TFDS has no validation split, it is cut out of the training images, 80/20
-  within each class; if TFDS has no test split either, both are, 50/20/30. The
-  cut goes by a hash of (seed, id).
+  Where TFDS has no validation split it is cut out of train, 80/20 in each
+  class; where it has no test split either, 50/20/30. The cut is by a hash of
+  (seed, id).
 
   Args:
-    name: the data set's key in the catalogue.
-    data_dir: TFDS's data directory; empty for its default.
-    split_file: path of CoOp's split file; empty for none. Its paths are matched
-      to TFDS's images by file name. Splits, labels and class names are then
-      those of the file, and images that it does not name are left out.
-    seed: seed of the cut.
-    check_counts: whether to check the number of images against the catalogue.
-    progress: called with the number of images read since the last call.
+    name: the catalogue's key.
+    data_dir: TFDS's data directory; empty: its default.
+    split_file: CoOp's json, applied by file name: splits, labels and class
+      names are then its own, and images that it does not name are left out.
+    seed: of the cut.
+    check_counts: whether the number of images must be the known one.
+    progress: told how many more images have been read.
 
   Raises:
-    InputError: the data set is unknown or not prepared, has unexpected counts
-      or labels, or the split file does not match it.
+    InputError: no such set, not prepared, other counts or labels, or a split
+      file that does not fit.
   """
   entry = catalogue.find(name)
   splits = records.read_all(entry, prepare.ensure(name, data_dir), progress)
@@ -52,8 +51,8 @@ def load_tfds(
     catalogue.check_counts(
       f"{name} as prepared by TFDS",
       {
-        split: sum(label not in entry.dropped for label in split_records.labels)
-        for split, split_records in splits.items()
+        split: sum(label not in entry.dropped for label in found.labels)
+        for split, found in splits.items()
       },
       {split: count for split, _, count in entry.splits},
     )
@@ -64,52 +63,48 @@ def load_tfds(
     name, dict.fromkeys(label for *_, label in index.values())
   )
   classes = catalogue.classes(name)
-  class_number = {label: classes.index(c) for label, c in names.items()}
+  number = {label: classes.index(own) for label, own in names.items()}
   rows = {
     split: [
-      (id_, class_number[label])
-      for id_, label in zip(
-        split_records.ids, split_records.labels, strict=True
-      )
-      if label in class_number
+      (id_, number[label])
+      for id_, label in zip(found.ids, found.labels, strict=True)
+      if label in number
     ]
-    for split, split_records in splits.items()
+    for split, found in splits.items()
   }
-  absent = ", ".join(s for s in ("val", "test") if s not in rows)
-  origin = "TFDS's splits" + (f", {absent} cut out of train" if absent else "")
+  cut = ", ".join(s for s in ("val", "test") if s not in rows)
+  origin = "TFDS's splits" + (f", {cut} cut out of train" if cut else "")
   return _dataset(
     name, classes, pools.cut_missing_splits(rows, seed=seed), index, origin
   )
 
 
 def _index(name: str, splits: dict[str, records.Records]) -> Index:
-  """Builds the index of all splits; raises InputError if an id repeats."""
   index = {}
-  for split_records in splits.values():
-    for i, id_ in enumerate(split_records.ids):
+  for found in splits.values():
+    for i, id_ in enumerate(found.ids):
       if id_ in index:
         raise InputError(f"two images of {name} are called {id_!r}")
-      index[id_] = split_records, i, split_records.labels[i]
+      index[id_] = found, i, found.labels[i]
   return index
 
 
 def _with_split_file(
   name: str, index: Index, source: Path, check_counts: bool
 ) -> pools.Dataset:
-  """Builds the data set with the splits and classes of a split file."""
-  if not source.is_file():
+  if not source.exists():
     raise InputError(f"split file {source} does not exist")
   classes, entries = coop.read_split(source)
   counts = {split: len(listed) for split, listed in entries.items()}
   if check_counts:
     catalogue.check_counts(str(source), counts, catalogue.papers(name))
-  id_of = match_files(
+  by_file = match_files(
     [path for listed in entries.values() for path, *_ in listed],
     index,
     source,
   )
   rows = {
-    split: [(id_of[path], label) for path, label, _ in listed]
+    split: [(by_file[path], label) for path, label, _ in listed]
     for split, listed in entries.items()
   }
   origin = catalogue.origin(name, source.name, entries)
@@ -119,47 +114,38 @@ def _with_split_file(
 def match_files(
   paths: Sequence[str], ids: Sequence[str] | Index, source: Path
 ) -> dict[str, str]:
-  """Matches the paths of a split file to ids by file name, ignoring case.
+  """Path in a split file -> id, by file name, letter case aside.
 
-  If file names alone are ambiguous, the last two and then the last three parts
-  of the paths are compared.
-
-  Args:
-    paths: the paths that the split file lists.
-    ids: the ids of the data set.
-    source: the split file, for the message.
-
-  Returns:
-    A dict from each path to its id.
+  The folder above is looked at only where file names repeat.
 
   Raises:
-    InputError: some paths match no id, or share their match with another path
-      or id.
+    InputError: paths that no id, or several, belong to.
   """
-  unmatched = list(paths)
+  matched: dict[str, str] = {}
   for depth in (1, 2, 3):
     by_tail = collections.defaultdict(list)
     for id_ in ids:
       by_tail[_tail(id_, depth)].append(id_)
     tails = {path: _tail(path, depth) for path in paths}
-    path_counts = collections.Counter(tails.values())
+    times = collections.Counter(tails.values())
     matched = {
       path: by_tail[tail][0]
       for path, tail in tails.items()
-      if len(by_tail[tail]) == path_counts[tail] == 1
-    }
+      if len(by_tail[tail]) == times[tail] == 1
+    } | matched
     if len(matched) == len(paths):
       return matched
-    unmatched = [path for path in unmatched if path not in matched]
+  wrong = [path for path in paths if path not in matched]
   raise InputError(
-    f"{len(unmatched)} of {len(paths)} files named in {source} are not in the "
-    "data set, or share one name with others, e.g. "
-    f"{', '.join(unmatched[:3])}; use the split file of this data set"
+    f"{len(wrong)} of {len(paths)} files named in {source} are not in the data "
+    f"set, or under one name with others, e.g. {', '.join(wrong[:3])}; use the "
+    "split file of this data set"
   )
 
 
 def _tail(path: str, depth: int) -> tuple[str, ...]:
-  """Returns the last `depth` parts of a path, in lower case."""
+  # Split files from other systems have backslashes, or accents taken apart.
+  path = unicodedata.normalize("NFC", path.replace("\\", "/"))
   return tuple(PurePosixPath(path.lower()).parts[-depth:])
 
 
@@ -170,24 +156,22 @@ def _dataset(
   index: Index,
   origin: str,
 ) -> pools.Dataset:
-  """Builds the data set from the (id, label) rows of each split."""
   files.check_classes(classes)
   splits = {}
   for split, listed in rows.items():
-    entries = [index[id_] for id_, _ in listed]
+    where = [index[id_] for id_, _ in listed]
     splits[split] = pools.from_bytes(
       split,
       [id_ for id_, _ in listed],
       [label for _, label in listed],
-      functools.partial(_read, entries),
-      sha256=[split_records.sha256[i] for split_records, i, _ in entries],
+      functools.partial(_read, where),
+      sha256=[found.sha256[i] for found, i, _ in where],
     )
   return pools.Dataset(name=name, classes=classes, origin=origin, **splits)
 
 
 def _read(
-  entries: Sequence[tuple[records.Records, int, str]], index: int
+  where: Sequence[tuple[records.Records, int, str]], index: int
 ) -> bytes:
-  """Reads the encoded image of entry `index`."""
-  split_records, position, _ = entries[index]
-  return split_records.source[position]["image"]
+  found, position, _ = where[index]
+  return found.source[position]["image"]
