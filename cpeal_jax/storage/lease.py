@@ -134,7 +134,7 @@ class _Lease:
       self._beaten = time.monotonic()
 
   def _is_dead(self, content: bytes) -> bool:
-    """Returns True if the holder is gone, and False if the object is.
+    """Returns True if the holder is gone, and False if the object is gone.
 
     Args:
       content: the content of the object.

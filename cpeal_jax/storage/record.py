@@ -294,7 +294,8 @@ def mark_done(workdir: str | os.PathLike, round_: int) -> None:
 def _column(name: str) -> tuple[int, int, str]:
   """Returns the sort key of a column of metrics.
 
-  `METRICS` come first, in that order, then others by name, then seconds.
+  `round`, `labeled` and `METRICS` come first, in this order. Others follow by
+  name, and those that start with `seconds` come last.
   """
   first = ("round", "labeled", *METRICS)
   if name in first:
