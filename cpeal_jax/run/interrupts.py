@@ -46,18 +46,19 @@ def listen() -> Stop:
   ignored, as a shell does for a process in the background, it stays ignored.
   """
   global _stop
-  if _stop is not None:
-    return _stop
-  _stop = Stop()
+  if _stop is None:
+    _stop = Stop()
+    arrivals, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(
+      target=_watch, args=(arrivals, writer), name="signals", daemon=True
+    ).start()
+  # Each time, since JAX's runtime of several processes takes SIGTERM for itself
+  # when it starts.
   signal.signal(signal.SIGTERM, _stop.ask)
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _stop.ask)
-  arrivals, writer = socket.socketpair()
-  writer.setblocking(False)
-  signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-  threading.Thread(
-    target=_watch, args=(arrivals, writer), name="signals", daemon=True
-  ).start()
   return _stop
 
 
