@@ -203,7 +203,7 @@ def test_methods_run_on_a_head(tmp_path, changes):
     ({"acquisition.name": "alfa_mix"}, "alfa_mix needs class embeddings"),
     ({"acquisition.name": "bald"}, "noise=features needs class embeddings"),
     ({"acquisition.preselect": "cb"}, "cb needs class embeddings"),
-    ({"round0": "zero_shot"}, "round0=zero_shot needs texts"),
+    ({"round0": "zero_shot"}, "round0=zero_shot needs class texts"),
     ({"adapter.lora.towers": "text"}, "add vision"),
   ],
   ids=str,
