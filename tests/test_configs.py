@@ -85,14 +85,16 @@ def test_released_lora_code():
   assert (recipe.anneal, recipe.epochs, config.rounds) == (True, 10, 10)
 
 
-def test_pcb_with_descriptors_differs_from_pcb_in_their_average_alone():
+def test_pcb_with_descriptors_differs_from_pcb_in_the_descriptors_alone():
   plain = config_lib.flatten(presets.preset("dtd", "pcb"))
   for variant, average in (("pcb_as", "similarity"), ("pcb_ae", "embedding")):
     config = presets.preset("dtd", variant)
     assert config.model.descriptor_average == average
     values = config_lib.flatten(config)
     changed = {k for k, v in values.items() if v != plain[k]}
-    assert changed <= {"variant", "model.descriptor_average"}
+    assert values["model.descriptor_wording"] == "faithful"
+    own = {"model.descriptor_average", "model.descriptor_wording"}
+    assert changed <= {"variant", *own}
 
 
 def trainable_and_frozen(variant, **sizes):

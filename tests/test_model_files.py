@@ -484,6 +484,12 @@ def test_a_size_that_cannot_be_is_named(clip, tower, name, value, words):
   assert "config.json" in message or "blocks" in message
 
 
+def test_a_whole_number_will_do_for_a_float(clip):
+  edit(clip, tower="text_config", layer_norm_eps=1)
+  epsilon = load(clip).config.text.epsilon
+  assert (epsilon, type(epsilon)) == (1.0, float)
+
+
 CONTENTS = {
   "empty": (b"", "is not JSON"),
   "cut": (b'{"model_type": "cl', "is not JSON"),

@@ -89,11 +89,13 @@ def _pcb(config: Config) -> None:
 def _pcb_as(config: Config) -> None:
   _pcb(config)
   config.model.descriptor_average = "similarity"
+  config.model.descriptor_wording = "faithful"
 
 
 def _pcb_ae(config: Config) -> None:
   _pcb(config)
   config.model.descriptor_average = "embedding"
+  config.model.descriptor_wording = "faithful"
 
 
 def _cec(config: Config) -> None:

@@ -208,13 +208,13 @@ class Fields:
     *,
     low: int | float,
     high: int | float,
-  ) -> int | float:
+  ) -> float:
     """Returns a number from `low` to `high`; without default required."""
     value = self.values.get(name, default)
     # Every comparison with nan is false, so nan is refused.
     if type(value) not in (int, float) or not low <= value <= high:
       self.refuse(name, f"a number from {low:g} to {high:g}")
-    return value
+    return float(value)
 
   def word(self, name: str, default: str, choices: Collection[str]) -> str:
     """Returns one of the words."""

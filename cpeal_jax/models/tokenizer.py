@@ -63,8 +63,13 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
   for name in names:
     if name.endswith(".json"):
       read_object(directory / name)
-  if _is_there(directory / "config.json"):  # It may name the tokenizer's class.
-    contents["config.json"] = read_bytes(directory / "config.json")
+  # transformers would read config.json again, and refuse what it holds beside
+  # the sizes in words about the tokenizer; it needs no more than the class.
+  config = transformers.CLIPConfig()
+  if _is_there(directory / "config.json"):
+    raw = read_object(directory / "config.json")
+    if isinstance(raw.get("tokenizer_class"), str):
+      config.tokenizer_class = raw["tokenizer_class"]
 
   def refusal(why: str) -> str:
     return (
@@ -78,9 +83,9 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
       with tempfile.TemporaryDirectory() as copies:
         for name, data in contents.items():
           (Path(copies) / name).write_bytes(without_mark(data))
-        tokenizer = _from_files(copies)
+        tokenizer = _from_files(copies, config)
     else:
-      tokenizer = _from_files(str(directory))
+      tokenizer = _from_files(str(directory), config)
     vocabulary = tokenizer.get_vocab()
     words = set(vocabulary) - set(tokenizer.all_special_tokens)
     tokenizer(PROBE)
@@ -108,11 +113,13 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
   return tokenizer
 
 
-def _from_files(directory: str) -> transformers.PreTrainedTokenizerBase:
+def _from_files(
+  directory: str, config: transformers.CLIPConfig
+) -> transformers.PreTrainedTokenizerBase:
   # A tokenizer that is code of its own would be run, after a question on the
   # terminal, if this were not forbidden.
   return transformers.AutoTokenizer.from_pretrained(
-    directory, trust_remote_code=False, local_files_only=True
+    directory, config=config, trust_remote_code=False, local_files_only=True
   )
 
 
