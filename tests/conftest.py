@@ -45,8 +45,27 @@ sys.stdin.read()
 """
 
 
+# Files of a minute and more come first, the longest at the head, so that of
+# several workers none is left alone with one of them at the end.
+LONGEST = (
+  "test_trajectory.py",
+  "test_resume.py",
+  "test_distributed.py",
+  "test_acquisition.py",
+  "test_training.py",
+  "test_scoring.py",
+  "test_main.py",
+  "test_dinov2.py",
+  "test_damage.py",
+  "test_launch.py",
+)
 # Tests that an expression of marks or names leaves out, by file.
 left_out = collections.Counter()
+
+
+def pytest_collection_modifyitems(items):
+  place = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_report_header():

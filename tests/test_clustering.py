@@ -168,6 +168,7 @@ def slow_typiclust(x, clusters, anchors, free, n, neighbors, smallest):
   return picks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labeled", [0, 30])
 @pytest.mark.parametrize("smallest", [0, 5, 1000])
 @pytest.mark.parametrize("served", [1, 3, 16])

@@ -277,6 +277,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_on_a_real_run(tmp_path, capsys):
   config = quickstart(str(tmp_path / "cache"), rounds=1)
   loop.run(config, tmp_path / "run")

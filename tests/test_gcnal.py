@@ -178,6 +178,7 @@ def dense_k_center(points, labeled, n):
   return picks, far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "seed"), [(0, 0), (20, 0), (20, 1)])
 def test_picks_spread_over_hidden_layer_and_logit(steps, seed):
   """As the released code: the 129 numbers [hidden ; output], not 128."""

@@ -85,6 +85,7 @@ def test_a_process_that_ignores_ctrl_c_goes_on():
 COMMAND = f"{sys.executable} -m cpeal_jax.main --config=quickstart --dry_run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "streams", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "| true", "| head -n 1"]
 )

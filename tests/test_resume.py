@@ -127,7 +127,10 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("TERM", 75), ("INT", 130)])
+@pytest.mark.parametrize(
+  ("name", "code"),
+  [("TERM", 75), pytest.param("INT", 130, marks=pytest.mark.slow)],
+)
 def test_a_request_to_stop_saves(launch, straight, tmp_path, name, code):
   """The handler only notes the signal: the step is finished and saved.
 
