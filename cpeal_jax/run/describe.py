@@ -16,6 +16,7 @@ from cpeal_jax.data import batches
 from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
+from cpeal_jax.run.labels_changed import label_digests
 from cpeal_jax.run.plan import Plan, make_plan
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
@@ -113,6 +114,7 @@ def manifest(experiment: Experiment) -> dict[str, list[str]]:
     columns["sha256"] += split.sha256
     columns["split"] += [split.name] * len(split)
     columns["status"] += ["ok" if ok else "corrupt" for ok in good]
+  columns["label"] = label_digests(experiment.plan.dataset)
   return columns
 
 

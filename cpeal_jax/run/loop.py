@@ -17,7 +17,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import describe, fitting, stages
+from cpeal_jax.run import describe, fitting, labels_changed, stages
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
@@ -105,6 +105,14 @@ def _opened(
   settings = describe.settings(config, plan)
   agree("settings or data", json.dumps([settings, plan.dataset.fingerprint]))
   with first_holds(workdirs.lock(workdir)):
+    relabeled = ()
+    if not overwrite:
+      relabeled = first(
+        labels_changed.changes,
+        workdir,
+        plan.dataset,
+        accept=config.dataset.accept_labels,
+      )
     changed = first(
       workdirs.open_workdir,
       workdir,
@@ -115,7 +123,8 @@ def _opened(
       manifest=describe.manifest(experiment),
       overwrite=overwrite,
     )
-    for line in changed:
+    first(labels_changed.accept_changes, workdir, plan.dataset, relabeled)
+    for line in (*changed, *relabeled):
       say(f"note: {line}")
     yield Journal(workdir)
 
