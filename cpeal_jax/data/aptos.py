@@ -1,4 +1,4 @@
-"""APTOS 2019 as Kaggle gives it: `train.csv` and `train_images/ID.png`."""
+"""Reads APTOS 2019 as Kaggle provides it: train.csv and train_images/ID.png."""
 
 import csv
 import io
@@ -12,13 +12,20 @@ from cpeal_jax.errors import InputError
 def load_aptos(
   root: Path | str, *, seed: int = 0, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """The labeled images, cut 50/20/30 in each grade by a hash of (seed, id).
+  """Reads the labeled images and cuts them into three splits.
 
-  Kaggle's test images have no published labels. `train.csv` has columns
-  `id_code` and `diagnosis`, a grade from 0 to 4.
+  Kaggle publishes no labels of its test images, so each grade's training
+  images are cut 50/20/30 into train, val and test by a hash of (seed, id).
+  `train.csv` has the columns `id_code` and `diagnosis`, a grade from 0 to 4.
+
+  Args:
+    root: the folder with `train.csv` and `train_images/`.
+    seed: the seed of the cut.
+    progress: called with the number of further files that were hashed.
 
   Raises:
-    InputError: a missing file, other columns, or a grade that there isn't.
+    InputError: a file is missing, `train.csv` lacks a column, or a grade is
+      not one of the five.
   """
   root = Path(root)
   source = root / "train.csv"

@@ -1,7 +1,7 @@
 """Training augmentation on the host: a random resized crop and a flip.
 
-On the host because Pillow's bicubic filter, which the pretrained towers were
-trained with, is not that of `jax.image`.
+It runs on the host because the pretrained towers were trained with Pillow's
+bicubic filter, which differs from that of `jax.image`.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from PIL import Image
 
 from cpeal_jax.data.images import ImageSpec
 
+# How many boxes are drawn before the crop falls back to the center.
 TRIES = 10
 
 
@@ -22,12 +23,21 @@ def augment(
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
   flip: float = 0.5,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Crops a random box, resizes it to S x S, mirrors it with chance `flip`.
+  """Crops a random box, resizes it to S x S and perhaps mirrors it.
 
-  CoOp's recipe; the C-PEAL code uses it unchanged.
+  This is CoOp's recipe, which the C-PEAL code uses unchanged.
+
+  Args:
+    rng: the source of all random draws.
+    image: the original, in RGB.
+    spec: the output side S and the resize filter.
+    scale: range of the box's area, as a share of the image's.
+    ratio: range of the box's aspect ratio, width over height.
+    flip: the probability that the crop is mirrored left to right.
   """
   box = crop_box(rng, *image.size, scale=scale, ratio=ratio)
-  # Cropped first: resize(box=...) would let the filter see past the box.
+  # resize(box=...) would let the filter see pixels outside the box, so the
+  # image is cropped first.
   image = image.crop(box).resize(
     (spec.size, spec.size), Image.Resampling(spec.resample)
   )
@@ -43,11 +53,12 @@ def crop_box(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-  """A random box (left, top, right, bottom), as torchvision draws it.
+  """Draws a random box (left, top, right, bottom) as torchvision does.
 
-  The area is uniform in `scale` of the image's and the aspect ratio (width
-  over height) log-uniform in `ratio`. The first of ten draws that fits in the
-  image is used; if none does, the largest centred box of allowed ratio.
+  The area is uniform in `scale`, as a share of the image's area, and the
+  aspect ratio (width over height) is log-uniform in `ratio`. The first of
+  `TRIES` draws that fits into the image is used. If none fits, the result is
+  the largest centered box whose ratio is allowed.
   """
   areas = width * height * rng.uniform(*scale, size=TRIES)
   ratios = np.exp(rng.uniform(*np.log(ratio), size=TRIES))

@@ -1,4 +1,4 @@
-"""Training batches: labeled images, shuffled, augmented, of constant shape."""
+"""Training batches of constant shape: images, shuffled and augmented."""
 
 import dataclasses
 import functools
@@ -20,10 +20,13 @@ from cpeal_jax.data.workers import TRIED, workers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-  """One step's rows; where `where` is False the row is padding (zeros).
+  """The B rows of one training step.
 
-  `images` are pixels or, where the image tower and the pixels are frozen,
-  the features of `encode_pool`.
+  Attributes:
+    images: pixels; or, if the image tower is frozen and nothing is augmented,
+      features from `encode_pool`.
+    labels: class indices.
+    where: False for padding, whose images and labels are zeros.
   """
 
   images: UInt8[np.ndarray, "B S S 3"] | Float[np.ndarray, "B D"]
@@ -32,9 +35,10 @@ class Batch:
 
 
 class LabeledImages:
-  """Originals of the images asked for, decoded once and kept in memory.
+  """Decoded originals of a split's images, kept in memory after first use.
 
-  Beyond `limit_bytes` of pixels, further images are decoded at each use.
+  Once `limit_bytes` of pixels are kept, further images are decoded at each
+  use.
   """
 
   def __init__(self, split: Split, *, limit_bytes: int = 4 << 30):
@@ -56,7 +60,10 @@ class LabeledImages:
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
-  """Steps in an epoch of n labels: the last partial batch only if alone."""
+  """The number of steps in an epoch of n labels.
+
+  The last batch is dropped if it is partial, unless it is the only one.
+  """
   return n // batch or min(n, 1)
 
 
@@ -73,29 +80,31 @@ def pixel_batches(
   augment: bool = True,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """A round's batches of labeled images, the next one made in the background.
+  """Yields a round's batches of pixels; the next one is made in the background.
 
-  With at least `batch` labels an epoch's last partial batch is dropped; with
-  fewer there is one batch, padded (C-PEAL's code). The order follows from
-  (seed, round, epoch) and the set of indices, an image's crop from (seed,
-  round, epoch, id): neither from the batch it is in nor from the device count.
+  As in C-PEAL's code, an epoch's last partial batch is dropped if there are at
+  least `batch` labels; if there are fewer, the epoch is one padded batch. The
+  order of the images depends on (seed, round, epoch) and the set of indices,
+  and an image's crop on (seed, round, epoch, id). Neither depends on the batch
+  that an image is in, nor on the number of devices.
 
   Args:
-    images: originals of the split that `indices` count in.
-    indices: of the labeled images, in any order.
-    labels: their classes.
-    spec: size and filter; with `augment` off, the whole evaluation transform.
-    seed: of the run.
-    round_: of active learning.
+    images: the originals of a split.
+    indices: the positions of the labeled images in that split, in any order.
+    labels: the class index of each.
+    spec: the size and the resize filter; without augmentation, the whole
+      evaluation transform.
+    seed: the run's seed.
+    round_: the number of the round.
     epochs: how often each image is seen.
-    batch: rows per batch, B.
-    augment: a random resized crop and flip, else `preprocess`.
-    start_step: the round's first step that is wanted; earlier ones cost
-      nothing.
+    batch: the number of rows per batch, B.
+    augment: True for a random resized crop and flip, False for `preprocess`.
+    start_step: the first step to yield. The steps before it are not computed.
 
   Raises:
-    ValueError: no label, an unknown one, or not one label per index.
-    CorruptImage: while iterating, naming the image.
+    ValueError: there is no label, a label is unknown (-1), or there is not one
+      label per index.
+    CorruptImage: while iterating; the message names the image.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
 
@@ -113,8 +122,8 @@ def pixel_batches(
     blank = np.zeros((batch, spec.size, spec.size, 3), np.uint8)
     made = _padded(blank, labels[rows])
     crop = functools.partial(pixels, epoch)
-    found = threads.map(crop, [int(i) for i in indices[rows]])
-    for row, image in enumerate(found):
+    crops = threads.map(crop, [int(i) for i in indices[rows]])
+    for row, image in enumerate(crops):
       made.images[row] = image
     return made
 
@@ -136,11 +145,23 @@ def feature_batches(
   batch: int = 32,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """`pixel_batches` from features: the same rows in the same order.
+  """Yields the same rows as `pixel_batches`, as features instead of pixels.
 
-  `features` are those of `indices`, in their order. For a frozen image tower
-  without augmentation, where encoding the same pixels at every step would give
-  the same numbers.
+  It is for a frozen image tower without augmentation, where encoding the same
+  pixels at every step would give the same numbers.
+
+  Args:
+    features: image features [n, D] of `indices`, in their order.
+    indices: the positions of the labeled images in their split.
+    labels: the class index of each.
+    seed: the run's seed.
+    round_: the number of the round.
+    epochs: how often each image is seen.
+    batch: the number of rows per batch, B.
+    start_step: the first step to yield.
+
+  Raises:
+    ValueError: as for `pixel_batches`.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
   total = epochs * steps_per_epoch(len(indices), batch)
@@ -161,12 +182,16 @@ def _rows(
   round_: int,
   batch: int,
 ) -> Callable[[int], tuple[int, Integer[np.ndarray, " rows"]]]:
-  """(a step of the round) -> its epoch, and which of the n rows it takes."""
+  """Returns a function that maps a step to its epoch and to its rows.
+
+  The rows are positions in `indices`.
+  """
   if not len(indices) == len(labels) > 0:
     raise ValueError(f"got {len(indices)} indices and {len(labels)} labels")
   if labels.min() < 0:
     raise ValueError("an unknown label (-1) cannot be trained on")
-  # Sorted first, so that the order of revealing does not matter.
+  # The permutation starts from sorted indices, so that the order in which
+  # labels were bought does not matter.
   by_index = np.argsort(indices, kind="stable")
 
   @functools.lru_cache(maxsize=1)
@@ -181,6 +206,7 @@ def _rows(
 
 
 def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
+  """A batch of the given images whose rows from n on are padding."""
   made = Batch(
     images=images,
     labels=np.zeros(len(images), np.int32),
@@ -195,14 +221,22 @@ def _one_ahead(
   steps: range,
   samples: Sequence[Callable[[], object]],
 ) -> Iterator[Batch]:
+  """Yields `build(step)` for each step, with the next one already under way.
+
+  Args:
+    build: makes the batch of a step, with threads for its images.
+    steps: the steps to yield.
+    samples: calls that each make one image, to choose the number of threads.
+  """
   if not steps:
     return
-  own = ThreadPoolExecutor(workers(samples))
-  # Two pools: a build waits for its images, so must not hold their thread.
-  with own as threads, ThreadPoolExecutor(1) as builder:
-    ahead = [builder.submit(build, step, threads) for step in steps[:1]]
+  image_threads = ThreadPoolExecutor(workers(samples))
+  # There are two pools because a build waits for its images: in one pool it
+  # would hold a thread that they need.
+  with image_threads as threads, ThreadPoolExecutor(1) as builder:
+    pending = [builder.submit(build, step, threads) for step in steps[:1]]
     for step in steps:
-      ready = ahead.pop().result()
+      ready = pending.pop().result()
       if step + 1 in steps:
-        ahead.append(builder.submit(build, step + 1, threads))
+        pending.append(builder.submit(build, step + 1, threads))
       yield ready

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real images that need no download."""
+"""Reads scikit-learn's handwritten digits, real images without a download."""
 
 import functools
 import io
@@ -24,10 +24,11 @@ CLASSES = (
 
 
 def load_digits(*, seed: int = 0) -> pools.Dataset:
-  """1,797 grey images of 8x8, cut 50/20/30 per class by a hash of (seed, id).
+  """Returns 1,797 gray images of 8 x 8 pixels in three splits.
 
-  The values 0 to 16 become 0 to 255; ids are `digit-0000.png` and so on, in
-  scikit-learn's order, and the bytes are those of a PNG.
+  Each class is cut 50/20/30 into train, val and test by a hash of (seed, id).
+  The values 0 to 16 are scaled to 0 to 255. The ids are `digit-0000.png` and so
+  on, in scikit-learn's order, and an image's bytes are those of a PNG.
   """
   from sklearn import datasets  # takes a second to import
 
@@ -49,8 +50,9 @@ def load_digits(*, seed: int = 0) -> pools.Dataset:
 
 
 def _png(pixels: UInt8[np.ndarray, "N 8 8"], index: int) -> bytes:
+  """The PNG file of one of the images."""
   file = io.BytesIO()
-  # Stored, not compressed: the bytes, and so the fingerprint, must not depend
-  # on which zlib Pillow was built with.
+  # It is stored without compression, so that its bytes, and with them the
+  # fingerprint, do not depend on the zlib that Pillow was built with.
   Image.fromarray(pixels[index]).save(file, "PNG", compress_level=0)
   return file.getvalue()

@@ -1,4 +1,4 @@
-"""How many threads decode images."""
+"""Chooses how many threads decode images."""
 
 import contextlib
 import math
@@ -8,24 +8,30 @@ from collections.abc import Callable, Iterable
 
 from cpeal_jax.data.images import CorruptImage
 
-# An image of fewer seconds is done in the time that threads take to pass
-# Python's lock on: 64 x 64 pixels take 82 us on one thread, 98 to 161 on two.
+# An image that takes fewer seconds is decoded before Python's global lock could
+# pass to another thread: 64 x 64 pixels take 82 us on one thread and 98 to 161
+# us on two.
 SMALL = 150e-6
-TRIED = 8  # as many samples are enough
+# How many images callers time.
+TRIED = 8
 
 
 def workers(samples: Iterable[Callable[[], object]]) -> int:
-  """A thread a core, or one where an image is done before another could start.
+  """Returns the number of threads that decode images fastest.
+
+  That is one for images so small that threads would only wait for one another,
+  and one per core for all others.
 
   Args:
-    samples: each does one image; they are timed, and CorruptImage is left to
-      who does it again.
+    samples: calls that each decode one image. They are timed. CorruptImage is
+      ignored here, since the image is decoded again later.
   """
   least = math.inf
-  for one in samples:
-    # Not what it waits for the lock, nor for a disk: it was just read to hash.
+  for decode_sample in samples:
+    # Time of this thread alone, without waiting for the lock or for the disk;
+    # the file was just read to be hashed.
     begun = time.thread_time()
     with contextlib.suppress(CorruptImage):
-      one()
+      decode_sample()
       least = min(least, time.thread_time() - begun)
   return 1 if least < SMALL else os.cpu_count() or 1
