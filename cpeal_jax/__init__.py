@@ -1,8 +1,8 @@
 """Tells which images to label next, and trains a CLIP on them.
 
-`load_clip` and `load_run` are the front door; the modules `acquisition`,
-`losses`, `metrics` and `neighbors` can be used alone. Nothing is imported
-before it is asked for.
+Start with `load_clip` and `load_run`. The modules `acquisition`, `losses`,
+`metrics` and `neighbors` can be used on their own. Each is imported when it is
+first used, so `import cpeal_jax` alone is fast.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 from typing import Any
 
-# transformers announces at import that there is no PyTorch; none is needed.
+# At import, transformers warns that PyTorch is missing, which is not needed.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 MODULES = ("acquisition", "losses", "metrics", "neighbors")

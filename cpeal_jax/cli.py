@@ -1,14 +1,17 @@
 """The command `cpeal`: `cpeal run`, `cpeal export`, `cpeal sweep`.
 
   cpeal run     plays a trajectory, or resumes it
+                (the same as `python -m cpeal_jax.main`)
   cpeal export  writes the adapted model for other programs
-  cpeal sweep   plays seeds x methods x data sets
-  cpeal COMMAND --help, cpeal --version
+                (the same as `python -m cpeal_jax.export`)
+  cpeal sweep   plays many runs: seeds x methods x data sets
+                (the same as `python launch/sweep.py` in a checkout)
 
-For example `cpeal run --config=quickstart`.
+`cpeal COMMAND --help` explains a command, and `cpeal --version` prints the
+version. For example, start with `cpeal run --config=quickstart`.
 
-Each is the same as `python -m cpeal_jax.MODULE`. Exit codes: 0 done, 2 usage or
-input error; the commands add their own.
+Exit codes: 0 done, 2 wrong usage or input. The help of each command names its
+other codes.
 """
 
 import importlib
@@ -18,7 +21,8 @@ from collections.abc import Callable
 
 
 def _main(words: list[str]) -> None:
-  # First, since the imports take seconds in which Ctrl-C may come.
+  # This comes first, since the other imports take seconds in which Ctrl-C may
+  # come.
   importlib.import_module("cpeal_jax.run.interrupts").listen()
   module = importlib.import_module("cpeal_jax.main")
   module.end(module.main(["cpeal run", *words]))
@@ -32,13 +36,13 @@ def _export(words: list[str]) -> None:
 def _sweep(words: list[str]) -> None:
   load = importlib.import_module("cpeal_jax.config.load")
   folder = load.data_folder("launch")
-  # The script imports the module beside it.
+  # The script imports modules that lie beside it.
   sys.path.insert(0, str(folder))
   sys.argv = ["cpeal sweep", *words]
   runpy.run_path(str(folder / "sweep.py"), run_name="__main__")
 
 
-# A new command is a line here; nothing is imported before it is asked for.
+# A new command is a new line here. Its module is imported only if it is called.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "run": _main,
   "export": _export,

@@ -1,16 +1,18 @@
-"""`python -m cpeal_jax.export WORKDIR --format=peft --to=DIR`: weights out.
+"""Writes the adapted model of a run for other programs, as a new directory.
 
-The adapted model for other programs, as a new directory:
+Call it as `python -m cpeal_jax.export WORKDIR --format=peft --to=DIR`. The
+formats are:
 
-transformers  the base with LoRA merged, for `CLIPModel.from_pretrained`, or
-              `Dinov2Model.from_pretrained` after a run with a linear head
+transformers  the base model with LoRA merged into its weights, for
+              `CLIPModel.from_pretrained`, or for `Dinov2Model.from_pretrained`
+              after a run with a linear head
 peft          LoRA alone, for `PeftModel.from_pretrained` on the base model
-prompts       learned contexts and the class embeddings they give
-head          what unit image features are multiplied with: class embeddings
-              and logit scale, or a linear head's weight and bias
+prompts       learned contexts, and the class embeddings that they give
+head          what turns unit image features into logits: class embeddings and
+              logit scale, or the weight and bias of a linear head
 
-Each has a `classes.json`: class names, exact prompts, logit scale, digests.
-Exit codes: 0 written, 2 usage or input error.
+Each directory has a `classes.json` with class names, exact prompts, logit scale
+and digests. Exit codes: 0 written, 2 wrong usage or input.
 """
 
 import argparse
@@ -39,8 +41,10 @@ from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 from cpeal_jax.progress import say
 from cpeal_jax.run import finished
 
-# Part of the name of a folder that an export is written in, and a file in it.
+# An export is written into a hidden folder, which is then renamed. Its name
+# contains this text, and it holds a file of this name until it is complete.
 UNFINISHED = "cpeal-export-"
+# Files that the format `transformers` copies from the base model.
 COPIED = (
   "config.json",
   "preprocessor_config.json",
@@ -56,37 +60,48 @@ def export(
   format: str,
   round: int = -1,
 ) -> None:
-  """Writes a round's model to `to`, which appears whole or not at all.
+  """Writes a round's model to the directory `to`, all of it or nothing.
 
   Args:
-    workdir: of the run.
-    to: a directory that is absent or empty.
+    workdir: the workdir of the run.
+    to: a local directory that is absent or empty.
     format: `transformers`, `peft`, `prompts` or `head`.
-    round: counted from 0, or from the end where negative.
+    round: number of the round from 0; a negative number counts from the end.
 
   Raises:
-    InputError: an unknown format or one the adapter has no place in, no such
-      round, or a target that is taken or cannot be written.
+    InputError: the format is unknown or cannot hold the run's adapter, there is
+      no such round, or `to` is not empty or cannot be written.
   """
   one_of("--format", format, WRITERS)
   _free(to)
   save(finished.read_round(workdir, round), to, format=format)
 
 
-def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
-  """`export` of a round that has been read."""
+def save(
+  trained: finished.Finished, to: str | os.PathLike, *, format: str
+) -> None:
+  """Does what `export` does, for a round that was read before.
+
+  Args:
+    trained: the result of `finished.read_round`.
+    to: as in `export`.
+    format: as in `export`.
+
+  Raises:
+    InputError: as in `export`.
+  """
   target = _free(to)
-  fits = formats(own)
+  fits = formats(trained)
   if format not in fits:
     raise InputError(
       f"--format={format} cannot hold this run's model "
-      f"({own.config.adapter.kind} on {own.pretrained.weights.name}); choose "
-      f"from: {', '.join(fits)}."
+      f"({trained.config.adapter.kind} on {trained.pretrained.weights.name}); "
+      f"choose from: {', '.join(fits)}."
     )
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
-    # A name that nobody has: a hidden folder beside the target may be the
+    # This name is new, since a hidden folder beside the target may be the
     # user's.
     aside = Path(
       tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}", dir=target.parent)
@@ -99,14 +114,14 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
   try:
     aside.chmod(0o755)
     (aside / UNFINISHED).touch()
-    WRITERS[format](own, aside)
-    _write(aside / "classes.json", card(own, format))
+    WRITERS[format](trained, aside)
+    _write(aside / "classes.json", card(trained, format))
     (aside / UNFINISHED).unlink()
     for path in aside.iterdir():
       os.chmod(path, 0o644)  # safetensors writes files that only we may read.
       _to_disk(path)
     os.replace(aside, target)
-  except (OSError, SafetensorError) as error:  # The latter is its own kind.
+  except (OSError, SafetensorError) as error:  # The second is no OSError.
     reason = getattr(error, "strerror", None) or error
     raise InputError(
       f"cannot write {to}: {reason}. Free some space, mend the permissions or "
@@ -116,28 +131,33 @@ def save(own: finished.Finished, to: str | os.PathLike, *, format: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def formats(own: finished.Finished) -> tuple[str, ...]:
-  """The formats that can hold a run's model."""
-  return own.backbone.formats(own.pretrained, own.classifier.model.lora)
+def formats(trained: finished.Finished) -> tuple[str, ...]:
+  """Returns the formats that can hold the trained model."""
+  return trained.backbone.formats(
+    trained.pretrained, trained.classifier.model.lora
+  )
 
 
-def card(own: finished.Finished, format: str) -> dict[str, Any]:
-  """classes.json: what the answers mean, and where they come from."""
+def card(trained: finished.Finished, format: str) -> dict[str, Any]:
+  """Returns the content of classes.json.
+
+  It says what the model's answers mean, and which run and weights it is from.
+  """
   return {
     "format": format,
-    "classes": list(own.classes),
-    **own.classifier.card(),
-    "logit_scale": float(np.exp(own.pretrained.params["logit_scale"])),
-    "image_tower": "adapted" if own.classifier.trains_images else "base",
-    "base_model": own.pretrained.source,
-    "base_sha256": own.pretrained.sha256,
-    "config_sha256": own.config_sha256,
-    "round": own.number,
+    "classes": list(trained.classes),
+    **trained.classifier.card(),
+    "logit_scale": float(np.exp(trained.pretrained.params["logit_scale"])),
+    "image_tower": "adapted" if trained.classifier.trains_images else "base",
+    "base_model": trained.pretrained.source,
+    "base_sha256": trained.pretrained.sha256,
+    "config_sha256": trained.config_sha256,
+    "round": trained.number,
   }
 
 
-def _transformers(own: finished.Finished, aside: Path) -> None:
-  base, lora = own.pretrained, own.classifier.model.lora
+def _transformers(trained: finished.Finished, aside: Path) -> None:
+  base, lora = trained.pretrained, trained.classifier.model.lora
   assert lora is not None
   tensors = read_tensors(base.weights)
   for name in COPIED:
@@ -145,38 +165,38 @@ def _transformers(own: finished.Finished, aside: Path) -> None:
       # transformers refuses a byte order mark.
       content = without_mark(read_bytes(base.directory / name))
       (aside / name).write_bytes(content)
-  settings = processor_settings(own.spec)
-  tensors, more = own.backbone.transformers_files(base, tensors, settings)
+  settings = processor_settings(trained.spec)
+  tensors, more = trained.backbone.transformers_files(base, tensors, settings)
   for name, content in more.items():
     _write(aside / name, content)
-  adapter = jax.device_get(own.adapter)
+  adapter = jax.device_get(trained.adapter)
   merged = weights_out.merged(
-    tensors, base.params, adapter, lora, own.backbone.tensor_names(base)
+    tensors, base.params, adapter, lora, trained.backbone.tensor_names(base)
   )
-  # transformers refuses safetensors that do not say what wrote them.
+  # transformers refuses a safetensors file whose metadata has no `format`.
   save_file(merged, aside / "model.safetensors", {"format": "pt"})
 
 
-def _peft(own: finished.Finished, aside: Path) -> None:
-  base, lora = own.pretrained, own.classifier.model.lora
+def _peft(trained: finished.Finished, aside: Path) -> None:
+  base, lora = trained.pretrained, trained.classifier.model.lora
   assert lora is not None
-  adapter = jax.device_get(own.adapter)
-  rows = own.backbone.tensor_names(base)
+  adapter = jax.device_get(trained.adapter)
+  rows = trained.backbone.tensor_names(base)
   carry = weights_out.modules(adapter, rows).values()
   settings = weights_out.peft_config(lora, carry, base.source)
   _write(aside / "adapter_config.json", settings)
   save_file(
     weights_out.peft_tensors(adapter, rows),
     aside / "adapter_model.safetensors",
-    # PEFT has no field for it, and warns of fields it does not know.
+    # The digest is metadata, since PEFT warns of unknown fields in its config.
     {"format": "pt", "base_sha256": base.sha256},
   )
 
 
-def _prompts(own: finished.Finished, aside: Path) -> None:
-  prompts = own.classifier.model.prompts
-  context = np.array(own.adapter["text"]["context"], np.float32, order="C")
-  head = own.classifier.head(own.params, own.adapter)
+def _prompts(trained: finished.Finished, aside: Path) -> None:
+  prompts = trained.classifier.model.prompts
+  context = np.array(trained.adapter["text"]["context"], np.float32, order="C")
+  head = trained.classifier.head(trained.params, trained.adapter)
   save_file({"context": context, **head}, aside / "prompts.safetensors")
   about = {
     "tokens": prompts.tokens,
@@ -187,8 +207,8 @@ def _prompts(own: finished.Finished, aside: Path) -> None:
   _write(aside / "prompts.json", about)
 
 
-def _head(own: finished.Finished, aside: Path) -> None:
-  head = own.classifier.head(own.params, own.adapter)
+def _head(trained: finished.Finished, aside: Path) -> None:
+  head = trained.classifier.head(trained.params, trained.adapter)
   save_file(head, aside / "head.safetensors")
 
 
@@ -201,17 +221,23 @@ WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
 
 
 def _sweep(target: Path) -> None:
-  """Removes what killed exports to the same target left half-written."""
+  """Removes half-written folders of killed exports to the same target."""
   for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
-    # The mark says that the folder is ours.
+    # A hidden folder without this file may be the user's.
     if UNFINISHED in folder.name and (folder / UNFINISHED).is_file():
       shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free(to: str | os.PathLike) -> Path:
-  """The target's path; refuses one that holds anything."""
+  """Returns the absolute path of the target, which must be absent or empty.
+
+  Raises:
+    InputError: it is a file, a directory with content, or a bucket's address.
+  """
   if "://" in os.fspath(to):
-    raise InputError(f"--to={to}: give a local directory, and copy it.")
+    raise InputError(
+      f"--to={to} is not local; export to a local directory, and copy that."
+    )
   target = Path(to).expanduser().resolve()
   if target.is_file() or (target.is_dir() and any(target.iterdir())):
     raise InputError(f"--to={to} is not empty; give a new directory.")
@@ -228,32 +254,38 @@ def _to_disk(path: Path) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):  # argparse would print the usage as well.
+  def error(self, message: str):
+    # The method of argparse would print the usage as well.
     raise InputError(message)
 
 
 def run(argv: list[str]) -> int:
-  """One export; returns the exit code."""
+  """Writes the export that the arguments ask for; returns the exit code."""
   parser = _Parser(
     prog="python -m cpeal_jax.export",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("workdir", metavar="WORKDIR", help="a finished run's")
+  parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run")
   parser.add_argument("--format", required=True, help=", ".join(WRITERS))
-  parser.add_argument("--to", required=True, help="a new directory")
+  parser.add_argument("--to", required=True, help="a new or empty directory")
   parser.add_argument(
-    "--round", type=int, default=-1, help="from 0; -1 is the last (default)"
+    "--round",
+    type=int,
+    default=-1,
+    help="number of the round, from 0; -1, the default, is the last one",
   )
-  own = parser.parse_args(argv[1:])
-  export(own.workdir, own.to, format=own.format, round=own.round)
-  say(f"wrote {own.to}")
+  options = parser.parse_args(argv[1:])
+  export(
+    options.workdir, options.to, format=options.format, round=options.round
+  )
+  say(f"wrote {options.to}")
   return 0
 
 
 def main(argv: list[str]) -> int:
-  """`run`, with errors a user can cause as one line on stderr."""
+  """Calls `run`; prints errors that a user can cause as one line on stderr."""
   logging.set_verbosity(logging.ERROR)
   try:
     return run(argv)

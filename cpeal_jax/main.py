@@ -1,12 +1,17 @@
 """Plays a trajectory: `cpeal run --config=NAME`, or `python -m cpeal_jax.main`.
 
-Exit codes: 0 finished, 2 usage or input error, 75 preempted and 130 interrupted
-by Ctrl-C (nothing is lost, run the same command again), 1 anything else.
+Exit codes: 0 finished; 2 wrong usage or input; 75 stopped by SIGTERM and 130
+stopped by Ctrl-C, both of which lose nothing: run the same command again; 1 any
+other error.
+
+Flags start with two dashes. A setting of the config is changed by a flag such
+as --config.rounds=5; the list of settings is below.
 """
 
 from cpeal_jax.run import interrupts
 
-if __name__ == "__main__":  # The imports take seconds in which Ctrl-C may come.
+# The imports below take seconds, in which Ctrl-C may come.
+if __name__ == "__main__":
   interrupts.listen()
 
 import gc
@@ -46,44 +51,51 @@ FINISHED, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
 flags.DEFINE_string(
   "config",
   None,
-  "Name of a config, with a variant after a colon (eurosat:cec); or the path "
-  "of a config file, or of the config.json of a workdir.",
+  "Name of a config, which a colon and a variant may follow (eurosat:cec). Or "
+  "the path of a config file, or of the config.json of a workdir.",
 )
 flags.DEFINE_string(
   "workdir",
   None,
-  "Directory or bucket that the run is kept in; the same one again resumes "
-  "it. Default: runs/CONFIG/VARIANT/seedK.",
+  "Directory, or address in a bucket (gs://, s3://), where the run is kept. A "
+  "run that is there already is resumed. Default: runs/CONFIG/VARIANT/seedK.",
 )
 flags.DEFINE_bool(
-  "overwrite", False, "Remove the run that is in the workdir and start anew."
+  "overwrite",
+  False,
+  "Remove the run in the workdir, and start a new one.",
 )
 flags.DEFINE_string(
   "coordinator",
   None,
-  "Address of process 0, HOST:PORT, where several processes are one run.",
+  "Address HOST:PORT of process 0, for a run of several processes.",
 )
-flags.DEFINE_integer("processes", None, "Number of processes of the run.")
-flags.DEFINE_integer("process", None, "Number of this process, from 0.")
+flags.DEFINE_integer("processes", None, "How many processes the run has.")
+flags.DEFINE_integer(
+  "process", None, "Number of this process among them, from 0."
+)
 flags.DEFINE_bool(
   "distributed",
   False,
-  "Find the other processes in the environment (Cloud TPU, SLURM, Open MPI, "
-  "Kubernetes).",
+  "Take the addresses and numbers of the processes from the environment (Cloud "
+  "TPU, SLURM, Open MPI, Kubernetes).",
 )
 flags.DEFINE_integer(
-  "start_timeout", 120, "Seconds to wait for the other processes."
+  "start_timeout", 120, "Seconds to wait for the other processes at the start."
 )
 flags.DEFINE_bool(
-  "dry_run", False, "Print what the run would read and cost, and stop."
+  "dry_run",
+  False,
+  "Print what the run would read, compute and write.",
 )
 
 
 def parse(argv: list[str]) -> config_lib.Config:
-  """Reads the flags; returns the config with its overrides.
+  """Reads the flags; returns the config with all `--config.KEY` flags applied.
 
   Raises:
-    InputError: an unknown flag or key, or a value of another type.
+    InputError: a flag or key is unknown, a value is of another type, or there
+      is no such config.
   """
   words, overrides = split_overrides(argv[1:])
   for name in FLAGS:  # A program may call `main` more than once.
@@ -105,9 +117,10 @@ def parse(argv: list[str]) -> config_lib.Config:
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-  """Tells flags from words that set config keys, each as `--config.KEY=VALUE`.
+  """Splits words into plain flags and those that set config keys.
 
-  A value may also stand in the next word, as with any other flag.
+  The latter are returned as `--config.KEY=VALUE`, even if the value was the
+  next word.
   """
   plain, overrides = [], []
   rest = iter(words)
@@ -124,7 +137,7 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def usage() -> str:
-  """The flags, the configs and every key with its default and meaning."""
+  """Returns the text of `--help`: flags, configs and every config key."""
 
   def indented(text: str | None) -> list[str]:
     return textwrap.indent(textwrap.fill(text or "", 72), " " * 6).splitlines()
@@ -135,13 +148,13 @@ def usage() -> str:
     lines += indented(flags.FLAGS[name].help)
   lines += ["", "Configs:"]
   lines += indented(", ".join(load.named_configs()))
-  lines += ["", "Variants of the configs of known data sets:"]
+  lines += ["", "Variants of these configs (quickstart has only some of them):"]
   lines += indented(", ".join(presets.PRESETS))
   return "\n".join([*lines, *config_lib.help_lines()])
 
 
 def run(argv: list[str]) -> int:
-  """One run; returns the exit code."""
+  """Plays the run that the flags describe; returns the exit code."""
   if {"--help", "-h"} & set(argv):
     say(usage())
     return FINISHED
@@ -154,16 +167,16 @@ def run(argv: list[str]) -> int:
   if flags.FLAGS.dry_run:
     describe.dry_run(config, workdir)
     return FINISHED
-  own = flags.FLAGS
+  values = flags.FLAGS
   processes.start(
-    coordinator=own.coordinator,
-    processes=own.processes,
-    process=own.process,
-    detect=own.distributed,
-    timeout=own.start_timeout,
+    coordinator=values.coordinator,
+    processes=values.processes,
+    process=values.process,
+    detect=values.distributed,
+    timeout=values.start_timeout,
   )
   stop = interrupts.listen()
-  # What is imported stays: collections need not look through it again.
+  # Imported modules stay until the end, so garbage collections skip them.
   gc.freeze()
   code = FINISHED
   try:
@@ -179,14 +192,18 @@ def run(argv: list[str]) -> int:
 
 
 def _unless_stray(ignored: Any) -> None:
-  """Tensorstore's threads may answer to a save that failed and is gone."""
+  """Reports an error that Python ignored, except a harmless one of tensorstore.
+
+  Its threads may answer to a save that has failed, whose event loop is closed.
+  """
   if str(ignored.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(ignored)
 
 
 def main(argv: list[str]) -> int:
-  """`run`, with errors a user can cause as one line on stderr."""
-  # Below that, orbax prints a traceback of everything that it then raises.
+  """Calls `run`; prints errors that a user can cause as one line on stderr."""
+  # With any other level, orbax prints a traceback of each error before it
+  # raises the error.
   logging.set_verbosity(logging.FATAL)
   steady_streams()
   sys.unraisablehook = _unless_stray
@@ -207,7 +224,7 @@ def main(argv: list[str]) -> int:
 
 
 def _out_of_memory(error: Exception) -> str:
-  """One line about a lack of memory; empty for any other error."""
+  """Returns a line about a lack of memory; the empty text for other errors."""
   text = " ".join(str(error).split())
   if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
     return (
@@ -220,8 +237,8 @@ def _out_of_memory(error: Exception) -> str:
 def end(code: int) -> NoReturn:
   """Ends the process.
 
-  After a failure without its threads: those of a save that failed wait five
-  minutes for directories that nobody will make.
+  After a failure it does not wait for threads. Those of a failed save would
+  wait five minutes for directories that no process makes any more.
   """
   sys.stdout.flush()
   sys.stderr.flush()

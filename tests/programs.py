@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 # The store is emptied from its oldest entries down to half of this.
-LIMIT = 2 << 30
+LIMIT = 512 << 20
 
 
 def processor() -> str:

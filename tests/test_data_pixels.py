@@ -233,8 +233,8 @@ def test_store(tmp_path, monkeypatch, limit_bytes):
 def test_small_images_are_decoded_by_one_thread(
   tmp_path, monkeypatch, small, count
 ):
-  monkeypatch.setattr(workers, "SMALL", small)
-  monkeypatch.setattr(store, "RUN", 1)
+  monkeypatch.setattr(workers, "SMALL_SECONDS", small)
+  monkeypatch.setattr(store, "IMAGES_PER_TASK", 1)
   threads, plain = set(), store.preprocess
 
   def noted(*args):
@@ -351,7 +351,7 @@ def test_a_full_disk_says_so(tmp_path):
   try:
     with (
       pytest.raises(OSError, match="File too large") as caught,
-      cache.aside(tmp_path / "x.npy") as file,
+      cache.atomic_file(tmp_path / "x.npy") as file,
     ):
       np.save(file, np.zeros(100_000))
   finally:
@@ -620,7 +620,7 @@ def test_batches_stop_early_and_on_errors_without_hanging():
 
 @pytest.mark.parametrize(("small", "count"), [(0, 2), (1e9, 1)])
 def test_crops_of_small_images_are_cut_by_one_thread(monkeypatch, small, count):
-  monkeypatch.setattr(workers, "SMALL", small)
+  monkeypatch.setattr(workers, "SMALL_SECONDS", small)
   monkeypatch.setattr(os, "cpu_count", lambda: 2)
   threads, plain = set(), batches.augmented
 

@@ -32,8 +32,8 @@ def own(root, *words):
 
 
 def dry_run(root, capsys, *words):
-  flags = [*OWN, f"--config.dataset.root={root}", "--dry_run", *words]
-  flags += ["--config.rounds=1"]
+  flags = (*OWN, f"--config.dataset.root={root}", "--dry_run", *words)
+  flags += ("--config.rounds=1",)
   code = main.main(["main", "--config=quickstart", *flags])
   said = capsys.readouterr()
   return code, [x for x in said.out.splitlines() if x[0] != " "], said.err

@@ -201,7 +201,7 @@ def test_a_mistake_of_one_ends_the_others(cache, tmp_path):
     (code, _, err), (other, _, why) = group.wait()
   assert (code, other) == (1, 2)
   assert "error: another process failed" in err
-  assert "error: model.weights: no directory /absent" in why
+  assert "error: model.weights: there is no directory /absent" in why
   with Group(cache, 2, 1, *flags, own=("--config.seed=2",)) as group:
     answers = group.wait()
   for code, _, err in answers:

@@ -126,6 +126,33 @@ def test_an_untouched_run_goes_on(run):
   assert workdir.read_config(run)["cache_dir"] == "elsewhere"
 
 
+def test_corrected_labels_are_refused_or_said(tmp_path):
+  root = tmp_path / "run"
+
+  def start(labels, **more):
+    return workdir.open_workdir(
+      root,
+      config=CONFIG,
+      defaults=CONFIG,
+      run_keys=(),
+      environment={},
+      manifest=MANIFEST | {"label": labels},
+      **more,
+    )
+
+  start(list("ababab"))
+  assert start(list("ababab")) == ()
+  with pytest.raises(InputError, match=r"2 labels .* 'i1' in train: 'b' then"):
+    start(list("aaabaa"))
+  (line,) = start(list("aaabaa"), accept_labels=True)
+  assert line.startswith("2 labels")
+  # What was accepted is what counts from then on.
+  assert start(list("aaabaa")) == ()
+  # Exchanged class names are other labels.
+  with pytest.raises(InputError, match="6 labels"):
+    start(list("bbbabb"))
+
+
 def test_results_are_made_anew(run):
   want = (run / "results.csv").read_bytes()
   (run / "results.csv").write_text("edited")

@@ -6,22 +6,21 @@ import os
 import shutil
 import socket
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
+from model_files import embed, load, save_tokenizer
 from safetensors.numpy import load_file, save_file
-from test_weights import GOLDEN as GOLDENS
-from test_weights import OPEN_CLIP, save_tokenizer
 
 from cpeal_jax import quickstart
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import dinov2_weights, text, tokenizer, weights
-from cpeal_jax.models.clip import Clip
+from cpeal_jax.models import dinov2_weights, hub, text, tokenizer, weights
 from cpeal_jax.models.shards import INDEX, combined_sha256
-from cpeal_jax.models.text_classifier import TextClassifier
 
-TEXTS = ("a photo of the digit three.", "a photo of the digit eight.")
+GOLDENS = Path(__file__).parent / "golden"
+OPEN_CLIP = hub.LAYOUTS[1]
 TABLE = "text_model.embeddings.token_embedding.weight"
 
 
@@ -29,10 +28,6 @@ TABLE = "text_model.embeddings.token_embedding.weight"
 def clip(tmp_path):
   """A copy of the embedded CLIP, to be altered."""
   return shutil.copytree(quickstart.CLIP, tmp_path / "clip")
-
-
-def load(folder):
-  return weights.load_pretrained(str(folder))
 
 
 def edit(folder, name="config.json", tower="", **values):
@@ -46,12 +41,6 @@ def edit_tensors(folder, change):
   tensors = load_file(folder / "model.safetensors")
   change(tensors)
   save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def embed(own, texts=TEXTS):
-  tokens = text.tokenize(texts, own.tokenizer, positions=own.config.positions)
-  classifier = TextClassifier(Clip(own.config), tokens, (0.0,) * 3, (1.0,) * 3)
-  return np.asarray(classifier.class_embeddings(own.params, {}))
 
 
 def refused(folder, *words):
@@ -181,6 +170,22 @@ def test_an_empty_vocabulary_is_refused(clip):
   raw["model"]["vocab"] = {"<|unknown|>": 0}
   (clip / "tokenizer.json").write_text(json.dumps(raw))
   refused(clip, "no usable tokenizer: its vocabulary is empty")
+
+
+def test_a_tokenizer_that_is_taken_for_another_is_refused(clip):
+  """Without its class, transformers takes the one of the model's type."""
+  (clip / "tokenizer_config.json").unlink()
+  refused(clip, "other tokens than tokenizer.json says", "CLIPTokenizer")
+
+
+def test_a_vocabulary_with_holes_is_refused(clip):
+  raw = json.loads((clip / "tokenizer.json").read_text())
+  vocabulary = raw["model"]["vocab"]
+  raw["model"]["vocab"] = {
+    word: i for word, i in vocabulary.items() if i % 2 or i in (0, 176)
+  }
+  (clip / "tokenizer.json").write_text(json.dumps(raw))
+  refused(clip, "of its token ids have no word, so it is not whole")
 
 
 def test_a_tokenizer_of_code_is_not_run(clip):

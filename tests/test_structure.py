@@ -158,6 +158,13 @@ def test_only_sharding_names_a_mesh_axis():
       assert "PartitionSpec" not in path.read_text(), path
 
 
+def test_test_modules_import_no_other():
+  """So that a mark or a name may leave any of them out."""
+  for path in Path(__file__).parent.glob("test_*.py"):
+    others = [x for x in imported(path) if x.startswith("test_")]
+    assert not others, f"{path.name}: {others} belong in tests/runs.py"
+
+
 def test_the_top_level_is_one_screen():
   entries = {
     path.name

@@ -312,14 +312,14 @@ def test_dry_run_writes_nothing(cache, tmp_path, capsys):
     ({"acquisition.gamma": 2.0}, "above 0 and up to 1"),
     ({"acquisition.cec.alpha": 1.5}, "from 0 to 1"),
     ({"acquisition.name": "cec", "scoring.neighbors": 0}, "needs neighbors"),
-    ({"acquisition.preselect": "learning_loss"}, "learning_loss has no head"),
+    ({"acquisition.preselect": "learning_loss"}, "learning_loss needs a head"),
     (
       {
         "acquisition.name": "bald",
         "acquisition.bald.noise": "lora",
         "adapter.kind": "prompts",
       },
-      "needs adapter.kind=lora",
+      "set adapter.kind=lora or lora_head",
     ),
     ({"model.descriptors": "/nowhere.json"}, "cannot read descriptors"),
     ({"budget": "150%"}, "budget='150%'"),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import string
 import sys
 import types
 from pathlib import Path
@@ -12,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from flax import serialization, traverse_util
+from flax_naming import in_flax_naming
+from model_files import save_tokenizer
 from safetensors.numpy import load_file, save_file
 
 from cpeal_jax import api
@@ -96,23 +96,6 @@ def test_bfloat16_stays_close(name):
   np.testing.assert_array_equal(
     np.argmax(got["logits"], axis=1), np.argmax(want["logits"], axis=1)
   )
-
-
-def in_flax_naming(own):
-  """What transformers' Flax classes saved, from their PyTorch twins."""
-  flat = {}
-  for name, x in own.items():
-    stem = name.removesuffix(".weight")
-    if stem == name:
-      leaf = ()
-    elif "norm" in stem or "layrnorm" in stem:
-      leaf = ("scale",)
-    elif stem.endswith(("token_embedding", "position_embedding")):
-      leaf = ("embedding",)
-    else:
-      leaf, x = ("kernel",), x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
-    flat[(*stem.split("."), *leaf)] = np.ascontiguousarray(x).reshape(x.shape)
-  return traverse_util.unflatten_dict(flat)
 
 
 def variants(folder, kind, dtype):
@@ -236,34 +219,6 @@ def test_lora_goes_on_a_resnets_text_tower_alone():
   assert set(adapter(Lora(towers=("text",)))) == {"text"}
   with pytest.raises(InputError, match=r"adapter\.lora\.towers=text"):
     adapter(Lora())
-
-
-def save_tokenizer(folder):
-  """A tokenizer for the goldens' 40 tokens, the end token among the last."""
-  words = ["?", "a", "photo", "of", "one", "two", ".", *string.ascii_uppercase]
-  words += ["b", "c", "d", "e", "<", ">"]
-  made = tokenizers.Tokenizer(
-    tokenizers.models.WordLevel(
-      {word: i for i, word in enumerate(words)}, unk_token="?"
-    )
-  )
-  made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  made.post_processor = tokenizers.processors.TemplateProcessing(
-    single="< $A >", special_tokens=[("<", 37), (">", 38)]
-  )
-  made.add_special_tokens(["?", "<", ">"])
-  made.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text(
-    json.dumps(
-      {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<",
-        "eos_token": ">",
-        "pad_token": ">",
-        "unk_token": "?",
-      }
-    )
-  )
 
 
 def test_a_resnet_directory_end_to_end(tmp_path):

@@ -1,4 +1,4 @@
-"""Makes a config out of the table of `keys`, and says what it may hold.
+"""Makes a config from the table in `keys`, and checks configs against it.
 
 Precedence: the defaults of the table < a config file < the command line.
 """
@@ -26,7 +26,7 @@ else:
 
 RUN_KEYS = frozenset(key.name for key in KEYS if key.kind == RUN)
 NAMES = tuple(key.name for key in KEYS)
-# The presets that are PCB with descriptors, and so are nothing without them.
+# The presets of PCB with descriptors, which need a file of them.
 WITH_DESCRIPTORS = ("pcb_as", "pcb_ae")
 
 
@@ -56,7 +56,7 @@ def flatten(config: Config) -> dict[str, object]:
 
 
 def labels_per_round(budget: str, *, classes: int, pool: int) -> int:
-  """The number of labels that the setting `budget` means.
+  """Returns how many labels the setting `budget` buys in a round.
 
   Args:
     budget: a whole number, a share of the pool, or `num_classes`.
@@ -76,7 +76,7 @@ def labels_per_round(budget: str, *, classes: int, pool: int) -> int:
 
 
 def validate(config: Config) -> None:
-  """Refuses, before any data is read, what no later stage could make sense of.
+  """Refuses a config that no run could use, before any data is read.
 
   Raises:
     InputError: naming the key, its value and what is allowed.
@@ -94,10 +94,11 @@ def validate(config: Config) -> None:
 
 
 def refuse_unknown(config: Config) -> None:
-  """Refuses keys that the table does not have.
+  """Refuses a config with keys that the table lacks, or without all its keys.
 
   Raises:
-    InputError: naming the key and the nearest one that exists.
+    InputError: naming an unknown key and the most similar one that exists, or
+      a missing key.
   """
 
   def leaves(section: Config, prefix: str) -> list[str]:
@@ -129,7 +130,7 @@ def check_value(key: Key, value: Any) -> None:
   name = key.name
   allowed = key.allowed
   kind = type(key.default)
-  # A whole number will do for a float, but True is no number.
+  # An int may stand for a float. True is no int here, though Python says so.
   fits = type(value) is kind or (kind is float and type(value) is int)
   if not fits:
     raise InputError(
@@ -150,7 +151,7 @@ def check_value(key: Key, value: Any) -> None:
 
 
 def help_lines() -> list[str]:
-  """The lines of `--help` about the keys, grouped under headings."""
+  """Returns the lines of `--help` about the keys, grouped under headings."""
   lines = []
   for group, heading in HEADINGS.items():
     lines += ["", f"{heading}:"]
@@ -167,7 +168,11 @@ def help_lines() -> list[str]:
 
 
 def _validate_methods(config: Config) -> None:
-  """Refuses a method that lacks what it needs from elsewhere in the config."""
+  """Refuses a method if other settings do not provide what it needs.
+
+  Raises:
+    InputError: naming the settings that do not fit.
+  """
   if config.variant in WITH_DESCRIPTORS and not config.model.descriptors:
     raise InputError(
       f"variant={config.variant} is PCB with descriptors, and "
@@ -184,8 +189,8 @@ def _validate_methods(config: Config) -> None:
     settings.name == "learning_loss" and config.round0 == "zero_shot"
   ):
     raise InputError(
-      "learning_loss has no head before round 0 and none beside another "
-      "method: set round0=random and acquisition.name=learning_loss."
+      "learning_loss needs a head that is trained in an earlier round and only "
+      "for this method: set round0=random and acquisition.name=learning_loss."
     )
   lora_noise = "bald" in used and settings.bald.noise == "lora"
   if lora_noise and (
@@ -193,19 +198,27 @@ def _validate_methods(config: Config) -> None:
     or config.round0 == "zero_shot"
   ):
     raise InputError(
-      "acquisition.bald.noise=lora needs adapter.kind=lora or lora_head, whose "
-      "dropout is the noise, and a round0 that does not ask it before there "
-      "is one."
+      "acquisition.bald.noise=lora takes the dropout of a trained LoRA as its "
+      "noise: set adapter.kind=lora or lora_head, and a round0 other than "
+      "zero_shot."
     )
 
 
 def _validate_head(config: Config, used: set[str]) -> None:
-  """Refuses what an image tower under a linear head cannot do."""
+  """Refuses methods and settings that do not work with a linear head.
+
+  Args:
+    config: its `adapter.kind` is one with a linear head.
+    used: the names in acquisition.name and acquisition.preselect.
+
+  Raises:
+    InputError: naming the settings that do not fit.
+  """
   kind = config.adapter.kind
   if config.round0 not in ("random", "typiclust"):
     raise InputError(
-      f"round0={config.round0} needs texts, and adapter.kind={kind} has none "
-      "before its first labels: use round0=random or typiclust."
+      f"round0={config.round0} needs class texts, and adapter.kind={kind} has "
+      "none: use round0=random or typiclust."
     )
   refused = sorted(used & {"alfa_mix", "cb"})
   if "bald" in used and config.acquisition.bald.noise == "features":

@@ -1,7 +1,7 @@
 """Every setting of a run in one table: its default, its range and its meaning.
 
-A key exists because it has a row here. `check` holds a config to the rows and
-`--help` prints them.
+To add a setting, add a row here. `check` makes configs from the rows and checks
+configs against them, and `--help` prints them.
 """
 
 from typing import NamedTuple
@@ -27,11 +27,13 @@ from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
 from cpeal_jax.models import adapters
 from cpeal_jax.models.backbones import BY_ADAPTER
+from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
 from cpeal_jax.parallel.sharding import BACKENDS
 from cpeal_jax.training.recipe import CALIBRATIONS, OPTIMIZERS
 
-# Methods that need no trained model, so they can choose the first labels.
+# The values of round0: methods that need no trained model, and zero_shot, which
+# applies the chosen method to the pretrained model.
 FIRST_LABELS = ("random", "zero_shot", "typiclust", "cb")
 
 
@@ -39,12 +41,12 @@ class Key(NamedTuple):
   """A row of the table.
 
   Attributes:
-    name: dotted, as on the command line after `--config.`.
-    default: its type is the type of every value.
+    name: the name with dots, as on the command line after `--config.`.
+    default: the value if nothing sets another; all values have its type.
     kind: a `RESULT` key decides results, so it must be the same when a run is
       resumed; a `RUN` key may differ from start to start.
     allowed: which values are accepted.
-    meaning: one phrase, with the unit.
+    meaning: one phrase for `--help`, with the unit.
   """
 
   name: str
@@ -67,16 +69,16 @@ HEADINGS = {
   "dataset": "The images and their labels",
   "model": "The pretrained model and its prompts",
   "adapter": "What is trained",
-  "loss": "The loss beside cross entropy",
+  "loss": "The calibration loss, which is added to the cross entropy",
   "train": "How each round is trained",
   "acquisition": "Which images are labeled next",
-  "oracle": "Who answers",
+  "oracle": "Who labels the chosen images",
   "scoring": "The pass over the pool",
   "parallel": "Devices",
   "checkpoint": "Checkpoints",
 }
 
-# Two lines a row: the formatter would make six of them.
+# Each row has a few lines; the formatter would put each value on its own.
 # fmt: off
 TABLE = (
   ("name", "", RESULT, Text(),
@@ -95,8 +97,9 @@ TABLE = (
   ("cache_dir", "", RUN, OPTIONAL_PATH,
    "directory for decoded images and features; empty is the user's cache"),
   ("profile", "", RUN, OPTIONAL_PATH,
-   "directory for a profiler trace of the third round after this start, the "
-   "first in which nothing is compiled, or of the last; empty writes none"),
+   "directory for a profiler trace of one round: the third after this start, "
+   "which is the first without compilations, or the last if there is no third; "
+   "empty writes none"),
 
   ("dataset.name", "", RESULT, choice("", *CATALOGUE),
    "a known data set, whose class names and image counts are checked; empty "
@@ -109,11 +112,11 @@ TABLE = (
   ("dataset.tfds_dir", "", RUN, OPTIONAL_PATH,
    "data directory of TFDS; empty is TFDS's own default"),
   ("dataset.split_file", "", RESULT, OPTIONAL_PATH,
-   "CoOp's split json, in dataset.root or, with TFDS, a path; empty is the "
-   "one in dataset.root"),
+   "CoOp's split json: its path within dataset.root, or with TFDS any path; "
+   "empty takes the one in dataset.root"),
   ("dataset.image_dir", "", RESULT, OPTIONAL_PATH,
-   "directory below dataset.root that the split's paths start from; empty "
-   "searches for it"),
+   "directory below dataset.root that the paths in the split file start from; "
+   "empty searches for it"),
   ("dataset.class_names", "", RUN, OPTIONAL_PATH,
    "file of LABEL,NAME lines or JSON that says what classes are called; empty "
    "splits folder names into words"),
@@ -134,37 +137,42 @@ TABLE = (
    "GiB of decoded pixels above which a split is decoded again in every pass "
    "instead of kept on disk"),
 
-  # Files are run keys, since their sha256 is what must not change.
+  # Paths of files are RUN keys, since files may be moved. A run records their
+  # sha256, which must not change.
   ("model.weights", "", RUN, Text("a directory or hub id", required=True),
    "the pretrained CLIP or DINOv2"),
   ("model.template", "a photo of a {}.", RESULT, Template(),
    "prompt of a class; {} stands for the class name"),
   ("model.prompt", "template", RESULT, choice("template", "x16"),
-   "text that LoRA is trained with; x16 is 16 times X before the class name, "
-   "as in the released LoRA code"),
+   "prompt that LoRA is trained with: that of model.template, or x16, which is "
+   "16 times X before the class name, as in the released LoRA code"),
   ("model.descriptors", "", RUN, OPTIONAL_PATH,
-   "json file that maps class names to lists of traits, each of which becomes "
+   "JSON file that maps class names to lists of traits, each of which becomes "
    "a prompt; empty uses none"),
   ("model.descriptor_average", "similarity", RESULT,
    choice(*DESCRIPTOR_AVERAGES),
    "what is averaged over the prompts of a class: similarities (PCB's AS) or "
    "embeddings (AE)"),
+  ("model.descriptor_wording", "grammatical", RESULT, choice(*WORDINGS),
+   "how a trait follows the class name: as a clause, or faithful to PCB's "
+   "code, literally \"which is/has\" and the trait"),
   ("model.dtype", "float32", RESULT, choice("float32", "bfloat16"),
-   "number type that the towers compute in"),
+   "data type that the towers compute in"),
   ("model.remat", False, RUN, YES_NO,
-   "recompute the inside of each transformer block for its gradient, which "
-   "takes more time and less memory"),
+   "whether the activations inside each transformer block are computed again "
+   "for its gradient, which takes more time and less memory"),
 
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
-   "lora or prompts on a CLIP; head (linear probe) or lora_head (PEAL) on a "
-   "DINOv2"),
+   "what is trained: lora or prompts on a CLIP; head (linear probe) or "
+   "lora_head (PEAL) on a DINOv2"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
-   "rank r of the two factors"),
+   "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),
-   "numerator of the factor that scales LoRA's output"),
+   "alpha in the factor that scales LoRA's output"),
   ("adapter.lora.scaling", "rank_stabilized", RESULT,
    choice(*adapters.SCALINGS),
-   "that factor: alpha / sqrt(r), or alpha / r for standard"),
+   "factor that scales LoRA's output: rank_stabilized is alpha / sqrt(r), "
+   "standard is alpha / r"),
   ("adapter.lora.dropout", 0.25, RESULT, below(1),
    "dropout rate on the input of the LoRA branch"),
   ("adapter.lora.towers", "vision,text", RESULT, Subset(adapters.TOWERS),
@@ -183,23 +191,25 @@ TABLE = (
    "standard deviation of the initial context tokens"),
 
   ("loss.calibration", "balanced", RESULT, choice(*CALIBRATIONS),
-   "calibration loss: C-PEAL's, with its terms for correct and for wrong "
-   "predictions weighed by the other's count (balanced), equally (unbalanced) "
-   "or by effective numbers; AvUC; or none"),
+   "calibration loss. Three are C-PEAL's: its two terms, for correct and for "
+   "wrong predictions, are each weighted by the count of the other "
+   "(balanced), equally (unbalanced) or by effective numbers "
+   "(effective_number). The others are AvUC (avuc) and none"),
   ("loss.weight", 1.0, RESULT, between(0, 1_000_000),
    "weight W of the calibration loss in the last epoch"),
   ("loss.anneal", True, RESULT, YES_NO,
-   "whether that weight grows from 0 over the epochs"),
+   "whether the weight of the calibration loss grows from 0 to loss.weight "
+   "over the epochs"),
   ("loss.avuc_threshold", 0.0, RESULT, between(0, 100),
-   "entropy in nats that separates certain from uncertain for AvUC; 0 takes "
-   "ln(C) / 2"),
+   "entropy in nats above which AvUC takes a prediction as uncertain; 0 takes "
+   "ln(C) / 2 for C classes"),
 
   ("train.epochs", 10, RESULT, COUNT,
-   "epochs of a round"),
+   "passes over the labeled images in each round"),
   ("train.batch", 32, RESULT, COUNT,
-   "images of one step, over all devices together"),
+   "images in one training step, on all devices together"),
   ("train.optimizer", "sgd", RESULT, choice(*OPTIMIZERS),
-   "optimizer"),
+   "optimizer that trains the adapter"),
   ("train.learning_rate", 2e-3, RESULT, above(0, 1_000),
    "peak learning rate of the cosine schedule"),
   ("train.warmup_epochs", 1, RESULT, between(0, 1_000_000),
@@ -216,26 +226,28 @@ TABLE = (
   ("acquisition.name", "entropy", RESULT, METHOD,
    "method that chooses the images; docs/acquisition.md explains each"),
   ("acquisition.balance", "repaired", RESULT, choice(*RULES, "off"),
-   "PCB class balancing: repaired, or faithful to the reference code"),
+   "PCB class balancing: repaired, faithful to the reference code, or off"),
   ("acquisition.within", "random", RESULT, choice(*WITHIN),
-   "how PCB takes an image among the candidates of a class: at random or the "
-   "best-ranked first"),
+   "how PCB chooses among the candidates of a class: at random, or the one "
+   "that acquisition.name ranks best"),
   ("acquisition.candidates", 0.1, RESULT, SHARE,
-   "share of the pool that PCB chooses from"),
+   "share of the pool that PCB chooses from: the images ranked best"),
   ("acquisition.preselect", "", RESULT, choice("", *ACQUISITIONS),
    "method whose best acquisition.gamma of the pool are the only images "
    "offered; empty offers all"),
   ("acquisition.gamma", 0.1, RESULT, SHARE,
    "share of the pool that acquisition.preselect keeps"),
   ("acquisition.min_distance", 0.0, RESULT, between(0, 2),
-   "least Euclidean distance between the unit features of two picks, which "
-   "keeps near-duplicates out; 0 allows any"),
+   "smallest Euclidean distance allowed between the unit features of two "
+   "picks, which keeps near-duplicates out; 0 allows any"),
   ("acquisition.cec.support", 20, RESULT, COUNT,
-   "most certain images of each class that estimate the class prior"),
+   "number of the most certain images of each class, its support, from which "
+   "the class prior is estimated"),
   ("acquisition.cec.prior", "pooled", RESULT, choice(*cec.PRIORS),
-   "whether a class's prior is averaged over all supports or over its own"),
+   "images that a class's prior is averaged over: the supports of all classes "
+   "(pooled) or its own support (per_class)"),
   ("acquisition.cec.kernel", "cosine", RESULT, choice(*cec.KERNELS),
-   "weight of a neighbor by its similarity"),
+   "function from a neighbor's similarity to its weight"),
   ("acquisition.cec.rho", 1.0, RESULT, between(0, 1_000_000),
    "factor of the squared distance in the rbf kernel"),
   ("acquisition.cec.normalize", True, RESULT, YES_NO,
@@ -245,7 +257,7 @@ TABLE = (
   ("acquisition.clue.temperature", 1.0, RESULT, above(0, 1_000),
    "temperature of the softmax whose entropy weights the clusters"),
   ("acquisition.alfa_mix.step", 0.2, RESULT, SHARE,
-   "step by which the cap on the mixing ratio grows"),
+   "step by which the upper bound of the mixing ratio grows"),
   ("acquisition.bald.noise", "features", RESULT, choice(*bald.NOISES),
    "where dropout is applied: on the image features, or in the LoRA branches"),
   ("acquisition.bald.passes", 10, RESULT, between(1, 100_000),
@@ -253,14 +265,17 @@ TABLE = (
   ("acquisition.bald.dropout", 0.5, RESULT, below(1),
    "dropout rate on the features"),
   ("acquisition.featdist.to", "class_mean", RESULT, choice(*featdist.TO),
-   "labeled images that distances are measured to: each class's mean, the "
-   "nearest one, or the sum over all"),
+   "what distances are measured to: the mean of the labeled images of the "
+   "predicted class (class_mean), the nearest labeled image, or all of them, "
+   "added up (sum)"),
   ("acquisition.featdist.space", "logits", RESULT, choice(*featdist.SPACES),
-   "space of these distances"),
+   "space in which featdist measures distances: logits or image features"),
   ("acquisition.probcover.radius", 0.0, RESULT, between(0, 2),
-   "radius of a ball among unit features; 0 estimates it by purity"),
+   "radius of the balls around unit features; 0 estimates it from "
+   "acquisition.probcover.purity"),
   ("acquisition.probcover.purity", 0.95, RESULT, SHARE,
-   "share of balls that must hold a single class when the radius is estimated"),
+   "share of the balls that must hold a single class, if the radius is "
+   "estimated"),
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 
@@ -271,8 +286,8 @@ TABLE = (
   ("scoring.neighbors", 10, RESULT, between(0, 1024),
    "nearest images found for each image; 0 searches for none"),
   ("scoring.tile", 0, RUN, between(0, 65_536),
-   "rows of one product; 0 takes 4 to 128 on a CPU, by the model, and 128 "
-   "elsewhere"),
+   "images in one matrix product of the pass; 0 takes 4 to 128 on a CPU, "
+   "depending on the model, and 128 on other devices"),
 
   ("parallel.backend", "shard_map", RUN, choice(*BACKENDS),
    "JAX function that spreads the passes over devices"),
@@ -280,9 +295,10 @@ TABLE = (
    "number of devices; 0 takes all"),
 
   ("checkpoint.every_seconds", 60.0, RUN, between(0, 1_000_000),
-   "least seconds between two checkpoints while a round is trained"),
+   "smallest number of seconds between two checkpoints of a round"),
   ("checkpoint.keep", 3, RUN, between(1, 1_000_000),
-   "number of newest checkpoints that are kept"),
+   "number of newest checkpoints that are kept, besides the last one of each "
+   "round"),
 )
 # fmt: on
 KEYS = tuple(Key(*row) for row in TABLE)

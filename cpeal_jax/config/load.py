@@ -21,20 +21,24 @@ from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.errors import InputError, nearest
 
 PREFIX = "--config."
-# What a workdir's config.json holds besides the settings.
+# The keys of its section `model` that a workdir's config.json has besides the
+# settings.
 RECORDED = ("sha256", "descriptors_sha256")
 TRUE, FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 
 
 def data_folder(name: str) -> Path:
-  """A folder that is beside the package in a checkout and in it in a wheel."""
+  """Returns the path of a folder of files that come with the package.
+
+  In a checkout it lies beside the package, and in an installed wheel inside it.
+  """
   package = Path(__file__).parents[1]
   inside = package / name
   return inside if inside.is_dir() else package.parent / name
 
 
 def named_configs() -> tuple[str, ...]:
-  """The names of the configs that come with the package."""
+  """Returns the names of the configs that come with the package."""
   folder = data_folder("configs")
   return tuple(sorted(path.stem for path in folder.glob("*.py")))
 
@@ -43,9 +47,9 @@ def load(source: str, overrides: Sequence[str] = ()) -> Config:
   """Reads a config and sets keys in it.
 
   Args:
-    source: a name of `named_configs`, the path of a Python file with a
-      function `get_config`, either with `:VARIANT` behind, or the path of a
-      workdir's config.json.
+    source: a name of `named_configs`; or the path of a Python file with a
+      function `get_config`; or the path of a workdir's config.json. `:VARIANT`
+      may follow a name or the path of a Python file.
     overrides: words such as `--config.seed=3`.
 
   Raises:
@@ -117,7 +121,11 @@ def set_key(config: Config, word: str) -> None:
 
 
 def _parse(text: str, kind: type) -> Any:
-  """The text as a value of a type; ValueError if it is none."""
+  """Returns the text as a value of the type `kind`.
+
+  Raises:
+    ValueError: the text is no such value.
+  """
   if kind is bool:
     if text.lower() not in TRUE + FALSE:
       raise ValueError(text)
@@ -126,9 +134,9 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def _from_python(source: str) -> Config:
-  """What a Python file's `get_config` returns."""
+  """Returns the config that a Python file's function `get_config` makes."""
   stem, _, variant = source.rpartition(":")
-  # A colon may also stand in a folder's name.
+  # If the colon is part of a folder's or file's name, no variant follows it.
   if not stem or "/" in variant or Path(source).is_file():
     stem, variant = source, ""
   path = _find(stem)
@@ -151,11 +159,12 @@ def _from_python(source: str) -> Config:
 
 
 def _find(stem: str) -> Path:
-  """The path of a config by its name or path."""
+  """Returns the path of the config file that `stem` names or is the path of."""
   if stem in named_configs():
     return data_folder("configs") / f"{stem}.py"
   path = Path(stem).expanduser()
-  # A checkout's commands name its files, and work where only a wheel is.
+  # Commands for a checkout give paths such as configs/eurosat.py. They should
+  # also work with an installed wheel.
   parts = path.parts
   if not path.exists() and parts[:-1] == ("configs",) and path.suffix == ".py":
     path = data_folder("configs") / path.name
@@ -182,7 +191,11 @@ def _import(path: Path) -> ModuleType:
 
 
 def _run(path: Path, call: Any) -> Any:
-  """Runs a person's code; an error in it becomes one line with its place."""
+  """Calls a function that runs the code of the config file at `path`.
+
+  Raises:
+    InputError: the code raised an error; the message names file and line.
+  """
   try:
     return call()
   except InputError:
@@ -206,11 +219,12 @@ def _run(path: Path, call: Any) -> Any:
 
 def _takes_argument(function: Any) -> bool:
   code = getattr(function, "__code__", None)
+  # The flag 0x04 marks a function with *args.
   return code is None or code.co_argcount > 0 or bool(code.co_flags & 0x04)
 
 
 def _from_json(path: Path) -> Config:
-  """The settings that a workdir's config.json records."""
+  """Returns a config with the settings that a workdir's config.json records."""
   if not path.is_file():
     raise InputError(
       f"--config={path} is no file; give a workdir's config.json."
@@ -225,9 +239,9 @@ def _from_json(path: Path) -> Config:
     raise InputError(f"--config={path} is not JSON: {error}.") from error
   if not isinstance(content, dict) or "schema_version" not in content:
     raise InputError(f"--config={path} is no config.json of a workdir.")
-  # A person may have edited the copy, so its digest is not looked at.
-  about = ("schema_version", "content_sha256")
-  settings = {k: v for k, v in content.items() if k not in about}
+  # A user may have edited the file, so its digest is not checked.
+  bookkeeping = ("schema_version", "content_sha256")
+  settings = {k: v for k, v in content.items() if k not in bookkeeping}
   config = base()
   for name, value in _leaves(settings):
     if name in {f"model.{key}" for key in RECORDED}:
@@ -243,8 +257,8 @@ def _from_json(path: Path) -> Config:
       value = float(value)
     if type(value) is not type(default):
       raise InputError(
-        f"{path}: {name} is {value!r}, of type {type(value).__name__}; it is "
-        f"of type {type(default).__name__}."
+        f"{path}: {name} is {value!r}, of type {type(value).__name__}; give a "
+        f"value of type {type(default).__name__}."
       )
     section[leaf] = value
   return config

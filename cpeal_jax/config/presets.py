@@ -1,20 +1,23 @@
-"""What a method is, whatever the data set: `configs/NAME.py:PRESET`.
+"""The presets: the settings of each method, for any known data set.
 
-`cpeal_script` and `pcb` are the settings of released code, which trains
-prompts on OpenAI's CLIP. `pcb_as` and `pcb_ae` are PCB with descriptors: the
-file `model.descriptors` must be given. `cpeal_lora_script` is C-PEAL's released
-LoRA code, for which no script was released: its epochs, rounds and loss are
-those of `cpeal_script`.
+`--config=NAME:PRESET` combines the data set NAME with a preset.
 
-The recipe of CEC is not public: `cec` is the method under PCB's recipe, and all
+`cpeal_script` and `pcb` have the settings of released code, which trains
+prompts on OpenAI's CLIP. `pcb_as` and `pcb_ae` are PCB with descriptors: they
+need a file `model.descriptors`. `cpeal_lora_script` has the settings of
+C-PEAL's released LoRA code. No script was released with it, so its epochs,
+rounds and loss are those of `cpeal_script`.
+
+The recipe of CEC is not public. `cec` trains with PCB's recipe, and all
 constants of the method (`acquisition.cec`) are our choice.
 
-Of PEAL only the abstract is known to us; all values are our choice, and not
-tuned. `peal` and `linear_probe` differ in nothing but LoRA. The one figure that
-the abstract gives is a trainable share of 0.03 %. `peal` does not have it (with
-rank 4 on q, k and v of ViT-B it is 0.26 %); `peal_published` has: rank 1 on q
-and v of ViT-L, 98,304 of 304.4 million parameters (0.032 %), without the linear
-head. Others could have it too, so it is not known whether PEAL's is this one.
+Of PEAL we know only the abstract. All values of `peal` and `peal_published` are
+our choice and not tuned. `peal` and `linear_probe` differ only in LoRA. The
+abstract gives one figure: 0.03 % of the parameters are trained. In `peal`, with
+rank 4 on q, k and v of ViT-B, it is 0.26 %. In `peal_published`, with rank 1 on
+q and v of ViT-L, it is 0.032 %: 98,304 of 304.4 million parameters, without the
+linear head. Other settings would also give 0.03 %, so PEAL's may be different
+from these.
 """
 
 from collections.abc import Callable
@@ -31,7 +34,12 @@ DINOV2_LARGE = "facebook/dinov2-large"
 
 
 def preset(name: str, variant: str) -> Config:
-  """The config of a data set of the catalogue under one of `PRESETS`.
+  """Returns the config of a known data set with one of `PRESETS`.
+
+  Args:
+    name: name of a data set in the catalogue.
+    variant: name of the preset.
+
 
   Raises:
     InputError: an unknown data set or variant.

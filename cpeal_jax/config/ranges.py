@@ -1,7 +1,8 @@
-"""What a setting may be: small records that a row of `keys` holds.
+"""Records that say which values a setting may have.
 
-Each record has a `phrase` for `--help` and for messages, and `accepts(value)`.
-A value is only asked about after its type was found to be the default's.
+Each row of the table in `keys` has one. A record has a `phrase` for `--help`
+and for messages, and a method `accepts(value)`. The method is called only with
+values of the default's type.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Allowed(Protocol):
-  """What every record of this module offers."""
+  """What every record of this module provides."""
 
   @property
   def phrase(self) -> str: ...
@@ -63,7 +64,7 @@ def below(high: int | float, low: int | float = 0) -> Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """One of some words; the empty word shows as `''`."""
+  """Exactly one of several words; `phrase` shows the empty word as `''`."""
 
   words: tuple[str, ...]
 
@@ -76,19 +77,19 @@ class Choice:
 
 
 def choice(*words: str) -> Choice:
-  """One of the words."""
+  """Exactly one of the words."""
   return Choice(words)
 
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-  """Some of the words, at least one, separated by commas."""
+  """One or more of the words, separated by commas."""
 
   words: tuple[str, ...]
 
   @property
   def phrase(self) -> str:
-    return f"some of {','.join(self.words)}, separated by commas"
+    return f"one or more of {', '.join(self.words)}, separated by commas"
 
   def accepts(self, value: str) -> bool:
     chosen = split_words(value)
@@ -97,18 +98,18 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class BlockNumbers:
-  """Numbers of transformer blocks from 0, separated by commas, or nothing."""
+  """Numbers of transformer blocks from 0, separated by commas; may be empty."""
 
   phrase: str = "numbers such as 0,1,2, or empty"
 
   def accepts(self, value: str) -> bool:
-    # isdecimal alone would let through digits of other scripts.
+    # isdecimal alone would accept digits of other scripts.
     return all(w.isascii() and w.isdecimal() for w in split_words(value))
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Any text without control characters, or any path.
+  """Any text or path without control characters.
 
   Attributes:
     phrase: what the text is, such as "a directory, or empty".
@@ -173,7 +174,7 @@ class Budget:
 
 
 def count_labels(budget: str, *, classes: int, pool: int) -> int:
-  """The number of labels that a `budget` setting means.
+  """Returns how many labels the setting `budget` buys in a round.
 
   Args:
     budget: `num_classes`, a whole number from 1, or a share of the pool above
@@ -182,7 +183,7 @@ def count_labels(budget: str, *, classes: int, pool: int) -> int:
     pool: number of pool images, N.
 
   Raises:
-    ValueError: the text is none of the three.
+    ValueError: the text is in none of these notations.
   """
   if budget == "num_classes":
     return classes
@@ -210,5 +211,5 @@ def parse_range(text: str) -> tuple[float, float] | None:
 
 
 def split_words(text: str) -> tuple[str, ...]:
-  """`"q,k, v"` as ("q", "k", "v")."""
+  """Splits text at commas: `"q,k, v"` gives ("q", "k", "v")."""
   return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -1,4 +1,4 @@
-"""Reads APTOS 2019 as Kaggle provides it: train.csv and train_images/ID.png."""
+"""Loads APTOS 2019 as Kaggle has it: `train.csv`, `train_images/ID.png`."""
 
 import csv
 import io
@@ -12,20 +12,19 @@ from cpeal_jax.errors import InputError
 def load_aptos(
   root: Path | str, *, seed: int = 0, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """Reads the labeled images and cuts them into three splits.
+  """Reads Kaggle's training images, split 50/20/30 within each grade.
 
-  Kaggle publishes no labels of its test images, so each grade's training
-  images are cut 50/20/30 into train, val and test by a hash of (seed, id).
-  `train.csv` has the columns `id_code` and `diagnosis`, a grade from 0 to 4.
+  All three splits are cut from the training images, by a hash of (seed, id),
+  because Kaggle has not published the labels of its test images. `train.csv`
+  has the columns `id_code` and `diagnosis`, a grade from 0 to 4.
 
   Args:
-    root: the folder with `train.csv` and `train_images/`.
-    seed: the seed of the cut.
-    progress: called with the number of further files that were hashed.
+    root: the data root; ids are paths relative to it.
+    seed: seed of the cut.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
-    InputError: a file is missing, `train.csv` lacks a column, or a grade is
-      not one of the five.
+    InputError: a file or a column is missing, or a grade is not 0 to 4.
   """
   root = Path(root)
   source = root / "train.csv"
@@ -38,7 +37,7 @@ def load_aptos(
     raise InputError(f"{source} is no table: {error}.") from error
   except KeyError as error:
     raise InputError(
-      f"{source} has no column {error}; it has id_code and diagnosis"
+      f"{source} has no column {error}; it must have id_code and diagnosis"
     ) from error
   names = catalogue.class_names("aptos", dict.fromkeys(g for _, g in listed))
   classes = catalogue.classes("aptos")
@@ -51,6 +50,6 @@ def load_aptos(
     "aptos",
     classes,
     root,
-    pools.fill({"train": rows}, seed=seed),
+    pools.cut_missing_splits({"train": rows}, seed=seed),
     progress=progress,
   )

@@ -1,7 +1,7 @@
-"""Training augmentation on the host: a random resized crop and a flip.
+"""Augments training images on the host: a random resized crop and a flip.
 
-It runs on the host because the pretrained towers were trained with Pillow's
-bicubic filter, which differs from that of `jax.image`.
+This is done on the host because the pretrained towers were trained with
+Pillow's bicubic filter, which differs from that of `jax.image`.
 """
 
 import numpy as np
@@ -10,8 +10,7 @@ from PIL import Image
 
 from cpeal_jax.data.images import ImageSpec
 
-# How many boxes are drawn before the crop falls back to the center.
-TRIES = 10
+TRIES = 10  # random boxes drawn, as torchvision does
 
 
 def augment(
@@ -23,21 +22,24 @@ def augment(
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
   flip: float = 0.5,
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Crops a random box, resizes it to S x S and perhaps mirrors it.
+  """Crops a random box, resizes it to S x S and mirrors it at random.
 
-  This is CoOp's recipe, which the C-PEAL code uses unchanged.
+  This is CoOp's recipe, which C-PEAL's code uses unchanged.
 
   Args:
-    rng: the source of all random draws.
-    image: the original, in RGB.
-    spec: the output side S and the resize filter.
-    scale: range of the box's area, as a share of the image's.
-    ratio: range of the box's aspect ratio, width over height.
-    flip: the probability that the crop is mirrored left to right.
+    rng: the source of randomness.
+    image: an RGB image of any size.
+    spec: the size S and the resampling filter.
+    scale: range of the box's area, as a fraction of the image's.
+    ratio: range of the box's width over its height.
+    flip: probability of mirroring left to right.
+
+  Returns:
+    uint8 pixels [S, S, 3].
   """
   box = crop_box(rng, *image.size, scale=scale, ratio=ratio)
-  # resize(box=...) would let the filter see pixels outside the box, so the
-  # image is cropped first.
+  # The crop comes first, because the filter of resize(box=...) would take in
+  # pixels outside the box.
   image = image.crop(box).resize(
     (spec.size, spec.size), Image.Resampling(spec.resample)
   )
@@ -53,12 +55,15 @@ def crop_box(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-  """Draws a random box (left, top, right, bottom) as torchvision does.
+  """Draws a random box as torchvision's RandomResizedCrop does.
 
-  The area is uniform in `scale`, as a share of the image's area, and the
-  aspect ratio (width over height) is log-uniform in `ratio`. The first of
-  `TRIES` draws that fits into the image is used. If none fits, the result is
-  the largest centered box whose ratio is allowed.
+  The box's area, as a fraction of the image's, is uniform in `scale`, and its
+  width over height is log-uniform in `ratio`. Of ten draws the first that fits
+  into the image is used. If none fits, the result is the largest centered box
+  whose ratio is within `ratio`.
+
+  Returns:
+    The box (left, top, right, bottom), in pixels.
   """
   areas = width * height * rng.uniform(*scale, size=TRIES)
   ratios = np.exp(rng.uniform(*np.log(ratio), size=TRIES))

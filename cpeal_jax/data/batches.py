@@ -1,4 +1,7 @@
-"""Training batches of constant shape: images, shuffled and augmented."""
+"""Makes training batches: labeled images, shuffled, augmented and padded.
+
+All batches of a run have the same shape.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +18,7 @@ from cpeal_jax import keys
 from cpeal_jax.data.augment import augment as augmented
 from cpeal_jax.data.images import ImageSpec, preprocess
 from cpeal_jax.data.pools import Split
-from cpeal_jax.data.workers import TRIED, workers
+from cpeal_jax.data.workers import SAMPLES, thread_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,10 +26,10 @@ class Batch:
   """The B rows of one training step.
 
   Attributes:
-    images: pixels; or, if the image tower is frozen and nothing is augmented,
-      features from `encode_pool`.
-    labels: class indices.
-    where: False for padding, whose images and labels are zeros.
+    images: pixels, or cached features if the image tower is frozen and
+      augmentation is off.
+    labels: class numbers.
+    where: False in rows that are padding; their images and labels are zeros.
   """
 
   images: UInt8[np.ndarray, "B S S 3"] | Float[np.ndarray, "B D"]
@@ -35,15 +38,15 @@ class Batch:
 
 
 class LabeledImages:
-  """Decoded originals of a split's images, kept in memory after first use.
+  """Decodes images at their original size and keeps them in memory.
 
-  Once `limit_bytes` of pixels are kept, further images are decoded at each
-  use.
+  An image is kept from its first use on, as long as the pixels kept take at
+  most `limit_bytes`. Images beyond that are decoded at each use.
   """
 
   def __init__(self, split: Split, *, limit_bytes: int = 4 << 30):
     self.split = split
-    self._room = limit_bytes
+    self._free_bytes = limit_bytes
     self._kept = {}
     self._lock = threading.Lock()
 
@@ -53,16 +56,16 @@ class LabeledImages:
     image = self.split.open(index)
     size = 3 * image.width * image.height
     with self._lock:
-      if index not in self._kept and size <= self._room:
+      if index not in self._kept and size <= self._free_bytes:
         self._kept[index] = image
-        self._room -= size
+        self._free_bytes -= size
     return image
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
-  """The number of steps in an epoch of n labels.
+  """Returns the number of steps in an epoch of n labels.
 
-  The last batch is dropped if it is partial, unless it is the only one.
+  A last, partial batch is dropped, unless it is the only one (C-PEAL's code).
   """
   return n // batch or min(n, 1)
 
@@ -80,31 +83,33 @@ def pixel_batches(
   augment: bool = True,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """Yields a round's batches of pixels; the next one is made in the background.
+  """Yields the pixel batches of a round, making the next in the background.
 
-  As in C-PEAL's code, an epoch's last partial batch is dropped if there are at
-  least `batch` labels; if there are fewer, the epoch is one padded batch. The
-  order of the images depends on (seed, round, epoch) and the set of indices,
-  and an image's crop on (seed, round, epoch, id). Neither depends on the batch
-  that an image is in, nor on the number of devices.
+  With at least `batch` labels, the last partial batch of an epoch is dropped;
+  with fewer, an epoch is one padded batch (C-PEAL's code). The order of the
+  images is decided by (seed, round, epoch) and the set of indices, and the crop
+  of an image by (seed, round, epoch, id), whichever batch it is in. Neither
+  depends on the number of devices.
 
   Args:
-    images: the originals of a split.
-    indices: the positions of the labeled images in that split, in any order.
-    labels: the class index of each.
-    spec: the size and the resize filter; without augmentation, the whole
-      evaluation transform.
+    images: the images of the split that `indices` refers to.
+    indices: positions of the n labeled images in the split, in any order.
+    labels: the class of each.
+    spec: the size S of the result and the resampling filter; without
+      augmentation, the whole evaluation transform.
     seed: the run's seed.
-    round_: the number of the round.
-    epochs: how often each image is seen.
-    batch: the number of rows per batch, B.
+    round_: the round of active learning, counted from 0.
+    epochs: number of passes over the labeled images.
+    batch: rows per batch, B.
     augment: True for a random resized crop and flip, False for `preprocess`.
-    start_step: the first step to yield. The steps before it are not computed.
+    start_step: the first step of the round to yield; earlier steps are not
+      computed.
 
   Raises:
     ValueError: there is no label, a label is unknown (-1), or there is not one
       label per index.
-    CorruptImage: while iterating; the message names the image.
+    CorruptImage: an image cannot be decoded. Raised while iterating; the
+      message has the image's id.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
 
@@ -120,18 +125,18 @@ def pixel_batches(
   def build(step: int, threads: ThreadPoolExecutor) -> Batch:
     epoch, rows = rows_of(step)
     blank = np.zeros((batch, spec.size, spec.size, 3), np.uint8)
-    made = _padded(blank, labels[rows])
+    result = _padded(blank, labels[rows])
     crop = functools.partial(pixels, epoch)
     crops = threads.map(crop, [int(i) for i in indices[rows]])
     for row, image in enumerate(crops):
-      made.images[row] = image
-    return made
+      result.images[row] = image
+    return result
 
   steps = range(start_step, epochs * steps_per_epoch(len(indices), batch))
   epoch, rows = rows_of(start_step)
-  first = [int(i) for i in indices[rows[:TRIED]]]
+  first = [int(i) for i in indices[rows[:SAMPLES]]]
   samples = [functools.partial(pixels, epoch, i) for i in first]
-  return _one_ahead(build, steps, samples)
+  return _prefetched(build, steps, samples)
 
 
 def feature_batches(
@@ -145,33 +150,33 @@ def feature_batches(
   batch: int = 32,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """Yields the same rows as `pixel_batches`, as features instead of pixels.
+  """Yields the rows of `pixel_batches`, in the same order, as features.
 
-  It is for a frozen image tower without augmentation, where encoding the same
-  pixels at every step would give the same numbers.
+  Meant for a frozen image tower without augmentation, where encoding the same
+  pixels at every step would give the same features.
 
   Args:
-    features: image features [n, D] of `indices`, in their order.
-    indices: the positions of the labeled images in their split.
-    labels: the class index of each.
+    features: image features; row i belongs to `indices[i]`.
+    indices: positions of the n labeled images in the split, in any order.
+    labels: the class of each.
     seed: the run's seed.
-    round_: the number of the round.
-    epochs: how often each image is seen.
-    batch: the number of rows per batch, B.
-    start_step: the first step to yield.
+    round_: the round of active learning, counted from 0.
+    epochs: number of passes over the labeled images.
+    batch: rows per batch, B.
+    start_step: the first step of the round to yield.
 
   Raises:
-    ValueError: as for `pixel_batches`.
+    ValueError: as `pixel_batches`.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
   total = epochs * steps_per_epoch(len(indices), batch)
   for step in range(start_step, total):
     _, rows = rows_of(step)
-    made = _padded(
+    result = _padded(
       np.zeros((batch, features.shape[1]), np.float32), labels[rows]
     )
-    made.images[: len(rows)] = features[rows]
-    yield made
+    result.images[: len(rows)] = features[rows]
+    yield result
 
 
 def _rows(
@@ -182,16 +187,16 @@ def _rows(
   round_: int,
   batch: int,
 ) -> Callable[[int], tuple[int, Integer[np.ndarray, " rows"]]]:
-  """Returns a function that maps a step to its epoch and to its rows.
+  """Returns a function from a round's step to its epoch and its rows.
 
-  The rows are positions in `indices`.
+  The rows are positions in `indices`, at most `batch` of them.
   """
   if not len(indices) == len(labels) > 0:
     raise ValueError(f"got {len(indices)} indices and {len(labels)} labels")
   if labels.min() < 0:
     raise ValueError("an unknown label (-1) cannot be trained on")
-  # The permutation starts from sorted indices, so that the order in which
-  # labels were bought does not matter.
+  # The permutation is applied to sorted indices, so that the order in which
+  # labels were revealed does not matter.
   by_index = np.argsort(indices, kind="stable")
 
   @functools.lru_cache(maxsize=1)
@@ -206,33 +211,37 @@ def _rows(
 
 
 def _padded(images: np.ndarray, labels: Integer[np.ndarray, " n"]) -> Batch:
-  """A batch of the given images whose rows from n on are padding."""
-  made = Batch(
+  """Returns a batch of B = `len(images)` rows, of which the first n are real.
+
+  The caller fills in the pixels or features of the real rows.
+  """
+  result = Batch(
     images=images,
     labels=np.zeros(len(images), np.int32),
     where=np.arange(len(images)) < len(labels),
   )
-  made.labels[: len(labels)] = labels
-  return made
+  result.labels[: len(labels)] = labels
+  return result
 
 
-def _one_ahead(
+def _prefetched(
   build: Callable[[int, ThreadPoolExecutor], Batch],
   steps: range,
   samples: Sequence[Callable[[], object]],
 ) -> Iterator[Batch]:
-  """Yields `build(step)` for each step, with the next one already under way.
+  """Yields `build(step, threads)` of each step, building the next meanwhile.
 
   Args:
-    build: makes the batch of a step, with threads for its images.
+    build: makes the batch of a step, with a thread pool for its images.
     steps: the steps to yield.
-    samples: calls that each make one image, to choose the number of threads.
+    samples: functions that each decode one image, to choose the number of
+      threads by.
   """
   if not steps:
     return
-  image_threads = ThreadPoolExecutor(workers(samples))
-  # There are two pools because a build waits for its images: in one pool it
-  # would hold a thread that they need.
+  image_threads = ThreadPoolExecutor(thread_count(samples))
+  # The builder has its own pool: it waits for the images of its batch, so it
+  # would deadlock if it took the only thread that makes them.
   with image_threads as threads, ThreadPoolExecutor(1) as builder:
     pending = [builder.submit(build, step, threads) for step in steps[:1]]
     for step in steps:

@@ -1,4 +1,7 @@
-"""Files of the cache: memory-mapped arrays, whole or absent."""
+"""Reads and writes cache files: arrays that are memory-mapped when read.
+
+A file has its final name only once it is complete.
+"""
 
 import contextlib
 import os
@@ -10,17 +13,24 @@ from typing import BinaryIO
 
 import numpy as np
 
-# A live builder writes every few seconds; older leftovers are from a kill.
+# A running process writes to its temporary file every few seconds, so a file
+# that was not written to for this long was left by a process that was killed.
 STALE_SECONDS = 600
 
 
 @contextlib.contextmanager
-def aside(path: Path) -> Iterator[BinaryIO]:
-  """A file that gets its name when it is whole, however many write it."""
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+  """Opens a temporary file that is renamed to `path` when the block ends.
+
+  Several processes may write the same path at the same time: each has its own
+  temporary file. If the block raises, the temporary file is removed and `path`
+  stays as it was.
+  """
   temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
   try:
-    # Readable too, which numpy takes for no plain file: it then writes through
-    # Python, whose error says why; its own says how many bytes alone.
+    # Opened for reading as well, so that numpy does not take it for a plain
+    # file and writes through Python. On a full disk Python's error then states
+    # the reason; numpy's own would only count the bytes written.
     with open(temporary, "x+b") as file:
       yield file
       file.flush()
@@ -30,8 +40,8 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     temporary.unlink(missing_ok=True)
 
 
-def sweep(cache_dir: Path) -> None:
-  """Removes what killed processes left half-written."""
+def remove_leftovers(cache_dir: Path) -> None:
+  """Removes the temporary files that killed processes left in `cache_dir`."""
   for leftover in cache_dir.glob("*.npy.*.tmp"):
     with contextlib.suppress(FileNotFoundError):
       if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
@@ -43,11 +53,21 @@ def read(
   shape: tuple[int, ...] | None = None,
   dtype: type | None = None,
 ) -> np.ndarray | None:
-  """The array in a file, memory-mapped; None where it is absent or damaged."""
+  """Opens an array file, memory-mapped and read-only.
+
+  Args:
+    path: the `.npy` file.
+    shape: the shape it must have; by default any.
+    dtype: the dtype it must have; by default any.
+
+  Returns:
+    The array, or None if the file is absent, damaged or truncated, or has
+    another shape or dtype.
+  """
   try:
     array = np.load(path, mmap_mode="r")
-    whole = path.stat().st_size == array.offset + array.nbytes
+    complete = path.stat().st_size == array.offset + array.nbytes
   except (OSError, ValueError, EOFError):
     return None
   fits = shape in (None, array.shape) and dtype in (None, array.dtype)
-  return array if fits and whole else None
+  return array if fits and complete else None

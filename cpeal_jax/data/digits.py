@@ -1,4 +1,4 @@
-"""Reads scikit-learn's handwritten digits, real images without a download."""
+"""Loads scikit-learn's handwritten digits, which need no download."""
 
 import functools
 import io
@@ -24,13 +24,14 @@ CLASSES = (
 
 
 def load_digits(*, seed: int = 0) -> pools.Dataset:
-  """Returns 1,797 gray images of 8 x 8 pixels in three splits.
+  """Returns the 1,797 gray images of 8 x 8 pixels as a data set.
 
-  Each class is cut 50/20/30 into train, val and test by a hash of (seed, id).
-  The values 0 to 16 are scaled to 0 to 255. The ids are `digit-0000.png` and so
-  on, in scikit-learn's order, and an image's bytes are those of a PNG.
+  They are split 50/20/30 into train, val and test within each class, by a hash
+  of (seed, id). Pixel values 0 to 16 are scaled to 0 to 255. Ids are
+  `digit-0000.png` and so on in scikit-learn's order, and `read` returns the
+  bytes of a PNG file.
   """
-  from sklearn import datasets  # takes a second to import
+  from sklearn import datasets  # The import takes a second.
 
   values, target = map(np.asarray, datasets.load_digits(return_X_y=True))
   pixels = np.round(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
@@ -50,9 +51,9 @@ def load_digits(*, seed: int = 0) -> pools.Dataset:
 
 
 def _png(pixels: UInt8[np.ndarray, "N 8 8"], index: int) -> bytes:
-  """The PNG file of one of the images."""
+  """Returns image `index` as the bytes of a PNG file."""
   file = io.BytesIO()
-  # It is stored without compression, so that its bytes, and with them the
+  # The PNG is not compressed, so that its bytes, and with them the data set's
   # fingerprint, do not depend on the zlib that Pillow was built with.
   Image.fromarray(pixels[index]).save(file, "PNG", compress_level=0)
   return file.getvalue()

@@ -89,7 +89,7 @@ def load_folders(
     name or root.resolve().name,
     classes,
     root,
-    pools.fill(rows, seed=seed),
+    pools.cut_missing_splits(rows, seed=seed),
     progress=progress,
     notes=scan.notes(looked_at),
   )

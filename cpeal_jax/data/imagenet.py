@@ -59,7 +59,7 @@ def load_imagenet(
     "imagenet",
     [names[synset] for synset in synsets],
     root,
-    pools.fill(rows, seed=seed),
+    pools.cut_missing_splits(rows, seed=seed),
     progress=progress,
     notes=scan.notes(each for x in found.values() for each in x.values()),
   )

@@ -33,7 +33,7 @@ class ImageSpec:
 
   Attributes:
     size: side of the square it sees, in pixels.
-    resize: short side before the centre crop, at least `size`.
+    resize: short side before the center crop, at least `size`.
     stretch: resize both sides to `resize`, giving up the aspect ratio.
     resample: Pillow's filter; 3 is bicubic.
     mean: per channel, of values in [0, 1].
@@ -108,7 +108,7 @@ def to_rgb(
 def preprocess(
   image: Image.Image, spec: ImageSpec
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Resizes the short side and crops the centre: what evaluation sees.
+  """Resizes the short side and crops the center: what evaluation sees.
 
   Equal, byte for byte, to CLIPImageProcessorPil before it rescales to [0, 1]
   and normalises; `(x / 255 - mean) / std` is left to the device.

@@ -182,7 +182,7 @@ def cut(
   return parts
 
 
-def fill(
+def cut_missing_splits(
   rows: dict[str, list[tuple[str, int]]], *, seed: int
 ) -> dict[str, list[tuple[str, int]]]:
   """Cuts the splits that are missing out of `train`, as `FRACTIONS` says."""

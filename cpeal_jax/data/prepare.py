@@ -1,8 +1,9 @@
-"""`python -m cpeal_jax.data.prepare NAME`: makes a TFDS set readable here.
+"""`python -m cpeal_jax.data.prepare NAME`: prepares a TFDS data set.
 
-Downloads the set and writes it as array records, which are read without
-TensorFlow. This step needs it: `pip install 'cpeal_jax[prepare]'`. It is a
-process of its own, so that TensorFlow never shares one with JAX.
+Downloads the data set and writes it as array records, which can later be read
+without TensorFlow. The preparation itself needs TensorFlow:
+`pip install 'cpeal_jax[prepare]'`. It runs in its own process, so that
+TensorFlow and JAX are never loaded in the same one.
 """
 
 import argparse
@@ -19,39 +20,43 @@ from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError
 from cpeal_jax.progress import say
 
+# Names of the data sets that TFDS has.
 WITH_TFDS = [name for name, entry in catalogue.CATALOGUE.items() if entry.tfds]
 
 
 def data_directory(data_dir: str = "") -> Path:
-  """`data_dir`, else TFDS's own default."""
-  given = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return Path(given).expanduser()
+  """Returns TFDS's data directory: `data_dir`, or TFDS's default if empty."""
+  path = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return Path(path).expanduser()
 
 
 def directory(name: str, data_dir: str = "") -> Path:
-  """Where the prepared set is: `DATA_DIR/NAME/CONFIG/VERSION`."""
+  """Returns where the prepared data set is: `DATA_DIR/NAME/CONFIG/VERSION`."""
   tfds_name = catalogue.find(name).tfds
   return data_directory(data_dir) / tfds_name.replace(":", "/")
 
 
 def is_prepared(folder: Path) -> bool:
-  """Whether TFDS finished there; it writes these two files last."""
+  """Returns whether TFDS has finished preparing the data set in `folder`."""
+  # TFDS writes these two files last.
   return all(
     (folder / file).is_file() for file in ("dataset_info.json", "features.json")
   )
 
 
 def ensure(name: str, data_dir: str = "", *, allowed: bool = True) -> Path:
-  """The directory of the prepared set; prepares it where that is possible.
+  """Returns the directory of a prepared data set, preparing it if needed.
 
   Args:
-    name: the catalogue's key.
-    data_dir: TFDS's data directory; empty: its default.
-    allowed: whether it may be prepared now.
+    name: the data set's key in the catalogue.
+    data_dir: TFDS's data directory; empty for its default.
+    allowed: whether the data set may be prepared now; if not, an unprepared
+      one is an error.
 
   Raises:
-    InputError: with the command to run here or elsewhere, and what to copy; or
-      the set is not in TFDS.
+    InputError: the data set is not in TFDS, or it is not prepared and cannot be
+      prepared now. The message then has the command to run, here or on another
+      machine, and the directory to copy.
   """
   entry = catalogue.find(name)
   if not entry.tfds:
@@ -76,15 +81,16 @@ def ensure(name: str, data_dir: str = "", *, allowed: bool = True) -> Path:
   if not allowed:
     raise InputError(f"{name} is not prepared in {folder} yet: {advice}")
   say(f"  prepare {name}, once: {command}")
-  own = [sys.executable, "-m", "cpeal_jax.data.prepare", name]
-  own += [f"--data_dir={data_dir}"] if data_dir else []
-  # There TFDS asks its own bucket, through TensorFlow; a run whose workdir is
-  # in a bucket has told epath not to.
+  arguments = [sys.executable, "-m", "cpeal_jax.data.prepare", name]
+  arguments += [f"--data_dir={data_dir}"] if data_dir else []
+  # A run whose workdir is in a bucket sets EPATH_USE_TF so that epath does
+  # without TensorFlow. The preparation must not inherit it, because TFDS reads
+  # its own bucket through TensorFlow.
   environment = {k: v for k, v in os.environ.items() if k != "EPATH_USE_TF"}
-  # Its progress bars go to the terminal; the reason of a failure is the last
-  # line of its output.
+  # Progress bars go to stderr and so to the terminal. The last line of stdout
+  # is the reason of a failure.
   done = subprocess.run(
-    own, stdout=subprocess.PIPE, text=True, check=False, env=environment
+    arguments, stdout=subprocess.PIPE, text=True, check=False, env=environment
   )
   if done.returncode or not is_prepared(folder):
     reason = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
@@ -93,9 +99,9 @@ def ensure(name: str, data_dir: str = "", *, allowed: bool = True) -> Path:
 
 
 def require_network(urls: Iterable[str]) -> None:
-  """OSError where no host of the URLs has an address.
+  """Raises OSError if no host in the URLs can be resolved to an address.
 
-  TFDS would try each download again for minutes.
+  Without a network TFDS would retry each download for minutes.
   """
   hosts = sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls})
   for host in hosts:
@@ -109,31 +115,33 @@ def require_network(urls: Iterable[str]) -> None:
 
 
 def _command(name: str, data_dir: str) -> str:
-  where = f" --data_dir={data_dir}" if data_dir else ""
-  return f"python -m cpeal_jax.data.prepare {name}{where}"
+  """Returns the command that prepares a data set, for messages."""
+  option = f" --data_dir={data_dir}" if data_dir else ""
+  return f"python -m cpeal_jax.data.prepare {name}{option}"
 
 
 def main(argv: list[str]) -> int:
-  """Prepares one set; returns the exit code."""
+  """Prepares one data set; returns the exit code, 0 or 1."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("name", choices=WITH_TFDS)
   parser.add_argument("--data_dir", default="", help="default: TFDS's own")
-  given = parser.parse_args(argv)
-  import tensorflow_datasets as tfds  # seconds, and TensorFlow with it
+  flags = parser.parse_args(argv)
+  import tensorflow_datasets as tfds  # Imports TensorFlow; takes seconds.
 
-  entry, where = catalogue.find(given.name), data_directory(given.data_dir)
+  entry, data_dir = catalogue.find(flags.name), data_directory(flags.data_dir)
   try:
     builder = tfds.builder(
-      entry.tfds, data_dir=where, file_format="array_record"
+      entry.tfds, data_dir=data_dir, file_format="array_record"
     )
-    if not (where / "downloads").is_dir():
+    if not (data_dir / "downloads").is_dir():
       require_network(builder.url_infos or ())
     builder.download_and_prepare()
-  except Exception as error:  # whatever a download, an archive or a disk raises
+  # Downloads, archives and disks raise exceptions of many types.
+  except Exception as error:
     first = (str(error).strip().splitlines() or [""])[0]
     say(f"{type(error).__name__}: {first}")
     return 1
-  say(f"{given.name}: {directory(given.name, given.data_dir)}")
+  say(f"{flags.name}: {directory(flags.name, flags.data_dir)}")
   return 0
 
 

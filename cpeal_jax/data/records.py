@@ -1,6 +1,6 @@
-"""Records of a prepared TFDS set, read without TensorFlow.
+"""Reads the records of a prepared TFDS data set, without TensorFlow.
 
-Images stay encoded, as TFDS stored them, and on disk.
+Images stay on disk, encoded as TFDS stored them.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ from typing import Any
 from cpeal_jax.data import catalogue, pools
 from cpeal_jax.errors import InputError
 
-BLOCK = 64
+BLOCK = 64  # records that one thread reads per task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-  """What one pass over a TFDS split finds.
+  """What one pass over a TFDS split collects; all fields have length N.
 
   Attributes:
-    ids: see `catalogue.Entry.file`.
-    labels: their names.
-    sha256: of the images' bytes.
-    source: image i is `source[i]["image"]`.
+    ids: the id of each image, made from the template `catalogue.Entry.file`.
+    labels: the label name of each image.
+    sha256: hex digest of each image's encoded bytes.
+    source: the TFDS data source; `source[i]["image"]` is image i, encoded.
   """
 
   ids: tuple[str, ...]
@@ -37,27 +37,38 @@ class Records:
 def read_all(
   entry: catalogue.Entry, folder: Path, progress: pools.Progress
 ) -> dict[str, Records]:
-  """The records of every split that the catalogue names.
+  """Reads the records of every split that the catalogue lists.
+
+  Args:
+    entry: the catalogue entry of the data set.
+    folder: the directory of the prepared data set.
+    progress: called with the number of records read since the last call.
+
+  Returns:
+    A dict from the split's name (`train`, `val`, `test`) to its records.
 
   Raises:
-    InputError: no array records in `folder`, or not these splits.
+    InputError: `folder` does not hold array records, or lacks one of the
+      splits.
   """
-  import tensorflow_datasets as tfds  # takes seconds to import
+  import tensorflow_datasets as tfds  # The import takes seconds.
 
   try:
     builder: Any = tfds.builder_from_directory(str(folder))
     features = builder.info.features
-    # Undecoded all: Pets has a mask beside its picture.
+    # All image features are left undecoded, not just `image`: Oxford Pets
+    # also has a segmentation mask, which would be decoded for nothing.
     decoders = {
       key: tfds.decode.SkipDecoding()
       for key, feature in features.items()
       if isinstance(feature, tfds.features.Image)
     }
-    sources = {
-      split: builder.as_data_source(theirs, decoders=decoders)
-      for split, theirs, _ in entry.splits
+    data_sources = {
+      split: builder.as_data_source(tfds_split, decoders=decoders)
+      for split, tfds_split, _ in entry.splits
     }
-  # What TFDS raises for another format, a missing split, a damaged file.
+  # TFDS raises these for another file format, a missing split or a damaged
+  # file.
   except (OSError, ValueError, KeyError, NotImplementedError) as error:
     reason = (str(error).strip().splitlines() or ["no reason given"])[0]
     raise InputError(
@@ -68,7 +79,7 @@ def read_all(
     split: read_records(
       source, features["label"].int2str, entry.file, split, progress=progress
     )
-    for split, source in sources.items()
+    for split, source in data_sources.items()
   }
 
 
@@ -80,35 +91,36 @@ def read_records(
   *,
   progress: pools.Progress = None,
 ) -> Records:
-  """One pass over a data source: ids, label names and digests.
+  """Reads a data source once, for its ids, label names and digests.
 
   Args:
-    source: records with `image` (encoded), `label`, and what `file` names.
-    label_name: of a label number.
-    file: template of the id, see `catalogue.Entry.file`.
-    split: of the ids.
-    progress: told how many more records have been read.
+    source: records with the keys `image` (encoded bytes), `label` (a number)
+      and every other key that the template `file` uses.
+    label_name: maps a label number to its name.
+    file: the template of an id, see `catalogue.Entry.file`.
+    split: the split's name, for templates that use it.
+    progress: called with the number of records read since the last call.
   """
 
-  texts = {key for _, key, *_ in string.Formatter().parse(file) if key}
-  texts -= {"label", "split"}
+  text_keys = {key for _, key, *_ in string.Formatter().parse(file) if key}
+  text_keys -= {"label", "split"}
 
   def read(start: int) -> list[tuple[str, str, str]]:
     rows = []
     for i in range(start, min(start + BLOCK, len(source))):
       record = source[i]
       label = label_name(int(record["label"]))
-      fields = {k: record[k].decode() for k in texts}
+      fields = {k: record[k].decode() for k in text_keys}
       id_ = file.format_map(fields | {"label": label, "split": split})
       digest = hashlib.sha256(record["image"]).hexdigest()
       rows.append((id_.removeprefix("/"), label, digest))
     return rows
 
-  found = []
+  table = []
   with ThreadPoolExecutor() as threads:
     for rows in threads.map(read, range(0, len(source), BLOCK)):
-      found += rows
+      table += rows
       if progress:
         progress(len(rows))
-  ids, labels, sha256 = zip(*found, strict=True) if found else ((), (), ())
+  ids, labels, sha256 = zip(*table, strict=True) if table else ((), (), ())
   return Records(ids, labels, sha256, source)

@@ -23,13 +23,13 @@ from jaxtyping import Bool, UInt8
 from cpeal_jax.data import cache
 from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
 from cpeal_jax.data.pools import Progress, Split
-from cpeal_jax.data.workers import TRIED, workers
+from cpeal_jax.data.workers import SAMPLES, thread_count
 from cpeal_jax.errors import InputError
 
 VERSION = 2  # raise it when the same images and spec give other pixels
 BLOCK = 256
 # Images that a thread decodes before it takes new ones.
-RUN = 16
+IMAGES_PER_TASK = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,8 +81,10 @@ def open_store(
 
   @functools.cache
   def threads() -> int:
-    rows = range(len(split))[:TRIED]
-    return workers(lambda i=i: preprocess(split.open(i), spec) for i in rows)
+    rows = range(len(split))[:SAMPLES]
+    return thread_count(
+      lambda i=i: preprocess(split.open(i), spec) for i in rows
+    )
 
   def decode(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
     return _decode(split, spec, start, stop, threads())[0]
@@ -108,12 +110,13 @@ def open_store(
   blocks = _decode_all(split, spec, max_corrupt, progress, threads())
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    cache.sweep(cache_dir)
+    cache.remove_leftovers(cache_dir)
     _build(blocks, mask_file, None if streams else pixel_file, shape)
   except OSError as error:
     raise InputError(
       f"cannot write the image cache in {cache_dir}: {error.strerror}; make"
-      " room, choose another folder, or lower limit_bytes to stream"
+      " room, choose another cache_dir, or lower dataset.store_gb so that they"
+      " are not kept on disk"
     ) from error
   if (store := load()) is not None:
     return store
@@ -147,13 +150,13 @@ def _decode(
   ok = np.zeros(len(span), bool)
 
   def fill(first: int) -> None:
-    for row in range(len(span))[first : first + RUN]:
+    for row in range(len(span))[first : first + IMAGES_PER_TASK]:
       with contextlib.suppress(CorruptImage):
         images[row] = preprocess(split.open(span[row]), spec)
         ok[row] = True
 
   with ThreadPoolExecutor(threads) as pool:
-    for _ in pool.map(fill, range(0, len(span), RUN)):
+    for _ in pool.map(fill, range(0, len(span), IMAGES_PER_TASK)):
       pass  # raises what a thread raised
   return images, ok
 
@@ -181,7 +184,7 @@ def _refuse(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
     raise InputError(
       f"{len(bad)} image(s) of split {split.name!r} cannot be decoded, more"
       f" than the {max_corrupt} allowed: {', '.join(bad[:3])}; replace or"
-      " remove them, or allow more"
+      " remove them, or raise dataset.max_corrupt"
     )
 
 
@@ -198,7 +201,7 @@ def _build(
   """
   with contextlib.ExitStack() as stack:
     if pixel_file:
-      file = stack.enter_context(cache.aside(pixel_file))
+      file = stack.enter_context(cache.atomic_file(pixel_file))
       header = {"descr": "|u1", "fortran_order": False, "shape": shape}
       np.lib.format.write_array_header_1_0(file, header)
     masks = []
@@ -206,5 +209,5 @@ def _build(
       masks.append(ok)
       if pixel_file:
         file.write(images.data)
-    with cache.aside(mask_file) as mask:
+    with cache.atomic_file(mask_file) as mask:
       np.save(mask, np.concatenate(masks))

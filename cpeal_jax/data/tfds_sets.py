@@ -74,7 +74,9 @@ def load_tfds(
   }
   cut = ", ".join(s for s in ("val", "test") if s not in rows)
   origin = "TFDS's splits" + (f", {cut} cut out of train" if cut else "")
-  return _dataset(name, classes, pools.fill(rows, seed=seed), index, origin)
+  return _dataset(
+    name, classes, pools.cut_missing_splits(rows, seed=seed), index, origin
+  )
 
 
 def _index(name: str, splits: dict[str, records.Records]) -> Index:

@@ -1,4 +1,4 @@
-"""Chooses how many threads decode images."""
+"""Decides how many threads decode images, by timing a few of them."""
 
 import contextlib
 import math
@@ -8,30 +8,28 @@ from collections.abc import Callable, Iterable
 
 from cpeal_jax.data.images import CorruptImage
 
-# An image that takes fewer seconds is decoded before Python's global lock could
-# pass to another thread: 64 x 64 pixels take 82 us on one thread and 98 to 161
-# us on two.
-SMALL = 150e-6
-# How many images callers time.
-TRIED = 8
+# Images that take less than this many seconds are decoded on one thread.
+# Several threads would take longer to hand Python's lock to each other than to
+# decode: an image of 64 x 64 pixels takes 82 us on one thread, 98 to 161 us on
+# two.
+SMALL_SECONDS = 150e-6
+SAMPLES = 8  # how many images callers should time; so few are enough
 
 
-def workers(samples: Iterable[Callable[[], object]]) -> int:
-  """Returns the number of threads that decode images fastest.
-
-  That is one for images so small that threads would only wait for one another,
-  and one per core for all others.
+def thread_count(samples: Iterable[Callable[[], object]]) -> int:
+  """Returns how many threads to use: one for small images, else one per core.
 
   Args:
-    samples: calls that each decode one image. They are timed. CorruptImage is
-      ignored here, since the image is decoded again later.
+    samples: functions that each decode one image. They are called and timed. A
+      sample that raises CorruptImage is skipped here; the error comes up again
+      when the image is decoded for use.
   """
-  least = math.inf
-  for decode_sample in samples:
-    # Time of this thread alone, without waiting for the lock or for the disk;
-    # the file was just read to be hashed.
+  shortest = math.inf
+  for sample in samples:
+    # Thread time excludes waiting for the lock and for the disk. Decoding will
+    # hardly wait for the disk either: every file was just read to be hashed.
     begun = time.thread_time()
     with contextlib.suppress(CorruptImage):
-      decode_sample()
-      least = min(least, time.thread_time() - begun)
-  return 1 if least < SMALL else os.cpu_count() or 1
+      sample()
+      shortest = min(shortest, time.thread_time() - begun)
+  return 1 if shortest < SMALL_SECONDS else os.cpu_count() or 1

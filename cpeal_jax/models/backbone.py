@@ -64,12 +64,14 @@ class Wording:
     trained: text that LoRA is trained with, `template` or `x16`.
     descriptors: json file of traits by class; empty for none.
     descriptor_average: one of `text_classifier.DESCRIPTOR_AVERAGES`.
+    descriptor_wording: one of `descriptors.WORDINGS`.
   """
 
   template: str = "a photo of a {}."
   trained: str = "template"
   descriptors: str = ""
   descriptor_average: str = "similarity"
+  descriptor_wording: str = "grammatical"
 
 
 @runtime_checkable

@@ -68,9 +68,14 @@ class ClipBackbone:
     tokenizer, sizes = pretrained.tokenizer, pretrained.config
     dtype = jnp.dtype(dtype)
     phrases, owners = classes, tuple(range(len(classes)))
+    faithful = bool(wording.descriptors) and (
+      wording.descriptor_wording == "faithful"
+    )
     if wording.descriptors:
       phrases, owners = descriptors.with_descriptors(
-        classes, descriptors.read_descriptors(wording.descriptors)
+        classes,
+        descriptors.read_descriptors(wording.descriptors),
+        wording.descriptor_wording,
       )
 
     def fixed(template: str) -> text.Tokens:
@@ -87,7 +92,11 @@ class ClipBackbone:
     text.refuse_alike(plain, classes)
     if prompts is not None:
       tokens = text.tokenize_with_context(
-        phrases, tokenizer, prompts, positions=sizes.positions
+        phrases,
+        tokenizer,
+        prompts,
+        positions=sizes.positions,
+        joint_period=faithful,
       )
       tokens = dataclasses.replace(tokens, owners=owners)
     elif wording.trained == "x16":

@@ -6,13 +6,18 @@ prompts of the class "river". `Classifier.class_embeddings` averages the
 prompts of a class.
 """
 
-import json
+import collections
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.data.reading import read_json, shown
+from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.models.text import readable
 
+# How a trait follows the class name: as a clause of its own, or literally as in
+# PCB's released code.
+WORDINGS = ("grammatical", "faithful")
 # A descriptor that begins with one of these words already is a clause.
 VERBS = ("is", "are", "has", "have", "can", "may", "often", "usually", "which")
 ARTICLES = ("a", "an", "the")
@@ -27,27 +32,31 @@ def read_descriptors(path: Path | str) -> dict[str, list[str]]:
   Raises:
     InputError: if the file is missing, is not JSON or has another form.
   """
-  try:
-    descriptors = json.loads(Path(path).read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f"cannot read descriptors from {path}: {error}") from error
-  if not isinstance(descriptors, dict) or not all(
-    isinstance(traits, list) and all(isinstance(t, str) for t in traits)
-    for traits in descriptors.values()
-  ):
-    raise InputError(
-      f'{path} is not of the form {{"class name": ["a trait", ...], ...}}.'
-    )
+  descriptors = read_json(path, "descriptors")
+  form = f'{path} is not of the form {{"class name": ["a trait", ...], ...}}'
+  if not isinstance(descriptors, dict):
+    raise InputError(f"{form}: it holds {shown(descriptors)}.")
+  for name, traits in descriptors.items():
+    if not isinstance(traits, list):
+      raise InputError(f"{form}: {name!r} has {shown(traits)}.")
+    for trait in traits:
+      if not isinstance(trait, str) or not trait.strip():
+        raise InputError(f"{form}: {name!r} has the trait {shown(trait)}.")
   return descriptors
 
 
 def with_descriptors(
-  classes: Sequence[str], descriptors: Mapping[str, Sequence[str]]
+  classes: Sequence[str],
+  descriptors: Mapping[str, Sequence[str]],
+  wording: str = "grammatical",
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
   """Makes one phrase per class and trait, such as "river, which has banks".
 
-  Class names are looked up in `descriptors` regardless of case, with
-  underscores read as spaces, as in PCB's released code.
+  Args:
+    classes: class names.
+    descriptors: traits by class name; `matched` says how names are compared.
+    wording: one of `WORDINGS`. `faithful` is PCB's literal sentence, "river,
+      which is/has banks", with the class name in lower case.
 
   Returns:
     The phrases, ordered by class, and the class index of each phrase.
@@ -55,21 +64,95 @@ def with_descriptors(
   Raises:
     InputError: if classes have no descriptor; the message names the first.
   """
-  known = {readable(name).lower(): d for name, d in descriptors.items()}
-  traits = [known.get(readable(name).lower(), ()) for name in classes]
+  keys = matched(classes, list(descriptors))
+  traits = [() if key is None else descriptors[key] for key in keys]
   missing = [n for n, t in zip(classes, traits, strict=True) if not t]
   if missing:
+    unused = [key for key in descriptors if key not in keys]
+    similar = "; ".join(
+      f"{name!r}{nearest(name, unused)}" for name in missing[:5]
+    )
     raise InputError(
       f"{len(missing)} of {len(classes)} classes have no descriptor; the first "
-      f"is {missing[0]!r}: add them to the file that model.descriptors names."
+      f"is {similar.removesuffix('?')}. In the file that model.descriptors "
+      "names, rename the keys to these class names, or add them."
     )
   pairs = [
     (i, trait)
     for i, class_traits in enumerate(traits)
     for trait in class_traits
   ]
-  phrases = tuple(f"{readable(classes[i])}, {clause(t)}" for i, t in pairs)
+  if wording == "faithful":
+    phrases = tuple(
+      f"{readable(classes[i]).lower()}, which is/has {trait}"
+      for i, trait in pairs
+    )
+  else:
+    phrases = tuple(f"{readable(classes[i])}, {clause(t)}" for i, t in pairs)
   return phrases, tuple(i for i, _ in pairs)
+
+
+def matched(
+  classes: Sequence[str], keys: Sequence[str]
+) -> tuple[str | None, ...]:
+  """Finds the key of each class, by the first rule that finds one.
+
+  1. The same name, regardless of case, with underscores read as spaces, as in
+     PCB's released code.
+  2. The same words in another order, regardless of punctuation: CoOp's Cars
+     have the year first ("2012 Audi TTS Coupe"), PCB's file has it last.
+  3. One of a key's alternatives: "Industrial Buildings" of CoOp's EuroSAT is
+     "industrial buildings or commercial buildings" in PCB's file.
+
+  Returns:
+    A key for each class, or None.
+
+  Raises:
+    InputError: if a rule finds several keys for a class, or several classes
+      for a key.
+  """
+  found: dict[str, str] = {}
+  for rule in (_same_name, _same_words, _alternatives):
+    left = [key for key in keys if key not in found.values()]
+    table = collections.defaultdict(list)
+    for key in left:
+      for form in rule(key):
+        table[form].append(key)
+    for name in classes:
+      if name in found:
+        continue
+      # Only a key has alternatives: "Sea or Lake" is one class.
+      plain = _same_words if rule is _alternatives else rule
+      (form,) = plain(name)
+      if len(table[form]) > 1:
+        raise InputError(
+          f"class {name!r} could be {' or '.join(map(repr, table[form]))} in "
+          "the file that model.descriptors names: rename one of them."
+        )
+      for key in table[form]:
+        found[name] = key
+  for key, count in collections.Counter(found.values()).items():
+    if count > 1:
+      names = [repr(name) for name in found if found[name] == key]
+      raise InputError(
+        f"descriptors {key!r} could be of the classes {' or '.join(names)}: "
+        "give each class its own key in the file that model.descriptors names."
+      )
+  return tuple(found.get(name) for name in classes)
+
+
+def _same_name(name: str) -> tuple[str, ...]:
+  return (readable(name).lower(),)
+
+
+def _same_words(name: str) -> tuple[str, ...]:
+  words = re.findall(r"\w+", readable(name).casefold())
+  return (" ".join(sorted(words)),)
+
+
+def _alternatives(name: str) -> tuple[str, ...]:
+  parts = re.split(r"\s+or\s+", readable(name).casefold())
+  return tuple(dict.fromkeys(form for p in parts for form in _same_words(p)))
 
 
 def clause(trait: str) -> str:

@@ -94,7 +94,12 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
 
 
 def tokenize_with_context(
-  classes: Sequence[str], tokenizer, prompts: Prompts, *, positions: int = 77
+  classes: Sequence[str],
+  tokenizer,
+  prompts: Prompts,
+  *,
+  positions: int = 77,
+  joint_period: bool = False,
 ) -> Tokens:
   """Tokenizes class names with learnable tokens around them, as in CoOp.
 
@@ -107,6 +112,9 @@ def tokenize_with_context(
     tokenizer: a tokenizer of transformers.
     prompts: the number of learnable tokens and the class name's position.
     positions: the longest prompt that the text tower takes, in tokens.
+    joint_period: whether a name and the period are tokenized together, as in
+      CoOp's code. It matters for names that end in punctuation, which may be
+      one token with the period.
 
   Raises:
     InputError: if the longest prompt has more than `positions` tokens, or if
@@ -135,9 +143,21 @@ def tokenize_with_context(
       "the tokenizer names no start or end token, and learnable tokens stand "
       "between them: set bos_token and eos_token in tokenizer_config.json."
     )
+  endings = [period] * len(names)
+  if joint_period:
+    wholes = [
+      tokenizer(f"{readable(name)}.", add_special_tokens=False)["input_ids"]
+      for name in classes
+    ]
+    endings = [
+      whole[len(name) :] for whole, name in zip(wholes, names, strict=True)
+    ]
+    names = [
+      whole[: len(name)] for whole, name in zip(wholes, names, strict=True)
+    ]
   rows = [
-    [start, *filler * before, *name, *filler * after, *period, end]
-    for name in names
+    [start, *filler * before, *name, *filler * after, *ending, end]
+    for name, ending in zip(names, endings, strict=True)
   ]
   longest = max(map(len, rows))
   if longest > positions:

@@ -8,6 +8,7 @@ tried after.
 import tempfile
 from pathlib import Path
 
+import tokenizers
 import transformers
 
 from cpeal_jax.data.reading import (
@@ -34,6 +35,10 @@ VOCABULARIES = (
   ("vocab.json", "merges.txt"),
   ("vocab.txt",),
 )
+# A text on which the tokenizer is tried, and the share of token ids without a
+# word above which words were lost.
+PROBE = "a photo of 7 dogs, it's."
+MOST_UNUSED = 0.1
 
 
 def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
@@ -44,7 +49,8 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
 
   Raises:
     InputError: if there are no files, if one of them is unreadable or
-      malformed, or if the vocabulary is empty.
+      malformed, if the vocabulary is empty or has holes, or if transformers
+      takes it for a tokenizer of another class.
   """
   names = [name for name in TOKENIZER_FILES if _is_there(directory / name)]
   if not any(set(names).issuperset(files) for files in VOCABULARIES):
@@ -75,14 +81,30 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
         tokenizer = _from_files(copies)
     else:
       tokenizer = _from_files(str(directory))
-    special = set(tokenizer.all_special_tokens)
-    words = set(tokenizer.get_vocab()) - special
-    ids = tokenizer("a photo")["input_ids"]
-    tokenizer("a photo", add_special_tokens=False)
+    vocabulary = tokenizer.get_vocab()
+    words = set(vocabulary) - set(tokenizer.all_special_tokens)
+    tokenizer(PROBE)
+    got = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    own = got
+    if "tokenizer.json" in contents:
+      data = without_mark(contents["tokenizer.json"])
+      whole = tokenizers.Tokenizer.from_str(data.decode())
+      own = whole.encode(PROBE, add_special_tokens=False).ids
   if not words:
     raise InputError(refusal("its vocabulary is empty"))
-  if not all(type(number) is int for number in ids):
-    raise InputError(refusal("it gives no token ids"))
+  unused = max(vocabulary.values()) + 1 - len(set(vocabulary.values()))
+  if unused > len(vocabulary) * MOST_UNUSED:
+    raise InputError(
+      refusal(f"{unused} of its token ids have no word, so it is not whole")
+    )
+  if got != own:
+    raise InputError(
+      refusal(
+        f"transformers reads it as a {type(tokenizer).__name__}, which gives "
+        "other tokens than tokenizer.json says; tokenizer_config.json must "
+        "name its class"
+      )
+    )
   return tokenizer
 
 

@@ -1,6 +1,7 @@
-"""The embedded default: a tiny CLIP that this project trained on glyphs."""
+"""The embedded CLIP: a tiny model that this project trained on glyphs."""
 
 from pathlib import Path
 
-# A Hugging Face directory, for `models.weights.load_pretrained`.
+# A directory in Hugging Face's format, as `models.weights.load_pretrained`
+# reads it.
 CLIP = Path(__file__).parent / "clip"

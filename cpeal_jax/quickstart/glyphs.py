@@ -1,6 +1,6 @@
-"""Pictures of printed characters, and captions that say what is in them.
+"""Draws pictures of printed characters and writes captions for them.
 
-Everything is drawn with the fonts that matplotlib ships, from one generator:
+All fonts are matplotlib's, and all draws come from the caller's generator, so
 the same seed gives the same pictures and captions.
 """
 
@@ -16,18 +16,18 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from cpeal_jax.data.digits import CLASSES as DIGITS
 
-CANVAS = 64
-POINTS = 48
+CANVAS = 64  # side of the square to draw on, in pixels
+POINTS = 48  # font size
 
 
 @dataclasses.dataclass(frozen=True)
 class Glyph:
-  """One thing to recognise: what captions call it, and how it is printed.
+  """One thing to recognize: its name in captions and its printed forms.
 
   Attributes:
-    kinds: words that may stand before the name.
-    name: as captions say it.
-    characters: any of them is a picture of it.
+    kinds: words that may come before the name, such as "digit".
+    name: the name that captions use.
+    characters: the characters that show it; pictures have one of them.
   """
 
   kinds: tuple[str, ...]
@@ -61,7 +61,7 @@ GLYPHS: tuple[Glyph, ...] = (
   ),
   *(Glyph(("sign", "symbol"), name, sign) for name, sign in SIGNS.items()),
 )
-# These hold every character above, where Unicode has it.
+# These fonts have every character above, at its place in Unicode.
 FONTS = (
   "DejaVuSans.ttf",
   "DejaVuSans-Bold.ttf",
@@ -80,26 +80,28 @@ FONTS = (
   "STIXGeneralItalic.ttf",
   "STIXGeneralBolIta.ttf",
 )
-# TeX's own encoding puts other signs where these are: letters and digits only.
+# These fonts are used for letters and digits only: their encoding, which is
+# TeX's, has other characters in the places of the signs.
 TEX_FONTS = ("cmb10.ttf", "cmr10.ttf", "cmss10.ttf", "cmti10.ttf", "cmtt10.ttf")
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """How one character is drawn.
+  """The settings of one drawing of a character.
 
   Attributes:
-    character: what is printed.
-    font: a file of matplotlib's.
-    stroke: pixels added around the ink, on a canvas of 64.
+    character: the character that is printed.
+    font: name of one of matplotlib's font files.
+    stroke: width added around the ink, in pixels at the font size POINTS.
     size: long side of the ink, as a fraction of the canvas.
-    stretch: width over height, times the font's own.
-    angle: degrees, counter-clockwise.
-    shear: horizontal, as a fraction of the height.
-    shift: of the ink's centre, right and down, as fractions of the canvas.
-    blur: sigma in pixels, on a canvas of 64.
-    side: of the picture, in pixels.
-    inverted: black on white.
+    stretch: factor on the ratio of width to height.
+    angle: rotation in degrees, counterclockwise.
+    shear: horizontal shear, as a fraction of the height.
+    shift: offset of the ink's center to the right and down, as fractions of the
+      canvas.
+    blur: sigma of the blur, in pixels of the canvas of 64 x 64.
+    side: side of the picture, in pixels.
+    inverted: True for black on white, False for white on black.
   """
 
   character: str
@@ -116,7 +118,7 @@ class Look:
 
 
 def draw_look(glyph: Glyph, rng: np.random.Generator) -> Look:
-  """One of the many ways to print a glyph."""
+  """Draws the settings of one picture of a glyph at random."""
   fonts = FONTS if glyph.name in SIGNS else FONTS + TEX_FONTS
   return Look(
     character=glyph.characters[rng.integers(len(glyph.characters))],
@@ -128,40 +130,41 @@ def draw_look(glyph: Glyph, rng: np.random.Generator) -> Look:
     shear=float(rng.normal(0, 0.15)),
     shift=(float(rng.normal(0, 0.05)), float(rng.normal(0, 0.05))),
     blur=float(rng.uniform(0, 2.5)),
-    # Half of the pictures have as few pixels as the handwritten digits.
+    # Half of the pictures have 8 x 8 pixels, like the handwritten digits.
     side=8 if rng.random() < 0.5 else int(rng.integers(8, 33)),
     inverted=bool(rng.random() < 0.2),
   )
 
 
 def render(look: Look) -> Image.Image:
-  """The picture, in shades of grey; the same look gives the same bytes."""
+  """Renders a look as a gray picture; the same look gives the same bytes."""
   ink = _ink(look.character, look.font, look.stroke)
   scale = look.size * CANVAS / max(ink.width * look.stretch, ink.height)
   angle = math.radians(look.angle)
   cos, sin = math.cos(angle), math.sin(angle)
-  turn = np.array([[cos, sin], [-sin, cos]])
-  slant = np.array([[1.0, -look.shear], [0.0, 1.0]])
-  forward = turn @ slant @ np.diag([scale * look.stretch, scale])
-  # Pillow wants, for each pixel of the result, where it comes from.
-  back = np.linalg.inv(forward)
-  middle = CANVAS * (0.5 + np.array(look.shift))
-  offset = np.array(ink.size) / 2 - back @ middle
+  rotation = np.array([[cos, sin], [-sin, cos]])
+  shear = np.array([[1.0, -look.shear], [0.0, 1.0]])
+  forward = rotation @ shear @ np.diag([scale * look.stretch, scale])
+  # Pillow takes the inverse: a map from the result's pixels to the ink's.
+  backward = np.linalg.inv(forward)
+  center = CANVAS * (0.5 + np.array(look.shift))
+  offset = np.array(ink.size) / 2 - backward @ center
   picture = ink.transform(
     (CANVAS, CANVAS),
     Image.Transform.AFFINE,
-    (*back[0], offset[0], *back[1], offset[1]),
+    (*backward[0], offset[0], *backward[1], offset[1]),
     Image.Resampling.BILINEAR,
   )
   picture = picture.filter(ImageFilter.GaussianBlur(look.blur))
-  # A mean over squares, as the handwritten digits were made from bitmaps.
+  # Box filtering averages over squares of pixels, which is how the handwritten
+  # digits were made from bitmaps.
   picture = picture.resize((look.side, look.side), Image.Resampling.BOX)
   return picture.point(lambda value: 255 - value) if look.inverted else picture
 
 
 @functools.cache
 def _ink(character: str, font: str, stroke: int) -> Image.Image:
-  """A character in white on black, cropped to its ink."""
+  """Prints a character in white on black, cropped to its ink."""
   path = Path(matplotlib.get_data_path(), "fonts", "ttf", font)
   face = ImageFont.truetype(path, POINTS)
   picture = Image.new("L", (3 * POINTS, 3 * POINTS))
@@ -177,12 +180,13 @@ def _ink(character: str, font: str, stroke: int) -> Image.Image:
   if box is None:
     raise ValueError(f"{font} draws nothing for {character!r}")
   left, top, right, bottom = box
-  # A black border, so that the transform does not smear the edge outwards.
+  # One black pixel is kept on each side, so that the affine transform does not
+  # smear the edge of the ink outwards.
   return picture.crop((left - 1, top - 1, right + 1, bottom + 1))
 
 
 NOUNS = ("photo", "picture", "drawing", "image", "sketch", "print", "scan")
-# What may be said of a look, if it is so.
+# The adjectives of captions, and whether each is true of a look.
 ADJECTIVES = {
   "bold": lambda look: "Bol" in look.font or "cmb" in look.font,
   "slanted": lambda look: "Obl" in look.font or "Ita" in look.font,
@@ -208,29 +212,38 @@ TEMPLATES = (
   "this is the {kind} {name}, and it is {adjective}.",
   "{name}.",
 )
-AN = ("image", "eight", "equals", "exclamation", "and", "at", *"aefhilmnorsx")
-NEEDS_AN = re.compile(rf"\ba (?=({'|'.join(AN)})\b)")
-FILLERS = 16
+# Words that take "an". Letters are read aloud, so "f" does and "u" does not.
+AN_WORDS = (
+  "image",
+  "eight",
+  "equals",
+  "exclamation",
+  "and",
+  "at",
+  *"aefhilmnorsx",
+)
+NEEDS_AN = re.compile(rf"\ba (?=({'|'.join(AN_WORDS)})\b)")
+FILLERS = 16  # most words "x" before a name
 
 
 def caption(glyph: Glyph, look: Look, rng: np.random.Generator) -> str:
-  """A sentence that names the glyph and says nothing untrue of its look."""
+  """Draws a caption that names the glyph and is true of its look."""
 
-  def one(words):
+  def draw(words):
     return words[rng.integers(len(words))]
 
   name = glyph.name
   if look.character.isupper() and rng.random() < 0.5:
     name = f"capital {name}"
-  text = one(TEMPLATES).format(
+  text = draw(TEMPLATES).format(
     name=name,
-    kind=one(glyph.kinds),
-    noun=one(NOUNS),
-    adjective=one([word for word, so in ADJECTIVES.items() if so(look)]),
+    kind=draw(glyph.kinds),
+    noun=draw(NOUNS),
+    adjective=draw([word for word, holds in ADJECTIVES.items() if holds(look)]),
   )
   text = NEEDS_AN.sub("an ", text)
-  # Learnable prompts put up to 16 tokens before a name: without such
-  # captions those positions would never be trained.
+  # Learnable prompts put up to 16 tokens before a name. Without captions of
+  # this form, a name in those positions would never have been trained.
   if rng.random() < 0.15:
     text = " ".join(["x"] * rng.integers(1, FILLERS + 1)) + f" {name}."
   return text

@@ -1,4 +1,4 @@
-"""Trains the embedded CLIP from scratch on rendered glyphs, and measures it.
+"""Trains the embedded CLIP from scratch on rendered glyphs and evaluates it.
 
 Command: python -m cpeal_jax.quickstart.pretrain --to=DIR
 """
@@ -32,14 +32,14 @@ from cpeal_jax.quickstart import glyphs, tokenizer
 
 HALF = (0.5, 0.5, 0.5)
 SPEC = ImageSpec(size=32, resize=32, mean=HALF, std=HALF)
-# As CLIP's: the scale is never above 100.
+# The logit scale is at most 100, as in CLIP; this is its logarithm.
 MAX_LOGIT_SCALE = math.log(100.0)
-PICTURES = 1500  # of each glyph
-LENGTH = 24  # tokens of the longest caption, start and end included
+PICTURES = 1500  # pictures of each glyph
+CAPTION_TOKENS = 24  # the longest caption, with the start and end tokens
 
 
 def sizes() -> ClipConfig:
-  """About half a million weights."""
+  """Returns the sizes of the embedded CLIP: about half a million weights."""
 
   def tower(width: int, layers: int, heads: int) -> TowerConfig:
     return TowerConfig(width, layers, heads, 4 * width, "quick_gelu", 1e-5)
@@ -60,15 +60,24 @@ def sizes() -> ClipConfig:
 def make_pairs(
   pictures: int, *, seed: int
 ) -> tuple[UInt8[np.ndarray, "G M S S"], Int[np.ndarray, "G M L"]]:
-  """M grey pictures of each of the G glyphs, and the tokens of M captions."""
+  """Draws M pictures of each of the G glyphs, with a caption for each.
+
+  Args:
+    pictures: number of pictures of each glyph, M.
+    seed: seed of all draws.
+
+  Returns:
+    Gray pictures, uint8 [G, M, S, S], and the token ids of their captions,
+    [G, M, L], padded with the end token.
+  """
   splitter = tokenizer.build()
   end = splitter.token_to_id(tokenizer.END)
 
-  def of(number: int) -> tuple[np.ndarray, np.ndarray]:
+  def pairs_of(number: int) -> tuple[np.ndarray, np.ndarray]:
     glyph = glyphs.GLYPHS[number]
     rng = keys.generator(seed, -1, "pretrain", number)
     images = np.zeros((pictures, SPEC.size, SPEC.size), np.uint8)
-    ids = np.full((pictures, LENGTH), end, np.int16)
+    ids = np.full((pictures, CAPTION_TOKENS), end, np.int16)
     for image, row in zip(images, ids, strict=True):
       look = glyphs.draw_look(glyph, rng)
       image[:] = preprocess(glyphs.render(look), SPEC)[..., 0]
@@ -77,8 +86,8 @@ def make_pairs(
     return images, ids
 
   with ThreadPoolExecutor(2) as threads:
-    made = list(threads.map(of, range(len(glyphs.GLYPHS))))
-  images, ids = (np.stack(column) for column in zip(*made, strict=True))
+    pairs = list(threads.map(pairs_of, range(len(glyphs.GLYPHS))))
+  images, ids = (np.stack(column) for column in zip(*pairs, strict=True))
   return images, ids
 
 
@@ -87,7 +96,15 @@ def contrastive_loss(
   texts: Float[Array, "G D"],
   logit_scale: Float[Array, ""],
 ) -> Float[Array, ""]:
-  """Symmetric InfoNCE of G pairs (Radford et al. 2021, figure 3)."""
+  """Returns the symmetric InfoNCE loss of G pairs (CLIP, figure 3).
+
+  CLIP is Radford et al. 2021, arXiv 2103.00020.
+
+  Args:
+    images: image features, not normalized; row i belongs to text i.
+    texts: text features, not normalized.
+    logit_scale: logarithm of the scale of the cosines.
+  """
   scale = jnp.exp(jnp.minimum(logit_scale, MAX_LOGIT_SCALE))
   logits = scale * normalize(images) @ normalize(texts).T
   by_image, by_text = (
@@ -99,7 +116,15 @@ def contrastive_loss(
 def make_optimizer(
   steps: int, *, learning_rate: float = 2e-3, warmup: int = 100
 ) -> optax.GradientTransformation:
-  """AdamW on a warmed-up cosine; no decay on biases, norms and the scale."""
+  """Returns AdamW with gradient clipping and a cosine schedule with warm-up.
+
+  Biases, the weights of norms and the logit scale are not decayed.
+
+  Args:
+    steps: length of the schedule.
+    learning_rate: peak learning rate.
+    warmup: steps of linear warm-up, but at most a quarter of all steps.
+  """
   rate = optax.warmup_cosine_decay_schedule(
     0.0, learning_rate, min(warmup, steps // 4), steps
   )
@@ -114,17 +139,24 @@ def make_optimizer(
 
 
 def make_step(config: ClipConfig, optimizer) -> Callable:
-  """The compiled step (params, state, images [K G S S], ids [K G L]).
+  """Compiles a training step.
 
-  Each of the K groups has one picture of each of the G glyphs, so that no
-  caption is also right for another picture of its group.
+  A batch is K groups. Each group has one picture of each of the G glyphs, so
+  that no caption is also right for another picture of its group, and the loss
+  compares pictures and captions within a group only.
+
+  Args:
+    config: the sizes of the CLIP.
+    optimizer: the optax optimizer.
 
   Returns:
-    A function that returns the new params and state, and the mean loss.
+    A function of (params, optimizer state, images [K, G, S, S], token ids
+    [K, G, L]) that returns the new params, the new state and the mean loss.
   """
   model = Clip(config)
 
   def loss(params, images, ids):
+    # Gray becomes RGB; all channels have the same mean and deviation.
     pixels = (images.astype(jnp.float32) / 255 - HALF[0]) / HALF[0]
     pixels = jnp.broadcast_to(pixels[..., None], (*pixels.shape, 3))
     outputs: Any = model.apply(
@@ -135,10 +167,10 @@ def make_step(config: ClipConfig, optimizer) -> Callable:
     )
     features, texts = outputs
     groups = (*ids.shape[:2], -1)
-    each = jax.vmap(contrastive_loss, (0, 0, None))(
+    group_losses = jax.vmap(contrastive_loss, (0, 0, None))(
       features.reshape(groups), texts.reshape(groups), params["logit_scale"]
     )
-    return jnp.mean(each)
+    return jnp.mean(group_losses)
 
   @jax.jit
   def step(params, state, images, ids):
@@ -150,7 +182,7 @@ def make_step(config: ClipConfig, optimizer) -> Callable:
 
 
 def init(config: ClipConfig, *, seed: int) -> dict:
-  """Fresh weights."""
+  """Initializes the weights of a CLIP at random."""
   side = config.image_size
   variables = Clip(config).init(
     keys.key(seed, -1, "pretrain"),
@@ -170,29 +202,42 @@ def train(
   seed: int,
   report: Callable[[str], None] = lambda text: None,
 ) -> dict:
-  """The weights after `steps` steps of `groups` groups of all glyphs."""
+  """Trains a CLIP from scratch.
+
+  Args:
+    images: gray pictures of G glyphs, M of each.
+    ids: the token ids of their captions.
+    steps: number of training steps.
+    groups: groups per batch; each has one picture of each glyph.
+    seed: seed of the initial weights and of the order of the pictures.
+    report: called with a line of progress every 100 steps.
+
+  Returns:
+    The trained weights.
+  """
   config = sizes()
   optimizer = make_optimizer(steps)
   params = init(config, seed=seed)
   state, step = optimizer.init(params), make_step(config, optimizer)
   rows = np.arange(len(images))[None]
-  recent = []
+  losses = []
   for i in range(steps):
-    # Numbers above those of the glyphs, whose pictures they would repeat.
+    # `make_pairs` has used the numbers below len(images), one for each glyph;
+    # a different number gives an independent generator.
     rng = keys.generator(seed, -1, "pretrain", len(images) + i)
     columns = rng.integers(images.shape[1], size=(groups, len(images)))
     batch = images[rows, columns], ids[rows, columns].astype(np.int32)
     params, state, loss = step(params, state, *batch)
-    recent.append(loss)
+    losses.append(loss)
     if (i + 1) % 100 == 0:
       scale = float(jnp.exp(params["logit_scale"]))
-      mean = float(np.mean(recent[-100:]))
+      mean = float(np.mean(losses[-100:]))
       report(f"step {i + 1}: loss {mean:.3f}, scale {scale:.1f}")
   return jax.tree.map(np.asarray, params)
 
 
 def save(params: dict, config: ClipConfig, directory: Path) -> None:
-  """Writes a Hugging Face directory; the weights in float16."""
+  """Writes a directory in Hugging Face's format, with weights in float16."""
 
   def write(name: str, content: dict) -> None:
     text = json.dumps(content, indent=2) + "\n"
@@ -204,7 +249,7 @@ def save(params: dict, config: ClipConfig, directory: Path) -> None:
   write("preprocessor_config.json", processor_settings(SPEC))
   tensors = weights_out.to_hf(params, config)
   half = {name: value.astype(np.float16) for name, value in tensors.items()}
-  # transformers refuses safetensors that do not say what wrote them.
+  # transformers refuses safetensors files without this entry.
   save_file(half, directory / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -212,7 +257,11 @@ TEMPLATE = "a photo of the digit {}."
 
 
 def handwritten() -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, " N"]]:
-  """scikit-learn's digits, in its order, as the image tower sees them."""
+  """Loads all N handwritten digits, in scikit-learn's order.
+
+  Returns:
+    Pixels, preprocessed for the image tower, and labels.
+  """
   rows = sorted(
     (id_, int(label), preprocess(split.open(i), SPEC))
     for split in digits.load_digits().splits
@@ -223,46 +272,55 @@ def handwritten() -> tuple[UInt8[np.ndarray, "N S S 3"], Int[np.ndarray, " N"]]:
 
 
 def measure(directory: Path, *, seeds: int = 5, labeled: int = 50) -> dict:
-  """Accuracy on the 1,797 real digits, none of which was trained on.
+  """Measures a CLIP on the 1,797 handwritten digits, which it never saw.
+
+  Args:
+    directory: the CLIP, in Hugging Face's format.
+    seeds: number of random draws of labeled digits.
+    labeled: number of digits in a draw.
 
   Returns:
-    `zero_shot` with TEMPLATE on all of them; `logistic_regression`, on
-    frozen unit features (C=10), one value for each seed: fitted to `labeled`
-    random digits, tested on the others.
+    The content of `measured.json`: `zero_shot` is the accuracy on all digits
+    with TEMPLATE, and `logistic_regression` has an accuracy for each draw, of a
+    classifier (C=10) on frozen unit features that is fitted to the labeled
+    digits and tested on all others.
   """
   from sklearn.linear_model import LogisticRegression
 
-  own = weights.load_pretrained(str(directory))
+  pretrained = weights.load_pretrained(str(directory))
   images, labels = handwritten()
   tokens = tokenize(
     [TEMPLATE.format(name) for name in digits.CLASSES],
-    own.tokenizer,
-    positions=own.config.positions,
+    pretrained.tokenizer,
+    positions=pretrained.config.positions,
   )
   pixels = (images.astype(np.float32) / 255 - HALF[0]) / HALF[0]
-  features, texts = jax.jit(Clip(own.config).apply)(
-    {"params": own.params}, pixels, tokens.ids, tokens.slots
+  features, texts = jax.jit(Clip(pretrained.config).apply)(
+    {"params": pretrained.params}, pixels, tokens.ids, tokens.slots
   )
   features, texts = np.asarray(normalize(features)), normalize(texts)
   guesses = np.argmax(features @ np.asarray(texts).T, axis=1)
-  fitted = []
+  accuracies = []
   for seed in range(seeds):
     order = np.random.default_rng(seed).permutation(len(labels))
-    some, rest = order[:labeled], order[labeled:]
+    chosen, rest = order[:labeled], order[labeled:]
     model = LogisticRegression(C=10, max_iter=1000)
-    model.fit(features[some], labels[some])
-    fitted.append(float(np.mean(model.predict(features[rest]) == labels[rest])))
+    model.fit(features[chosen], labels[chosen])
+    accuracies.append(
+      float(np.mean(model.predict(features[rest]) == labels[rest]))
+    )
   return {
     "template": TEMPLATE,
     "zero_shot": round(float(np.mean(guesses == labels)), 4),
     "logistic_regression_labels": labeled,
-    "logistic_regression": [round(value, 4) for value in fitted],
-    "logit_scale": round(float(np.exp(own.params["logit_scale"])), 2),
-    "sha256": own.sha256,
+    "logistic_regression": [round(value, 4) for value in accuracies],
+    "logit_scale": round(float(np.exp(pretrained.params["logit_scale"])), 2),
+    "sha256": pretrained.sha256,
   }
 
 
 def main() -> None:
+  """Trains, saves and measures the embedded CLIP."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--to", type=Path, required=True, help="directory")
   parser.add_argument("--seed", type=int, default=1)

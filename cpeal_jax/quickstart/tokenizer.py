@@ -1,7 +1,8 @@
-"""A tokenizer of some 200 words, in the files that transformers reads.
+"""A tokenizer with a vocabulary of 177 tokens, in files for transformers.
 
-Words it knows are one token; any other is spelled, letter by letter, so a
-class may have any name. What a spelled word means, only training tells.
+A word of the vocabulary is one token. Any other word is spelled letter by
+letter, so a class may have any name, but the pretrained CLIP does not know what
+a spelled word means; only training teaches it.
 """
 
 import json
@@ -15,13 +16,18 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from cpeal_jax.quickstart import glyphs
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
-POSITIONS = 48
-# Beyond what the captions say: words that people's templates are made of.
-MORE = "an in on it its my with some black white grey hand written handwritten"
+POSITIONS = 48  # the longest text, in tokens
+# Words that users' prompt templates are likely to have and captions lack.
+TEMPLATE_WORDS = (
+  "an in on it its my with some black white grey hand written handwritten"
+)
 
 
 def vocabulary() -> dict[str, int]:
-  """Token ids; the end token is the last, as CLIP's pooling expects."""
+  """Returns a dict from token to id.
+
+  The end token has the highest id, as CLIP's pooling expects.
+  """
   text = " ".join(
     [
       *glyphs.NOUNS,
@@ -29,35 +35,40 @@ def vocabulary() -> dict[str, int]:
       *(template for template in glyphs.TEMPLATES),
       *(word for g in glyphs.GLYPHS for word in (*g.kinds, g.name)),
       "capital",
-      MORE,
+      TEMPLATE_WORDS,
     ]
   )
   words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text))))
   letters = string.ascii_lowercase + string.digits
   marks = [mark for mark in string.punctuation]
-  rest = [c for c in letters if c not in words] + marks
-  inside = ["##" + c for c in letters]
-  tokens = [UNKNOWN, *words, *rest, *inside, START, END]
+  single = [c for c in letters if c not in words] + marks
+  # WordPiece marks a token that continues a word by "##".
+  continuing = ["##" + c for c in letters]
+  tokens = [UNKNOWN, *words, *single, *continuing, START, END]
   return {token: i for i, token in enumerate(tokens)}
 
 
 def build() -> tokenizers.Tokenizer:
-  """Lower case, split at spaces and marks, start and end added."""
+  """Builds the tokenizer.
+
+  It lowercases a text, splits it at spaces and punctuation, and adds the start
+  and end tokens.
+  """
   ids = vocabulary()
-  made = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
-  made.normalizer = normalizers.BertNormalizer(lowercase=True)
-  made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  made.post_processor = processors.TemplateProcessing(
+  tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
+  tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokenizer.post_processor = processors.TemplateProcessing(
     single=f"{START} $A {END}",
     special_tokens=[(START, ids[START]), (END, ids[END])],
   )
-  made.decoder = decoders.WordPiece()
-  made.add_special_tokens([UNKNOWN, START, END])
-  return made
+  tokenizer.decoder = decoders.WordPiece()
+  tokenizer.add_special_tokens([UNKNOWN, START, END])
+  return tokenizer
 
 
 def save(directory: Path) -> None:
-  """Writes tokenizer.json and tokenizer_config.json."""
+  """Writes tokenizer.json and tokenizer_config.json into `directory`."""
   build().save(str(directory / "tokenizer.json"))
   settings = {
     "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,1 +1,1 @@
-"""A trajectory: from a config to rounds, each one scored, bought and fitted."""
+"""Plays a trajectory: rounds that score the pool, buy labels and train."""

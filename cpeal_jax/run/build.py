@@ -1,6 +1,7 @@
-"""Builds what a trajectory works with: decoded pixels, weights and passes.
+"""Builds what a trajectory works with: pixels, weights and jitted functions.
 
-It never writes into a workdir, so nothing is half-written when an image is bad.
+Nothing here writes into a workdir, so a bad image cannot leave a half-written
+run behind.
 """
 
 import dataclasses
@@ -21,22 +22,25 @@ from cpeal_jax.run.plan import Plan, trained_image
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """A plan with its pixels decoded and its passes ready to compile.
+  """A plan with decoded pixels, weights on the devices and jitted functions.
 
   Attributes:
-    plan: what it was built from.
-    stores: preprocessed pictures by split.
-    originals: decoded pictures of labeled images, for training.
+    plan: the plan that it was built from.
+    stores: by the name of a split, its images as the model takes them: resized
+      and cropped, uint8.
+    originals: the labeled images at their original size, for training steps on
+      pixels.
     params: the pretrained weights on the devices.
-    scorer: scoring passes of the classifier that is trained.
-    zero_scorer: scoring passes of the classifier without an adapter.
+    scorer: functions that score images with the classifier that is trained.
+    zero_scorer: the same functions of the classifier without an adapter.
     init: function (params, key) -> a fresh adapter.
     step: the training step.
-    stochastic: scoring passes with dropout on.
-    compiled: a future for each background compilation, by name: `encode`,
-      `metrics`, `fit`.
-    cached_rows: features and neighbors of a frozen image tower, on the
-      devices, by cache key.
+    stochastic: function that scores images several times with dropout on; see
+      `stochastic.make_passes`.
+    compiled: a future for each compilation in the background, by its name:
+      `encode`, `metrics` or `fit`.
+    cached_rows: features and neighbors that a frozen image tower gives, on the
+      devices, by their key in the cache.
   """
 
   plan: Plan
@@ -61,7 +65,7 @@ def build(
     config: every setting.
     plan: made from the same config.
     compiles: whether the programs that rounds will call are compiled in the
-      background meanwhile.
+      background while images are decoded.
 
   Raises:
     InputError: too many corrupt images, or a cache that cannot be written.
@@ -84,11 +88,13 @@ def build(
     classes = len(plan.dataset.classes)
     metrics = partial(evaluation.compile_metrics, test, val, classes)
     compiled = precompile.in_background({"metrics": metrics, "fit": fit})
-    # Where decoded images are kept, their features probably are as well.
+    # If the decoded test images are in the cache, their features probably are
+    # too, and then nothing has to be encoded.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):
       side = plan.spec.size
       encode = partial(precompile.compile_encode, zero_scorer, params, side)
-      # In a thread of its own, since a fit must not wait for it.
+      # A second thread compiles this, so that the first fit does not wait for
+      # it.
       compiled |= precompile.in_background({"encode": encode})
   with precompile.dropped_on_error(compiled):
     stores = _open_stores(config, plan)

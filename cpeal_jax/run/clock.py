@@ -1,4 +1,4 @@
-"""How long each stage of a round takes, and a profiler trace on request."""
+"""Times the stages of a round, and writes a profiler trace if asked to."""
 
 import contextlib
 import dataclasses
@@ -12,13 +12,13 @@ from cpeal_jax.progress import say
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """Wall-clock seconds by stage."""
+  """Wall-clock seconds by the name of a stage."""
 
   seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    """Records how long the block takes, and names it in a profile."""
+    """Records how long the block takes, and marks it in a profiler trace."""
     start = time.perf_counter()
     with jax.profiler.TraceAnnotation(name):
       yield
@@ -27,15 +27,20 @@ class Clock:
 
 @contextlib.contextmanager
 def profile(directory: str) -> Iterator[None]:
-  """Writes a trace of the block into `directory`, unless that is empty."""
+  """Writes a profiler trace of the block into `directory`.
+
+  Does nothing if `directory` is the empty text.
+  """
   if not directory:
     yield
     return
-  if jax.process_count() > 1:  # Files are named by the machine alone.
+  # The profiler names its files after the machine, so processes on the same
+  # machine would overwrite each other's.
+  if jax.process_count() > 1:
     directory = f"{directory}/process{jax.process_index()}"
-  # Python's own frames would outnumber everything else many times.
+  # Traced Python calls would outnumber all other events many times.
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
   with jax.profiler.trace(directory, profiler_options=options):
     yield
-  say(f"note: a profile of this round is in {directory}")
+  say(f"note: a profiler trace of this round is in {directory}")

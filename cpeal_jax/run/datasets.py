@@ -1,6 +1,6 @@
-"""Turns `config.dataset` into a data set.
+"""Reads the data set that `config.dataset` describes.
 
-The name of a known data set brings class names and image counts with it,
+If the config names a known data set, its class names and image counts apply,
 whatever the layout of the files.
 """
 
@@ -22,7 +22,10 @@ from cpeal_jax.progress import stage
 
 
 def layout_of(dataset: Config) -> str:
-  """The layout that `auto` stands for: TFDS without a root, else files.
+  """Returns the name of the layout of the data set's files.
+
+  `auto` stands for `tfds` without dataset.root. With it, `auto` stands for the
+  layout of the known data set, or for `coop` if no data set is named.
 
   Args:
     dataset: the section `dataset` of a config.
@@ -38,12 +41,12 @@ def layout_of(dataset: Config) -> str:
     return "tfds"
   raise InputError(
     "dataset.root is not set; give the data set's directory with "
-    "--config.dataset.root=DIR, or dataset.name for a set of TFDS."
+    "--config.dataset.root=DIR, or name a data set of TFDS with dataset.name."
   )
 
 
 def prepare_dataset(config: Config) -> None:
-  """Downloads and prepares a data set of TFDS that is not on disk yet.
+  """Downloads and prepares a data set of TFDS that is not on this disk yet.
 
   Raises:
     InputError: it cannot be prepared, or nothing says where the data set is.
@@ -101,7 +104,7 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
 
 
 def _expected_images(entry: catalogue.Entry | None) -> int:
-  """How many images a known data set has; 0 where that is not known."""
+  """Returns how many images a data set should have, or 0 if unknown."""
   if entry is None:
     return 0
   in_splits = sum(count for *_, count in entry.splits)
@@ -111,10 +114,11 @@ def _expected_images(entry: catalogue.Entry | None) -> int:
 def _checked(
   location: Location, entry: catalogue.Entry, layout: str, loaded: Dataset
 ) -> Dataset:
-  """Names the set and its splits' origin, and compares its image counts.
+  """Returns the data set with its name and the origin of its splits.
 
   Raises:
-    InputError: the counts are not the known ones and `check_counts` is set.
+    InputError: `check_counts` is set and the number of images is not the one
+      that is known for this data set.
   """
   counts = {split.name: len(split) for split in loaded.splits}
   if layout in PUBLISHED:

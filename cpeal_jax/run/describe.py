@@ -1,11 +1,13 @@
-"""Describes a run: for a person before and during it, and for its record."""
+"""Describes a run: in lines on the terminal, and for the files of its workdir.
+
+The files are config.json, environment.json and manifest.parquet.
+"""
 
 import hashlib
 import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +15,10 @@ import jax
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
 from cpeal_jax.data import batches
+from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
-from cpeal_jax.run.labels_changed import label_digests
 from cpeal_jax.run.plan import Plan, make_plan
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
@@ -65,24 +67,32 @@ def data_lines(plan: Plan, *, most: int = MOST_LINES) -> list[str]:
 
 
 def settings(config: config_lib.Config, plan: Plan) -> dict:
-  """config.json: the settings, and the sha256 of the files that they name."""
+  """Returns the content of config.json.
+
+  It has the settings, and the sha256 of the weights and descriptors that they
+  name.
+  """
   values = config.to_dict()
   values["model"]["sha256"] = plan.pretrained.sha256
   if config.model.descriptors:
-    content = Path(config.model.descriptors).read_bytes()
+    content = read_bytes(config.model.descriptors, "descriptors")
     values["model"]["descriptors_sha256"] = hashlib.sha256(content).hexdigest()
   return values
 
 
 def trainable(plan: Plan) -> int:
-  """How many numbers are trained."""
+  """Returns how many parameters are trained."""
   init = training.make_init(plan.classifier, plan.recipe)
   shapes = jax.eval_shape(init, plan.pretrained.params, jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def environment(plan: Plan) -> dict:
-  """environment.json: what a result depends on besides the settings."""
+  """Returns the content of environment.json.
+
+  It is what results depend on besides the settings, such as versions, devices
+  and data.
+  """
   devices = list(plan.mesh.devices.flat)
   return {
     "python": platform.python_version(),
@@ -103,10 +113,14 @@ def environment(plan: Plan) -> dict:
 
 
 def manifest(experiment: Experiment) -> dict[str, list[str]]:
-  """The columns of manifest.parquet: one row for each image of all splits."""
+  """Returns the columns of manifest.parquet.
+
+  The table has one row for each image of each split.
+  """
   columns: dict[str, list[str]] = {
-    name: [] for name in ("id", "path", "sha256", "split", "status")
+    name: [] for name in ("id", "path", "sha256", "split", "status", "label")
   }
+  classes = experiment.plan.dataset.classes
   for split in experiment.plan.dataset.splits:
     good = experiment.stores[split.name].ok
     columns["id"] += split.ids
@@ -114,12 +128,15 @@ def manifest(experiment: Experiment) -> dict[str, list[str]]:
     columns["sha256"] += split.sha256
     columns["split"] += [split.name] * len(split)
     columns["status"] += ["ok" if ok else "corrupt" for ok in good]
-  columns["label"] = label_digests(experiment.plan.dataset)
+    # Names, so that exchanged class names are noticed as well.
+    columns["label"] += [
+      classes[label] if label >= 0 else "" for label in split.labels
+    ]
   return columns
 
 
 def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
-  """Prints what the run would read, compute and write; writes nothing."""
+  """Prints what the run would read, compute and write, and writes no file."""
   plan = make_plan(config, prepare=False)
   dataset, recipe = plan.dataset, plan.recipe
   images = sum(len(split) for split in dataset.splits)
@@ -129,9 +146,10 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   )
   pixels = images * plan.spec.size**2 * 3
   features = images * plan.pretrained.config.dim * 4
-  moments = 2 if recipe.optimizer == "sgd" else 3
+  # For each parameter: its value and one moment of sgd, or two of adamw.
+  numbers = 2 if recipe.optimizer == "sgd" else 3
   saved = (
-    trainable(plan) * 4 * moments * (config.rounds + config.checkpoint.keep)
+    trainable(plan) * 4 * numbers * (config.rounds + config.checkpoint.keep)
   )
   tables = len(dataset.train) * 40 * config.rounds
   say(f"{one_line(plan)}; workdir {workdir}")
@@ -147,12 +165,15 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
 
 
 def table_header() -> str:
-  """The line above the rows of `table_row`."""
+  """Returns the header line of the table whose rows `table_row` gives."""
   return "     round  labeled  accuracy     ece     nll  seconds"
 
 
 def table_row(row: Mapping[str, Any]) -> str:
-  """One round's metrics as a line of text for the terminal."""
+  """Returns one round's metrics as a line of the table.
+
+  The last column adds up the seconds of all stages.
+  """
   name = "zero-shot" if row["round"] == -1 else str(row["round"])
   seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
   cells = [
@@ -166,5 +187,5 @@ def table_row(row: Mapping[str, Any]) -> str:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-  """The whole trajectory: a header, and a line for each round."""
+  """Returns the table of several rounds: a header, and a line for each."""
   return "\n".join([table_header(), *map(table_row, rows)])

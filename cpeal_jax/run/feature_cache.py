@@ -1,4 +1,4 @@
-"""Features of a frozen image tower: computed once and cached on disk.
+"""Computes the features of a frozen image tower once, and caches them on disk.
 
 While only prompts, the text tower or a head are trained, neither the features
 of an image nor its nearest neighbors change from round to round or run to run.
@@ -23,7 +23,8 @@ from cpeal_jax.progress import stage
 from cpeal_jax.run import precompile
 from cpeal_jax.run.build import Experiment
 
-# Neighbors kept beyond scoring.neighbors, since labeled ones are skipped later.
+# How many more neighbors than scoring.neighbors are cached for each image,
+# since those that are labeled later are skipped.
 SPARE_NEIGHBORS = 30
 CACHE_VERSION = 4
 
@@ -37,15 +38,17 @@ def cached(
   mesh: jax.sharding.Mesh,
   tile: int,
 ) -> Shaped[Array, "N ..."]:
-  """Returns what `compute` returns, and keeps it in a file of `directory`.
+  """Reads rows from a file in `directory`, or computes and writes them.
 
-  With several processes, each keeps the rows of its own devices. The file is
-  written aside and renamed, so that a reader sees all of it or nothing.
+  With several processes, each has a file with the rows of its own devices. A
+  file is written under a temporary name and then renamed, so that a reader sees
+  all of it or nothing.
 
   Args:
-    directory: the cache's.
-    key: everything that the rows depend on; its hash names the file.
-    compute: returns `total` rows, split over the mesh and padded.
+    directory: directory of the cache.
+    key: text of everything that the rows depend on; the file is named after its
+      hash.
+    compute: function that returns `total` rows, split over the mesh and padded.
     total, mesh, tile: as in `scoring.by_chunks`.
 
   Raises:
@@ -53,23 +56,23 @@ def cached(
   """
   padded = sharding.padded(total, mesh.devices.size, 2 * tile)
   share = sharding.own_rows(mesh, padded)
-  # Padding is not kept.
+  # The file has no rows of padding.
   count = max(0, min(share.stop, total) - share.start)
   if jax.process_count() > 1:
     key += f"|{count} rows from {share.start}"
   digest = hashlib.sha256(f"{CACHE_VERSION}|{key}".encode())
   path = directory / f"features-{digest.hexdigest()[:32]}.npy"
-  kept = cache.read(path)
-  # All processes read or all compute, since computing is a pass that every
-  # process has to enter.
-  if processes.everywhere(kept is not None):
-    rows = scoring.fill_up(cast("np.ndarray", kept), share.stop - share.start)
+  stored = cache.read(path)
+  # Either all processes read or all compute, since all of them have to take
+  # part in the computation.
+  if processes.everywhere(stored is not None):
+    rows = scoring.fill_up(cast("np.ndarray", stored), share.stop - share.start)
     return sharding.join(rows, mesh)
   answer = compute()
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    cache.sweep(directory)
-    with cache.aside(path) as file:
+    cache.remove_leftovers(directory)
+    with cache.atomic_file(path) as file:
       np.save(file, sharding.own_part(answer)[:count])
   except OSError as error:
     raise InputError(
@@ -82,7 +85,10 @@ def cached(
 def key_of(
   experiment: Experiment, config: config_lib.Config, split: str
 ) -> str:
-  """Everything that a split's features of the pretrained tower depend on."""
+  """Returns the key of a split's pretrained features in the cache.
+
+  It is a text of everything that they depend on.
+  """
   plan = experiment.plan
   return "|".join(
     (
@@ -100,7 +106,7 @@ def key_of(
 def _kept(
   experiment: Experiment, key: str, split: str, compute: Callable
 ) -> jax.Array:
-  """Rows that do not change during a run: kept on the devices and on disk."""
+  """Returns `cached` rows, and keeps them on the devices during the run."""
   if key not in experiment.cached_rows:
     scorer = experiment.zero_scorer
     experiment.cached_rows[key] = cached(
@@ -117,7 +123,7 @@ def _kept(
 def features(
   experiment: Experiment, config: config_lib.Config, split: str
 ) -> jax.Array:
-  """The pretrained image tower's features of a split, cached on disk."""
+  """Returns the cached features of a split by the pretrained image tower."""
   pixels = experiment.stores[split]
 
   def compute() -> jax.Array:
@@ -133,14 +139,15 @@ def features(
 def neighbors(
   experiment: Experiment, config: config_lib.Config
 ) -> tuple[jax.Array, jax.Array]:
-  """A wide list of each image's neighbors in the whole pool, cached on disk.
+  """Returns each image's nearest neighbors in the whole pool, cached on disk.
 
-  While the image tower is frozen, only the labels change from round to round:
-  `neighbors.narrow` skips the labeled images in this list.
+  While the image tower is frozen, only the labels change from round to round.
+  So the list is longer than scoring.neighbors asks for, and in each round
+  `neighbors.narrow` skips the labeled images in it.
 
   Returns:
-    (indices [N, K], similarities [N, K]) with K = scoring.neighbors and
-    `SPARE_NEIGHBORS` more.
+    (indices [N, K], similarities [N, K]), where K is scoring.neighbors plus
+    `SPARE_NEIGHBORS`.
   """
   total = len(experiment.plan.dataset.train)
   wide = config.scoring.neighbors + SPARE_NEIGHBORS
@@ -149,19 +156,19 @@ def neighbors(
   def compute() -> jax.Array:
     rows = features(experiment, config, "train")
     with stage("neighbors", total, "images") as advance:
-      everyone = np.ones(total, bool)
-      where = sharding.place(everyone, scorer.mesh, to=len(rows))
-      found = scorer.neighbors(rows, where, wide, total=total)
-      jax.block_until_ready(found)
+      all_images = np.ones(total, bool)
+      where = sharding.place(all_images, scorer.mesh, to=len(rows))
+      nearest = scorer.neighbors(rows, where, wide, total=total)
+      jax.block_until_ready(nearest)
       advance(total)
-    return _as_one(found)
+    return _as_one(nearest)
 
   key = key_of(experiment, config, "train") + f"|neighbors {wide}"
   return _as_two(_kept(experiment, key, "train", compute))
 
 
-# Indices and similarities go into one file, as int32: the bits of a float32 are
-# kept beside the indices, [N, 2, K].
+# Indices and similarities go into one file as an int32 array [N, 2, K], which
+# holds the indices and beside them the bits of the float32 similarities.
 @rowwise.per_device(rows=("found",), out=rowwise.ROWS)
 def _as_one(found):
   indices, similarities = found

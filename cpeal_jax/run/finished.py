@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from etils import epath
 from cpeal_jax import config as config_lib
 from cpeal_jax import keys, training
 from cpeal_jax.data.images import ImageSpec, image_spec
+from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.backbone import Backbone, Pretrained
 from cpeal_jax.models.classifier import Classifier
@@ -29,7 +29,7 @@ from cpeal_jax.storage import checkpoint, files, record, workdir
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
-  """What a round ended with: enough to give the same answers again.
+  """The model that a round ended with, which gives the same answers again.
 
   Attributes:
     number: number of the round, counted from 0.
@@ -37,11 +37,11 @@ class Finished:
     config: the run's settings.
     config_sha256: digest of the settings that decide results.
     backbone: the kind of pretrained model.
-    pretrained: the model as read; `params` are its weights on the devices.
-    spec: its preprocessing.
-    classifier: the model with the place for its adapter.
+    pretrained: the pretrained model as read from its files.
+    spec: how the pretrained model wants its images.
+    classifier: the model as functions of `params` and `adapter`.
     params: the pretrained weights on the devices.
-    adapter: what was trained, on the devices.
+    adapter: the variables that were trained, on the devices.
     mesh: the devices.
   """
 
@@ -59,15 +59,16 @@ class Finished:
 
 
 def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
-  """Builds a round's model again and restores what was trained.
+  """Builds a round's model again and restores its trained adapter.
 
   Args:
     directory: the run's workdir.
-    round: number of the round from 0; -1 is the last finished one.
+    round: number of the round from 0; a negative number counts from the end,
+      so -1 is the last finished round.
 
   Raises:
-    InputError: no workdir, no such round, or weights or descriptors that are
-      not the files that the run was trained with.
+    InputError: `directory` is no workdir or has no such round, or the weights
+      or descriptors are not the files that the run was trained with.
   """
   files.reach(directory)
   directory = epath.Path(directory)
@@ -77,22 +78,23 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   number = done + round if round < 0 else round
   if not 0 <= number < done:
     raise InputError(
-      f"{directory} has {done} finished rounds, there is no round {round}."
+      f"{directory} has {done} finished rounds; round {round} is not one of "
+      "them."
     )
   settings = workdir.read_config(directory)
   digest = workdir.config_hash(settings, config_lib.RUN_KEYS)
   sha256 = settings["model"].pop("sha256")
-  traits = settings["model"].pop("descriptors_sha256", None)
+  recorded = settings["model"].pop("descriptors_sha256", None)
   config = config_lib.base()
   config.update(ml_collections.ConfigDict(settings))
   pretrained = load_backbone(config)
   if pretrained.sha256 != sha256:
     raise InputError(
-      f"{config.model.weights} has other weights than {directory} was trained "
-      f"with: sha256 {pretrained.sha256}, the run's {sha256}."
+      f"{config.model.weights} does not hold the weights that {directory} was "
+      f"trained with: its sha256 is {pretrained.sha256}, the run's is {sha256}."
     )
-  if traits is not None:
-    _check_descriptors(config.model.descriptors, traits)
+  if recorded is not None:
+    _check_descriptors(config.model.descriptors, recorded)
   environment = files.read_json(directory / "environment.json")
   classes = tuple(environment["classes"])
   spec = image_spec(pretrained.preprocessor)
@@ -107,10 +109,10 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
   with checkpoint.open_checkpoints(
     directory / "checkpoints", read_only=True
   ) as checkpoints:
-    at = checkpoints.at(number)
-    if at is None:
+    newest = checkpoints.at(number)
+    if newest is None:
       raise InputError(f"{directory} has no checkpoint of round {number}.")
-    state, _ = checkpoints.restore(*at, training.place(state, mesh))
+    state, _ = checkpoints.restore(*newest, training.place(state, mesh))
   return Finished(
     number=number,
     classes=classes,
@@ -127,14 +129,11 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
 
 
 def _check_descriptors(path: str, sha256: str) -> None:
-  try:
-    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-  except OSError as error:
-    raise InputError(f"cannot read descriptors {path}: {error}") from error
+  found = hashlib.sha256(read_bytes(path, "descriptors")).hexdigest()
   if found != sha256:
     raise InputError(
-      f"model.descriptors={path} is not the file the run was trained with: "
-      f"sha256 {found}, the run's {sha256}."
+      f"model.descriptors={path} is not the file the run was trained with: its "
+      f"sha256 is {found}, the run's is {sha256}."
     )
 
 
@@ -143,15 +142,19 @@ def _check_prompts(
   environment: Mapping[str, Any],
   classifier: Classifier,
 ) -> None:
-  """Refuses a run whose prompts this version would word differently.
+  """Refuses a run if this version words its prompts differently.
 
-  Its answers would be others than the run's.
+  With other prompts the model would not give the answers that it gave in the
+  run.
+
+  Raises:
+    InputError: the recorded prompts are not those of `classifier`.
   """
   prompts = list(classifier.prompts)
   recorded = environment.get("prompts", prompts)
   if prompts != recorded:
     raise InputError(
       f"{directory}/environment.json records other prompts than its config "
-      f"gives now: the first {recorded[:1]}, now {prompts[:1]}. Use "
-      "the cpeal_jax version that trained it."
+      f"gives now: the first was {recorded[:1]} and is now {prompts[:1]}. Use "
+      "the version of cpeal_jax that trained this run."
     )

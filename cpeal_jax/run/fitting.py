@@ -1,7 +1,7 @@
-"""Trains a round's adapter, from its newest whole checkpoint to its last step.
+"""Trains a round's adapter, from its newest intact checkpoint to its last step.
 
-On a first start, after a preemption and after damage alike, training ends with
-the same adapter.
+Training ends with the same adapter whether it starts for the first time, goes
+on after a preemption, or goes on after a checkpoint was damaged.
 """
 
 import time
@@ -18,7 +18,7 @@ from cpeal_jax.run.stages import Labels, Run
 
 
 class Preempted(Exception):
-  """The run was asked to stop, and is saved."""
+  """The run was asked to stop, and has saved a checkpoint."""
 
 
 def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
@@ -27,10 +27,10 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
   Args:
     run: the parts of the run.
     round_: number of the round.
-    labels: of the pool, [N] class indices, -1 where not known.
+    labels: [N] class indices of the pool's images, -1 where not known.
 
   Returns:
-    The adapter, and the terms of the last step's loss by name.
+    The adapter, and the terms of the loss in the last step, by name.
 
   Raises:
     TrainingError: a term of the loss is not finite.
@@ -54,7 +54,8 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     advance(1)
     waited = time.monotonic() - last_save
     due = waited >= run.config.checkpoint.every_seconds
-    # Every process enters a save, and only all of them together can stop.
+    # All processes take part in a save and all stop together, so what one of
+    # them wants, all of them do.
     stopping, due = processes.anywhere(run.stop(), due)
     if stopping or due:
       save(step, state, terms)
@@ -112,13 +113,13 @@ def _batches(run: Run, round_: int, labels: Labels, start_step: int):
 
 
 def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
-  """The newest checkpoint of a round that can be restored, as (round, step).
+  """Returns the newest intact checkpoint of a round as (round, step), or None.
 
-  Damaged ones are removed, and so is what is newer. The steps since the one
-  before are trained again, to the same end. None if there is no whole one.
+  A damaged checkpoint is removed with all newer ones, so that training goes on
+  from an older one and ends with the same adapter.
   """
   while newest := run.checkpoints.at(round_):
-    # Process 0 looks for all, so that they go on from the same step.
+    # Process 0 alone looks for damage, so that all go on from the same step.
     damage = processes.first(run.checkpoints.damage, *newest)
     if damage is None:
       return newest
@@ -129,9 +130,9 @@ def newest_checkpoint(run: Run, round_: int) -> tuple[int, int] | None:
 
 
 def fresh_state(run: Run, round_: int) -> training.TrainState:
-  """The state that a round's training starts from.
+  """Returns the state that a round's training starts from.
 
-  A checkpoint of the round is restored into the same shapes.
+  It also gives `restore` the shapes of the round's checkpoints.
   """
   experiment = run.experiment
   precompile.wait_for(experiment.compiled, "fit")
@@ -142,11 +143,14 @@ def fresh_state(run: Run, round_: int) -> training.TrainState:
 
 
 def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
-  """The adapter that a finished round ended with; None before round 0.
+  """Returns the adapter that a finished round ended with.
 
-  Where its checkpoint is gone or damaged, it is trained again on the same
-  labels to the same end; the pretrained model would select other images.
-  None too where no round follows, since nothing will be scored.
+  If its checkpoint is missing or damaged, the adapter is trained again on the
+  same labels, with the same result.
+
+  Returns:
+    The adapter. None if `round_` is -1, where no adapter was trained yet, and
+    after the last round, where no adapter is needed any more.
   """
   if round_ < 0 or round_ + 1 >= run.config.rounds:
     return None
@@ -154,12 +158,14 @@ def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
   if newest_checkpoint(run, round_) == (round_, last):
     state, _ = run.checkpoints.restore(round_, last, fresh_state(run, round_))
     return state.adapter
-  say(f"note: round {round_} has no checkpoint of its end: trained again")
+  say(
+    f"note: round {round_} has no checkpoint of its end, so it is trained again"
+  )
   return fit(run, round_, labels)[0]
 
 
 def total_steps(run: Run, labels: Labels) -> int:
-  """How many steps a round on these labels takes."""
+  """Returns how many steps a round takes that trains on these labels."""
   return _steps_per_epoch(run, labels) * run.experiment.plan.recipe.epochs
 
 

@@ -1,8 +1,8 @@
 """The rounds' record as the loop sees it, on one process or on many.
 
 Process 0 alone reads and writes a run's plain files. Each method here calls
-`storage.record` there and tells the answer to all processes, so the loop reads
-the same whatever their number.
+`storage.record` on process 0 and sends the answer to all processes, so the code
+of the loop is the same for any number of them.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Journal:
     return first(call, self.workdir, *args, **kwargs)
 
   def restore_markers(self) -> list[int]:
-    """Writes lost SELECTED markers again; returns the rounds that lacked it."""
+    """Writes lost SELECTED markers again; returns their rounds."""
     return self._first(record.restore_selected)
 
   def finished_rounds(self) -> int:
@@ -49,7 +49,7 @@ class Journal:
     self._first(record.write_metrics, [row])
 
   def selected(self, round_: int) -> list[str] | None:
-    """Ids of a round's picks, best first; None if it has not selected yet."""
+    """The ids of a round's picks, best first; None if it has no picks yet."""
     return self._first(record.selected, round_)
 
   def commit_selection(
@@ -65,7 +65,7 @@ class Journal:
     )
 
   def pseudo_labels(self, round_: int) -> dict[str, str]:
-    """Class names by id of a round's picks that nobody is asked about."""
+    """Class names by id, of a round's picks that the model labels itself."""
     return self._first(record.pseudo_labels, round_)
 
   def write_labels(
@@ -88,5 +88,5 @@ class Journal:
     return self._first(record.count_sources, range(rounds))
 
   def finish(self, round_: int) -> None:
-    """Commits a round; its labels and its row of metrics must be written."""
+    """Marks a round as finished; its labels and metrics must be written."""
     self._first(record.mark_done, round_)

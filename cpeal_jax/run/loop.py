@@ -1,7 +1,8 @@
-"""A trajectory: score, select, reveal, fit, evaluate, record; and again.
+"""Plays a trajectory: score, select, reveal, fit, evaluate, record, repeat.
 
 Round r scores the pool with the model of round r - 1 (round 0 with the
-pretrained one), buys labels, and trains a fresh adapter on all labels so far.
+pretrained one), chooses images, buys their labels, and trains a fresh adapter
+on all labels so far.
 """
 
 import json
@@ -14,10 +15,11 @@ import numpy as np
 from etils import epath
 
 from cpeal_jax import config as config_lib
+from cpeal_jax.errors import InputError
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import describe, fitting, labels_changed, stages
+from cpeal_jax.run import describe, fitting, stages
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
@@ -42,7 +44,7 @@ def run(
   stop: Callable[[], bool] = lambda: False,
   experiment: Experiment | None = None,
 ) -> list[dict]:
-  """Plays the rounds that the workdir lacks; returns the row of each.
+  """Plays the rounds that the workdir lacks.
 
   Args:
     config: every setting of the run.
@@ -50,18 +52,24 @@ def run(
       address of a bucket (gs://, s3://).
     overwrite: whether an earlier run in the workdir is removed first.
     stop: asked after every training step whether to save and end.
-    experiment: what `build` made of another config that differs in nothing
-      but seed, rounds, round0, acquisition and oracle. Many trajectories in
-      one process then share its data and its compiled passes.
+    experiment: what `build` returned for another config, so that many
+      trajectories in one process share data and compiled functions. The two
+      configs may differ only in seed, rounds, round0, acquisition and oracle,
+      and `learning_loss` must be the method of both or of neither, since it
+      trains a head. None builds a new one.
+
+  Returns:
+    The rows of metrics of all rounds of the workdir, ordered by round.
 
   Raises:
     InputError: bad data, weights or settings, or a workdir of another config.
-    TrainingError: the loss is not finite.
-    Preempted: `stop` said so; the workdir can be resumed.
+    TrainingError: the loss or a logit is not finite.
+    Preempted: `stop` returned True; the workdir can be resumed.
   """
   reach(workdir)
   checkpoint.refuse_path(workdir)
-  # Before the workdir is touched: bad images must not leave half a run.
+  # Images are decoded before the workdir is touched, so that bad ones do not
+  # leave half a run.
   if experiment is None:
     experiment = _build(config, workdir, overwrite=overwrite)
   with _opened(config, experiment, epath.Path(workdir), overwrite) as journal:
@@ -79,8 +87,8 @@ def _build(
   """Plans and builds the run on every process, or fails on every one."""
   first(prepare_dataset, config)  # The other processes find it prepared.
   last = record.round_dir(workdir, config.rounds - 1) / "DONE"
-  # Nothing is compiled early for a run that is finished, nor by processes that
-  # must enter each compilation together.
+  # A finished run compiles nothing. Several processes compile nothing early,
+  # since all of them must enter each compilation together.
   compiles = jax.process_count() == 1 and (overwrite or not last.exists())
 
   def build_all() -> Experiment:
@@ -100,19 +108,15 @@ def _opened(
   workdir: epath.Path,
   overwrite: bool,
 ) -> Iterator[Journal]:
-  """Locks the workdir, and starts it or checks that it is of this config."""
+  """Locks the workdir, and starts it or checks that it has this config.
+
+  Yields:
+    The journal of the workdir, which is locked until the context ends.
+  """
   plan = experiment.plan
   settings = describe.settings(config, plan)
   agree("settings or data", json.dumps([settings, plan.dataset.fingerprint]))
   with first_holds(workdirs.lock(workdir)):
-    relabeled = ()
-    if not overwrite:
-      relabeled = first(
-        labels_changed.changes,
-        workdir,
-        plan.dataset,
-        accept=config.dataset.accept_labels,
-      )
     changed = first(
       workdirs.open_workdir,
       workdir,
@@ -122,21 +126,22 @@ def _opened(
       environment=describe.environment(plan),
       manifest=describe.manifest(experiment),
       overwrite=overwrite,
+      accept_labels=config.dataset.accept_labels,
     )
-    first(labels_changed.accept_changes, workdir, plan.dataset, relabeled)
-    for line in (*changed, *relabeled):
+    for line in changed:
       say(f"note: {line}")
     yield Journal(workdir)
 
 
 def rounds(run: Run) -> list[dict]:
-  """Plays all rounds after the last finished one; returns the row of each."""
+  """Plays all rounds after the last finished one; returns all rows."""
   journal, config = run.journal, run.config
   say(f"{describe.one_line(run.experiment.plan)}; workdir {journal.workdir}")
   for round_ in journal.restore_markers():
-    say(f"note: round {round_} had lost its SELECTED; DONE vouches for it")
+    say(f"note: round {round_} had lost its SELECTED; written again from DONE")
   done = journal.finished_rounds()
-  # Only a finished round vouches for the zero-shot row.
+  # Only the DONE of round 0 holds a digest of the zero-shot row, so until round
+  # 0 is finished the row is measured again.
   if run.experiment.plan.classifier.has_texts and not done:
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     journal.write_row(row)
@@ -144,7 +149,8 @@ def rounds(run: Run) -> list[dict]:
   say(describe.table(row for row in journal.rows() if row["round"] < done))
   labels = known_labels(run, done)
   adapter = fitting.adapter_of(run, done - 1, labels)
-  # The first round compiles the fit and the second the selection.
+  # The first round compiles the fit and the second the selection, so the third
+  # is the first without compilations.
   traced = min(done + 2, config.rounds - 1)
   for round_ in range(done, config.rounds):
     with profile(config.profile if round_ == traced else ""):
@@ -156,16 +162,16 @@ def rounds(run: Run) -> list[dict]:
 def play(
   run: Run, round_: int, adapter: dict | None, labels: Labels
 ) -> tuple[dict, Labels]:
-  """Plays one round, from the last model to the next.
+  """Plays one round: from the model of the round before to a new one.
 
   Args:
     run: the parts of the run.
     round_: number of the round, counted from 0.
-    adapter: of the round before; None for the pretrained model.
-    labels: of the pool, [N] class indices, -1 where not known yet.
+    adapter: the adapter of the round before; None for the pretrained model.
+    labels: [N] class indices of the pool's images, -1 where not known yet.
 
   Returns:
-    The trained adapter, and the labels with the new ones.
+    The trained adapter, and the labels including this round's.
   """
   clock, journal = Clock(), run.journal
   picked = journal.selected(round_)
@@ -199,19 +205,21 @@ def play(
 def reveal(run: Run, round_: int, picked: list[str]) -> None:
   """Asks the oracle about a round's picks and records the class names.
 
-  Picks with a pseudo-label are not asked about: selective querying trusts the
-  model there.
+  It is not asked about a pick with a pseudo-label, where selective querying
+  takes the model's prediction as the label.
   """
   classes = run.experiment.plan.dataset.classes
-  sure = run.journal.pseudo_labels(round_)
-  asked = [id_ for id_ in picked if id_ not in sure]
+  by_model = run.journal.pseudo_labels(round_)
+  asked = [id_ for id_ in picked if id_ not in by_model]
   answers = zip(asked, run.oracle.reveal(asked), strict=True)
-  names = sure | {id_: classes[i] for id_, i in answers if i is not None}
+  names = by_model | {id_: classes[i] for id_, i in answers if i is not None}
   run.journal.write_labels(
     round_,
     picked,
     [names[id_] for id_ in picked],
-    sources=[PSEUDO if id_ in sure else run.oracle.source for id_ in picked],
+    sources=[
+      PSEUDO if id_ in by_model else run.oracle.source for id_ in picked
+    ],
   )
 
 
@@ -224,6 +232,11 @@ def known_labels(run: Run, rounds_: int) -> Labels:
   dataset = run.experiment.plan.dataset
   bought = run.journal.labels(rounds_)
   number = {name: i for i, name in enumerate(dataset.classes)}
+  if unknown := sorted(set(bought.values()).difference(number)):
+    raise InputError(
+      f"a finished round bought the label {unknown[0]!r}, which is no class "
+      "any more: restore the class names, or use another --workdir."
+    )
   return np.array(
     [number[bought[i]] if i in bought else -1 for i in dataset.train.ids],
     np.int32,

@@ -1,4 +1,7 @@
-"""Builds a model out of a config: weights, adapter, classifiers and recipe."""
+"""Builds the parts of a model from a config.
+
+These are the pretrained weights, the adapter, the classifiers and the recipe.
+"""
 
 import jax.numpy as jnp
 
@@ -12,7 +15,7 @@ from cpeal_jax.training.recipe import Recipe
 
 
 def backbone_of(config: Config) -> Backbone:
-  """The kind of pretrained model that `config.adapter.kind` is trained on."""
+  """Returns the kind of pretrained model that `config.adapter.kind` adapts."""
   return BY_ADAPTER[config.adapter.kind]
 
 
@@ -20,13 +23,16 @@ def load_backbone(config: Config) -> Pretrained:
   """Reads the pretrained model that `config.model.weights` names.
 
   Raises:
-    InputError: missing, unreadable or unfitting files.
+    InputError: a file is missing, unreadable, or of another kind of model.
   """
   return backbone_of(config).load(config.model.weights)
 
 
 def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:
-  """The adapter that `config.adapter` describes; a bare head has neither."""
+  """Returns the LoRA or the prompts that `config.adapter` describes.
+
+  The other one is None. Both are None for a linear head alone.
+  """
   settings = config.adapter
   if settings.kind == "prompts":
     return None, Prompts(**settings.prompts.to_dict())
@@ -36,7 +42,7 @@ def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:
   layers = split_words(lora.pop("layers"))
   towers = split_words(lora.pop("towers"))
   return Lora(
-    towers=tuple(x for x in towers if x in backbone_of(config).towers),
+    towers=tuple(name for name in towers if name in backbone_of(config).towers),
     matrices=split_words(lora.pop("matrices")),
     layers=tuple(int(number) for number in layers) or None,
     **lora,
@@ -49,12 +55,12 @@ def classifiers(
   spec: ImageSpec,
   classes: tuple[str, ...],
 ) -> tuple[Classifier, Classifier]:
-  """The classifier that is trained, and the one without an adapter.
+  """Returns the classifier that is trained, and the one without an adapter.
 
   Args:
-    config: its sections `model` and `adapter` are read.
-    pretrained: what `load_backbone` read.
-    spec: its preprocessing.
+    config: only its sections `model` and `adapter` are read.
+    pretrained: the result of `load_backbone`.
+    spec: how the pretrained model wants its images.
     classes: class names, in the order of the logits.
 
   Raises:
@@ -76,6 +82,7 @@ def classifiers(
       trained=model.prompt,
       descriptors=model.descriptors,
       descriptor_average=model.descriptor_average,
+      descriptor_wording=model.descriptor_wording,
     ),
     dtype=jnp.dtype(model.dtype),
     remat=model.remat,
@@ -83,7 +90,10 @@ def classifiers(
 
 
 def recipe_of(config: Config) -> Recipe:
-  """The sections `train` and `loss` of a config as one record."""
+  """Returns the sections `train` and `loss` of a config as one record.
+
+  The acquisition `learning_loss` adds the head that it is named after.
+  """
   train = config.train.to_dict()
   train.pop("augment")
   return Recipe(

@@ -1,7 +1,9 @@
 """Plans a run from its config: what will be read, trained and bought.
 
-It reads files and never writes any. Whatever can be wrong, except images and
-disks, surfaces here, before the workdir exists; a dry run stops here.
+Apart from preparing a data set of TFDS, planning writes no files. It finds all
+errors in the settings, the weights and the lists of images before the workdir
+exists. Errors in single images and full disks show up later. A dry run ends
+after the plan.
 """
 
 import dataclasses
@@ -37,14 +39,14 @@ class Plan:
   Attributes:
     dataset: class names and three splits; `train` is the pool.
     pretrained: the pretrained model as read from disk.
-    spec: its preprocessing.
+    spec: how the pretrained model wants its images.
     classifier: the model with the adapter that is trained.
-    zero_shot: the model without an adapter. One without texts has no
-      zero-shot answer and gives all classes the same probability.
+    zero_shot: the model without an adapter. A model without a text tower has no
+      zero-shot answer, so this one gives all classes the same probability.
     recipe: how a round is trained.
     mesh: the devices.
-    budget: labels bought in a round.
-    cache: directory for decoded pictures and features.
+    budget: number of labels bought in a round.
+    cache: directory for decoded images and features.
     notes: lines for a person about the data set and the prompts.
   """
 
@@ -61,7 +63,7 @@ class Plan:
 
 
 def cache_directory(config: config_lib.Config) -> Path:
-  """Where decoded pictures and features are kept between runs."""
+  """Returns the directory that keeps images and features between runs."""
   if config.cache_dir:
     return Path(config.cache_dir).expanduser()
   home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
@@ -69,7 +71,7 @@ def cache_directory(config: config_lib.Config) -> Path:
 
 
 def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
-  """Loads and checks everything but the pixels.
+  """Loads and checks everything that a run needs, except pixels.
 
   Args:
     config: every setting.
@@ -77,7 +79,7 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
 
   Raises:
     InputError: something is wrong with the data, the weights or the budget, or
-      the batch does not divide over the devices.
+      the devices cannot share the batch evenly.
   """
   if config.profile and Path(config.profile).is_file():
     raise InputError(f"profile={config.profile} is a file; give a directory.")
@@ -122,7 +124,8 @@ def _template_note(config: config_lib.Config) -> tuple[str, ...]:
     return ()
   theirs = CATALOGUE[config.name].template
   template = repr(config.model.template)
-  whose = "" if config.model.template == theirs else "not "
+  is_theirs = config.model.template == theirs
+  whose = "" if is_theirs else "not "
   now = dataset.name or "a data set of your own"
   return (
     f"the config is that of {config.name}, and the data set is {now}: "
@@ -131,10 +134,10 @@ def _template_note(config: config_lib.Config) -> tuple[str, ...]:
 
 
 def trains_on_pixels(config: config_lib.Config, plan: Plan) -> bool:
-  """True if training steps take pixels.
+  """Returns whether training steps take pixels; if not, they take features.
 
-  False if they take cached features: without augmentation a frozen image
-  tower gives the same features in every step.
+  Cached features are enough without augmentation and with a frozen image tower,
+  which then gives the same features in every step.
   """
   return config.train.augment or plan.classifier.trains_images
 
@@ -142,7 +145,10 @@ def trains_on_pixels(config: config_lib.Config, plan: Plan) -> bool:
 def trained_image(
   config: config_lib.Config, plan: Plan
 ) -> jax.ShapeDtypeStruct:
-  """Shape and type of what a training step gets of an image."""
+  """Returns the shape and dtype in which a training step takes one image.
+
+  It takes pixels [S, S, 3] in uint8, or features [D] in float32.
+  """
   if trains_on_pixels(config, plan):
     side = plan.spec.size
     return jax.ShapeDtypeStruct((side, side, 3), np.uint8)

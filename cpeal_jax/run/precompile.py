@@ -1,8 +1,8 @@
 """Compiles what a run will call, while its images are still being decoded.
 
 A training step takes seconds to compile, and minutes for a large model.
-Decoding holds Python's lock for half of its time and compiling hardly ever, so
-the two run well beside each other.
+Decoding holds Python's global lock for half of its time and compilation hardly
+ever, so the two can run at the same time.
 """
 
 import contextlib
@@ -22,9 +22,16 @@ from cpeal_jax.training.recipe import Recipe
 def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
   """Makes the calls in one thread, one after the other.
 
-  Compiled programs stay in jax's own caches. Wait for the future before the
-  first use of a program, or it is compiled a second time beside it. An error
-  in here is not reported: the use itself will raise the same.
+  JAX itself keeps the compiled programs. Wait for the future of a program
+  before the program is first used; otherwise that use compiles it a second
+  time. An error in a call is not reported, since the first use will raise it
+  again.
+
+  Args:
+    calls: functions that compile a program each, by name.
+
+  Returns:
+    A future for each call, by the same names.
   """
   executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
   futures = {name: executor.submit(call) for name, call in calls.items()}
@@ -34,9 +41,10 @@ def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
 
 @contextlib.contextmanager
 def dropped_on_error(compiled: dict[str, Future]) -> Iterator[None]:
-  """Cancels the compilations that have not begun if the block fails.
+  """If the block fails, cancels the compilations that have not begun.
 
-  A Python process ends only when its threads have ended.
+  Otherwise the process would not end before all of them are finished, since
+  Python waits for its threads.
   """
   try:
     yield
@@ -47,9 +55,9 @@ def dropped_on_error(compiled: dict[str, Future]) -> Iterator[None]:
 
 
 def wait_for(compiled: dict[str, Future], name: str) -> None:
-  """Waits until `name` has been compiled in the background.
+  """Waits until the program `name` has been compiled in the background.
 
-  Returns at once if it was not scheduled.
+  Returns at once if no compilation of this name was started.
   """
   if name in compiled:
     wait([compiled[name]])
@@ -58,10 +66,10 @@ def wait_for(compiled: dict[str, Future], name: str) -> None:
 def compile_encode(scorer: scoring.Scorer, params: dict, side: int) -> None:
   """Compiles the image tower and the class embeddings of a pretrained model.
 
-  The call that compiles the tower goes over 0 tiles, so it computes nothing.
+  The tower is compiled by a call with 0 tiles, which computes nothing.
 
   Args:
-    scorer: the passes of the classifier without an adapter.
+    scorer: functions that score with the classifier without an adapter.
     params: the pretrained weights on the devices.
     side: height and width of a preprocessed image, in pixels.
   """
@@ -81,18 +89,19 @@ def compile_fit(
   image: jax.ShapeDtypeStruct,
   trains_texts: bool,
 ) -> None:
-  """Compiles what a fit calls, for its shapes, and runs nothing.
+  """Compiles the functions that a fit calls, and runs none of them.
 
   Args:
     params: the pretrained weights on the devices.
     init: jitted function (params, key) -> a fresh adapter.
     step: the training step.
-    scorer: its `embed` gives the class embeddings of a trained model.
+    scorer: its function `embed` computes the class embeddings of a trained
+      model.
     recipe: how a round is trained.
-    image: shape and type of what the step gets of an image: pixels or
+    image: shape and dtype in which the step takes one image: as pixels or as
       features.
-    trains_texts: whether the step computes class embeddings itself; if not,
-      it is given them.
+    trains_texts: whether the step computes the class embeddings itself; if
+      not, they are an argument of the step.
   """
   on_all = sharding.replicated(scorer.mesh)
 

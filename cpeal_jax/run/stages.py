@@ -1,6 +1,7 @@
-"""A round's stages except the fit: functions of the run and what came before.
+"""The stages of a round except the fit: score, select and evaluate.
 
-They read the config, so that everything they call takes plain arguments.
+Each is a function of the run and of the results of earlier stages. The stages
+read the config, so that the functions they call take plain arguments.
 """
 
 import dataclasses
@@ -29,12 +30,12 @@ class Run:
   """What every stage of a round needs.
 
   Attributes:
-    experiment: data, model and compiled passes.
-    config: every setting; nothing below `run` reads it.
-    journal: record of the rounds.
-    checkpoints: of the same workdir.
-    oracle: who answers.
-    stop: whether the process was asked to end.
+    experiment: data, model and jitted functions.
+    config: every setting; no module below the folder `run` reads it.
+    journal: record of the rounds in the workdir.
+    checkpoints: the checkpoints in the same workdir.
+    oracle: gives the labels of the images that are chosen.
+    stop: function that returns whether the process was asked to end.
   """
 
   experiment: Experiment
@@ -51,20 +52,21 @@ def score(
   split: str,
   labels: Labels | None = None,
 ) -> scoring.PoolScores:
-  """Computes logits and features of a split.
+  """Computes logits and features of all images of a split.
 
   Args:
     run: the parts of the run.
-    adapter: what was trained; None for the pretrained model.
+    adapter: the trained adapter; None for the pretrained model.
     split: `train` (the pool), `val` or `test`.
-    labels: of the pool. If given, each image's nearest neighbors among the
-      images that may still be bought are computed too.
+    labels: [N] class indices of the pool's images, -1 where not known. With
+      them, each image's nearest neighbors among the images that can still be
+      bought are computed too.
   """
   experiment = run.experiment
   scorer = _scorer(experiment, adapter)
   # The features of a frozen image tower are computed once.
-  fixed = not experiment.plan.classifier.trains_images
-  if adapter is None or fixed:
+  is_frozen = not experiment.plan.classifier.trains_images
+  if adapter is None or is_frozen:
     features = feature_cache.features(experiment, run.config, split)
     # The class embeddings are compiled together with the image tower.
     precompile.wait_for(experiment.compiled, "encode")
@@ -78,7 +80,7 @@ def score(
   if labels is not None and run.config.scoring.neighbors:
     search["neighbors"] = run.config.scoring.neighbors
     search["where"] = (labels < 0) & experiment.stores[split].ok
-    if adapter is None or fixed:
+    if adapter is None or is_frozen:
       search["known"] = feature_cache.neighbors(experiment, run.config)
   return scoring.score_pool(
     scorer,
@@ -101,7 +103,11 @@ def pool_view(
   labels: Labels,
   scores: scoring.PoolScores,
 ) -> acquisition.PoolView:
-  """What methods may see, with whatever the chosen one needs beyond scores."""
+  """Returns what an acquisition method may see of the pool.
+
+  Beyond the scores, this includes what only the chosen method needs, such as
+  the results of stochastic passes.
+  """
   experiment, settings = run.experiment, run.config.acquisition
   scorer = _scorer(experiment, adapter)
   extras = {}
@@ -126,7 +132,8 @@ def pool_view(
         settings.bald.passes,
         advance,
       )
-  # An image that cannot be decoded is never offered.
+  # An image that cannot be decoded counts as labeled here, so that no method
+  # may choose it.
   taken = (labels >= 0) | ~experiment.stores["train"].ok
   rows = {"mesh": scorer.mesh, "to": len(scores.features)}
   return acquisition.PoolView(
@@ -148,13 +155,14 @@ def select(
   labels: Labels,
   scores: scoring.PoolScores,
 ) -> list[str]:
-  """Chooses the round's images and commits them; returns their ids."""
+  """Chooses the round's images and records them; returns their ids."""
   settings, dataset = run.config.acquisition, run.experiment.plan.dataset
   ids, paths = dataset.train.ids, dataset.train.paths
   pool = pool_view(run, round_, adapter, labels, scores)
   name, options = settings.name, {}
   if round_ == 0:
-    # In the papers the first labels are uniform draws, whatever the method.
+    # The setting `round0` names the method of this round. In the papers it is
+    # `random` for all methods.
     if run.config.round0 != "zero_shot":
       name = run.config.round0
   else:
@@ -213,8 +221,8 @@ def evaluate(
 
   Args:
     run: the parts of the run.
-    adapter: what was trained; None for the pretrained model.
-    round_: number of the round, -1 for zero-shot.
+    adapter: the trained adapter; None for the pretrained model.
+    round_: number of the round; -1 for the zero-shot row.
     labeled: how many labels were bought so far.
 
   Raises:
@@ -230,8 +238,8 @@ def evaluate(
     if bad:
       raise TrainingError(
         f"the logits of {bad} of {len(rows)} images of split {split} are not "
-        f"finite after round {round_}: lower train.learning_rate, or look at "
-        "the weights if this is round -1."
+        f"finite after round {round_}: lower train.learning_rate. If this is "
+        "round -1, which is before any training, check the weights."
       )
   if adapter is None and experiment.plan.classifier.has_texts:
     text.refuse_equal(experiment.plan.dataset.classes, logits.T)

@@ -1,1 +1,1 @@
-"""What outlives the process: the workdir, its files and checkpoints."""
+"""Stores what outlives the process: the workdir, its files and checkpoints."""

@@ -1,9 +1,9 @@
 """Checkpoints on a disk: the train state and the position of the loop.
 
-No other module uses orbax. Saves are asynchronous and atomic: a save that is
-killed leaves the newest complete checkpoint as it was. For a bucket there is
-`checkpoint_objects`, since orbax cannot write to s3:// and would commit a
-directory of many objects on gs://.
+No other module uses orbax. Saves are asynchronous and atomic: if a save is
+killed, the newest complete checkpoint stays as it was. For buckets the module
+`checkpoint_objects` does the same without orbax, which cannot write to s3://
+and on gs:// would write a checkpoint as a directory of many objects.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from cpeal_jax.storage.checkpoint_objects import (
   number,
 )
 
-# File in each checkpoint's directory, committed with it: the size and sha256 of
-# the other files.
+# The file in each checkpoint's directory with the size and sha256 of the other
+# files. It is committed together with them.
 _DIGESTS = "digests.json"
 
 
 class Checkpoints:
   """The checkpoints of one workdir, ordered by (round, step).
 
-  Every process of a multi-host run enters every call.
+  In a run of several processes, every process calls every method.
   """
 
   def __init__(
@@ -50,12 +50,11 @@ class Checkpoints:
       directory: a directory that holds nothing but checkpoints.
       keep: how many of the newest checkpoints are kept, besides the last one
         of each round.
-      read_only: whether nothing is saved or deleted; another process may be
-        saving there.
+      read_only: whether nothing is saved or deleted. Another process may then
+        be saving there.
     """
-    self._directory = epath.Path(
-      directory
-    ).resolve()  # Orbax wants an absolute path.
+    # Orbax wants an absolute path.
+    self._directory = epath.Path(directory).resolve()
     self._saving = -1
     with self._writing():
       self._manager = ocp.CheckpointManager(
@@ -102,8 +101,8 @@ class Checkpoints:
   ) -> None:
     """Starts a save, and returns before it is on disk.
 
-    Checkpoints at or after (round, step), which an interrupted start may have
-    left, are deleted first.
+    Checkpoints at or after (round, step) are deleted first. An earlier process
+    that was interrupted may have left them.
 
     Args:
       round_: number of the round, from 0.
@@ -113,7 +112,7 @@ class Checkpoints:
       loop: JSON-able values; the round and the step are added to them.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the file system refuses a write.
     """
     self.rewind(round_, step)
     loop = {**loop, "round": round_, "step": step}
@@ -134,14 +133,14 @@ class Checkpoints:
     Args:
       round_, step: which checkpoint.
       abstract_train: a tree like the saved one, of arrays or of
-        ShapeDtypeStructs with shardings, which say where the values go.
+        ShapeDtypeStructs. Their shardings say where the values are placed.
 
     Returns:
-      The train state, and the `loop` that was saved with the round and step.
+      The train state, and the values of `loop` including the round and step.
 
     Raises:
-      InputError: the checkpoint was edited or truncated. Call `rewind` with it
-        to go on from the one before.
+      InputError: the checkpoint is missing, edited or truncated. `rewind` with
+        the same arguments removes it, and the one before can be restored.
     """
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -155,7 +154,7 @@ class Checkpoints:
       raise self._damaged(round_, step, why)
     try:
       out = self._manager.restore(number(round_, step), args=args)
-    except Exception as error:  # Damage surfaces as nearly any type here.
+    except Exception as error:  # Damaged files raise errors of many types.
       why = (str(error).splitlines() or [""])[0][:200]
       raise self._damaged(
         round_, step, f"{type(error).__name__}: {why}"
@@ -163,10 +162,10 @@ class Checkpoints:
     return out["train"], out["loop"]
 
   def damage(self, round_: int, step: int) -> str | None:
-    """Says in a line what is wrong with a checkpoint's files; None if nothing.
+    """Returns a line on what is wrong with a checkpoint; None if it is intact.
 
-    This is checked before orbax reads the files. Orbax reads many at once, and
-    one damaged file makes reads on other threads fail later, each with a
+    `restore` calls this before orbax reads the files. Orbax reads many files at
+    once, and if one is damaged, reads on other threads fail later, each with a
     traceback on the screen.
     """
     path = self.path(round_, step)
@@ -183,7 +182,7 @@ class Checkpoints:
     """Waits until every started save is on disk.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the file system refused a write.
     """
     with self._writing():
       self._manager.wait_until_finished()
@@ -201,17 +200,17 @@ class Checkpoints:
     try:
       self.close()
     except InputError:
-      # If a failed save is what ended the block, it has been reported. If the
-      # save fails only here, it must be, whatever else ended the block.
+      # If the block ended with the InputError of a failed save, that one is
+      # reported. Otherwise this one is raised, whatever else ended the block.
       if not isinstance(error, InputError):
         raise
 
   def _write_digests(self) -> None:
-    """Writes the digests of the save in progress.
+    """Writes the digests of the files of the save in progress.
 
     Orbax calls this before it commits, while the directory still has its
-    temporary name. What orbax writes later (its marks and a time stamp) is not
-    part of the state.
+    temporary name. Only files in subfolders are listed: those beside them are
+    orbax's marks and time stamp, which it writes later.
     """
     for path in self._directory.iterdir():
       if path.name.split(".")[0] == str(self._saving) and path.is_dir():
@@ -238,13 +237,13 @@ class Checkpoints:
 
 
 def refuse_path(workdir: str | os.PathLike) -> None:
-  """Refuses a path below which no checkpoint could be read again.
+  """Refuses a path below which checkpoints could be written but not read.
 
-  Tensorstore, which orbax writes arrays with, takes a backslash for a slash
-  and brackets for a pattern when it reads, but not when it writes.
+  Orbax writes arrays with tensorstore. When that reads, but not when it writes,
+  it takes a backslash as a slash and brackets as a pattern.
 
   Raises:
-    InputError: the absolute path has such a character.
+    InputError: the absolute path has a backslash or a square bracket.
   """
   if files.is_remote(workdir):
     return
@@ -269,7 +268,7 @@ def open_checkpoints(
 
 
 class _Keep:
-  """Orbax's preservation policy: keeps what `kept` says."""
+  """A preservation policy for orbax, which keeps what `kept` says."""
 
   def __init__(self, keep: int):
     self._keep = keep
@@ -282,11 +281,11 @@ class _Keep:
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:
-  """Waits for the other processes, unless a save has just failed here.
+  """Waits for the other processes, unless a save has just failed on this one.
 
-  Orbax calls its barrier in a `finally`. Where the save failed on this process
-  alone, the others wait in another barrier: everyone would hang for 20 minutes
-  and the first error would be lost. So the error is raised again instead.
+  Orbax calls this barrier in a `finally`. If the save failed on this process
+  alone, the others wait in another barrier. Then all of them would hang for 20
+  minutes and the first error would be lost, so it is raised again instead.
   """
   if error := sys.exc_info()[1]:
     raise error
@@ -294,7 +293,10 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 
 
 def _refused(error: Exception) -> str | None:
-  """The file system's reason; None for an error of another kind."""
+  """Returns why the file system refused to write.
+
+  Returns None if the error has another cause.
+  """
   if isinstance(error, OSError):
     return error.strerror or str(error)
   # Tensorstore raises its own type, whose long message holds the error code.
@@ -303,7 +305,10 @@ def _refused(error: Exception) -> str | None:
 
 
 def _file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-  """Relative names of all files below `folder`; epath has no `**`."""
+  """Yields the relative names of all files below `folder`.
+
+  The `glob` of epath has no `**`.
+  """
   for path in folder.iterdir():
     if path.is_dir():
       yield from _file_names(path, f"{prefix}{path.name}/")

@@ -1,9 +1,9 @@
-"""Checkpoints in a bucket: each is one object, which appears whole.
+"""Checkpoints in a bucket: each is one object, which is never half-written.
 
 An adapter and its optimizer's state are small and the same on every device, so
-process 0 uploads them in one piece. The object starts with a sha256 in
-hexadecimal. The rest, which the digest is of, is flax's MessagePack of the
-train state and of the loop's values as JSON.
+process 0 uploads them in one piece. The object starts with the sha256 of the
+rest, as 64 hexadecimal digits. The rest is a dict in flax's MessagePack format:
+`train` is the train state, `loop` is a JSON text with the loop's values.
 """
 
 import json
@@ -20,30 +20,32 @@ from jax.experimental import multihost_utils
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files
 
-# Orbax numbers checkpoints and silently skips a save whose number does not
-# grow, so (round, step) becomes one number, with room for a million steps.
+# Orbax numbers checkpoints, and silently skips a save whose number is not
+# higher than the last one. So (round, step) becomes one number, with room for a
+# million steps in a round.
 STRIDE = 1_000_000
+# Length of a sha256 in hexadecimal digits.
 _DIGEST = 64
 
 
 def number(round_: int, step: int) -> int:
-  """(round, step) as one number that grows with both."""
+  """Returns (round, step) as one number, in the same order."""
   if round_ < 0 or not 0 <= step < STRIDE:
     raise ValueError(f"round {round_}, step {step} out of range")
   return round_ * STRIDE + step
 
 
 def kept(numbers: Sequence[int], keep: int) -> list[bool]:
-  """Which checkpoints to keep: the newest `keep`, and the last of each round.
+  """Says which checkpoints to keep: the newest `keep`, and each round's last.
 
-  The last one of a round is what `load_run` reads to give that round's model.
+  `load_run` reads the last checkpoint of a round to give that round's model.
 
   Args:
-    numbers: of all checkpoints, ascending.
+    numbers: the numbers of all checkpoints, ascending.
     keep: how many of the newest are kept.
 
   Returns:
-    For each number whether that checkpoint is kept.
+    For each number, whether its checkpoint is kept.
   """
   rounds = [n // STRIDE for n in numbers]
   return [
@@ -53,10 +55,11 @@ def kept(numbers: Sequence[int], keep: int) -> list[bool]:
 
 
 class CheckpointObjects:
-  """The same methods as `checkpoint.Checkpoints`, for a bucket.
+  """The checkpoints of a workdir in a bucket, ordered by (round, step).
 
-  Every process of a multi-host run calls every method. When `save` returns, the
-  checkpoint is in the bucket.
+  It has the methods of `checkpoint.Checkpoints`. In a run of several processes,
+  every process calls every method. When `save` returns, the checkpoint is in
+  the bucket.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
@@ -98,7 +101,7 @@ class CheckpointObjects:
     """Saves a checkpoint, with the arguments of `Checkpoints.save`.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the bucket refuses a write.
     """
     self.rewind(round_, step)
     loop = {**loop, "round": round_, "step": step}
@@ -109,8 +112,10 @@ class CheckpointObjects:
       data = files.sha256(body).encode() + body
       files.write_atomic(self.path(round_, step), data)
       numbers = self._numbers()
-      stay = kept(numbers, self._keep)
-      self._delete([n for n, s in zip(numbers, stay, strict=True) if not s])
+      are_kept = kept(numbers, self._keep)
+      self._delete(
+        [n for n, is_kept in zip(numbers, are_kept, strict=True) if not is_kept]
+      )
     _meet(f"saved {number(round_, step)}")
 
   def restore(
@@ -139,13 +144,13 @@ class CheckpointObjects:
       ) from error
 
   def damage(self, round_: int, step: int) -> str | None:
-    """Says what is wrong with the object of a checkpoint; None if nothing."""
+    """Returns what is wrong with a checkpoint; None if it is intact."""
     try:
       data = self.path(round_, step).read_bytes()
     except OSError as error:
       return type(error).__name__
-    whole = files.sha256(data[_DIGEST:]).encode() == data[:_DIGEST]
-    return None if whole else "its sha256 differs"
+    intact = files.sha256(data[_DIGEST:]).encode() == data[:_DIGEST]
+    return None if intact else "its sha256 differs"
 
   def wait(self) -> None:
     """Returns at once, since `save` returns when its object is uploaded."""
@@ -181,7 +186,13 @@ class CheckpointObjects:
 
 
 def _placed(target: Any, value: np.ndarray) -> jax.Array:
-  """Puts `value` onto the devices of `target`, each process its own part."""
+  """Places `value` on the devices like `target`.
+
+  Each process places the parts that belong on its own devices.
+
+  Raises:
+    ValueError: the two differ in shape or dtype.
+  """
   if (target.shape, target.dtype) != (value.shape, value.dtype):
     raise ValueError(
       f"an array is {value.dtype}{list(value.shape)}, the run's is "
@@ -193,6 +204,6 @@ def _placed(target: Any, value: np.ndarray) -> jax.Array:
 
 
 def _meet(what: str) -> None:
-  """Waits for all processes, so that they see what process 0 did."""
+  """Waits until all processes are here, so that they see what process 0 did."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, with a schema version.
+"""Reads and writes files with a schema version, none of them half-written.
 
-A JSON object has the key `schema_version`, a parquet file has it in its
-metadata; CSV and JSON-lines files follow the version in config.json.
+A JSON object has the key `schema_version`, and a parquet file has it in its
+metadata. CSV and JSON-lines files have the version that config.json gives.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ from etils import epath
 from cpeal_jax.errors import InputError
 
 SCHEMA_VERSION = 1
-# Entry of a JSON object with the digest of all the others.
+# The key of a JSON object whose value is the digest of all other entries.
 DIGEST_KEY = "content_sha256"
-# For each kind of bucket address: the package that reads it, and our extra that
-# installs the package.
+# For each kind of bucket address: the package that reads it, and the extra of
+# cpeal_jax that installs the package.
 BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
-# By folder of a bucket: a function to call before each write below it, which
-# raises if this process no longer holds the folder. See `lease`.
+# For each folder of a bucket that this process has locked: a function that is
+# called before each write below the folder. It raises an error if the lock was
+# lost. See `lease`.
 guards: dict[str, Callable[[], None]] = {}
 
 
@@ -38,7 +39,7 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
   """Writes a file so that a reader sees the old bytes or all of the new ones.
 
   Raises:
-    InputError: nothing can be written there (full disk, read-only workdir).
+    InputError: the file system refuses (full disk, read-only workdir).
   """
   content = data.encode() if isinstance(data, str) else data
   target = epath.Path(path)
@@ -47,14 +48,14 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
       for folder, check in guards.items():
         if os.fspath(target).startswith(f"{folder}/"):
           check()
-      # In one call, since an object appears when its upload is complete. An
-      # object that is open as a file would be closed, and so completed, even
-      # by an error.
+      # The upload is a single call, and the object appears when it is complete.
+      # If the object were opened as a file instead, an error would close it and
+      # so complete a part of it.
       client(target).pipe_file(os.fspath(target), content)
       return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # One writer holds the lock, so a fixed name cannot clash, and the next
-    # attempt overwrites what a killed one left behind.
+    # Only the holder of the workdir's lock writes, so a fixed temporary name
+    # cannot clash. What a killed process left there is overwritten.
     aside = target.parent / f".{target.name}.tmp"
     try:
       with open(aside, "wb", opener=no_link) as file:
@@ -74,13 +75,13 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
 
 
 def no_link(path: str, flags: int) -> int:
-  """Opens a file that may be created, but never one behind a link."""
+  """An `opener` for `open` that refuses a symbolic link."""
   return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns what the file system refuses into an `InputError` naming `path`."""
+  """Turns an OSError in the block into an `InputError` that names `path`."""
   try:
     yield
   except OSError as error:
@@ -91,30 +92,33 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path is in an object store, which has no rename and no locks."""
+  """Returns whether a path is the address of a bucket.
+
+  A bucket has neither renames nor locks.
+  """
   return "://" in os.fspath(path)
 
 
 def client(path: str | os.PathLike) -> Any:
-  """The fsspec client of a bucket's address."""
+  """Returns the fsspec client for a bucket's address."""
   return fsspec.filesystem(os.fspath(path).partition("://")[0])
 
 
 def reach(path: str | os.PathLike) -> None:
-  """Prepares for a bucket and asks it once; does nothing for a local path.
+  """Prepares access to a bucket and tries it; does nothing for a local path.
 
   Raises:
-    InputError: another kind of address, its client is not installed, or no
-      answer.
+    InputError: the address is of another kind, its client is not installed, or
+      the bucket does not answer.
   """
   if not is_remote(path):
     return
   scheme = os.fspath(path).partition("://")[0]
   if scheme not in BUCKETS:
     raise InputError(f"{path}; give a local directory, gs:// or s3://.")
-  # Where TensorFlow is installed epath would use it, and it has no s3://.
+  # If TensorFlow is installed, epath would use it, but it cannot read s3://.
   os.environ["EPATH_USE_TF"] = "false"
-  # Other processes write there too, so listings must not be cached.
+  # Other processes write to the bucket too, so listings must not be cached.
   for name in ("gcs", "gs", "s3"):
     fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
   try:
@@ -124,7 +128,7 @@ def reach(path: str | os.PathLike) -> None:
     raise InputError(
       f"{path} needs {package}: pip install 'cpeal_jax[{extra}]'"
     ) from error
-  except Exception as error:  # Each client has its own types.
+  except Exception as error:  # Each client has error types of its own.
     why = " ".join(f"{type(error).__name__}: {error}".split())
     raise InputError(
       f"{path} cannot be reached ({why[:200]}). Check the address, the "
@@ -133,7 +137,7 @@ def reach(path: str | os.PathLike) -> None:
 
 
 def damaged(path: str | os.PathLike, why: str) -> InputError:
-  """The error for a file that no longer holds what was written."""
+  """Returns the error for a file that no longer holds what was written."""
   return InputError(
     f"{path} was edited or truncated ({why}). Restore it from a copy, or use "
     "another --workdir."
@@ -141,14 +145,17 @@ def damaged(path: str | os.PathLike, why: str) -> InputError:
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-  """Writes a JSON object with its schema version and a digest of itself."""
+  """Writes a JSON object with its schema version and the digest of both."""
   versioned = {"schema_version": SCHEMA_VERSION, **content}
   versioned[DIGEST_KEY] = _json_digest(versioned)
   write_atomic(path, json.dumps(versioned, indent=2, allow_nan=False) + "\n")
 
 
 def _json_digest(content: Mapping[str, Any]) -> str:
-  """Digest of a JSON object's values, whatever their layout in the file."""
+  """Returns the digest of a JSON object's entries.
+
+  It does not depend on their order or on white space in the file.
+  """
   return sha256(json.dumps(content, sort_keys=True).encode())
 
 
@@ -179,7 +186,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
-  """Writes named columns of one length, by `write_atomic`."""
+  """Writes columns of equal length as a parquet file, with `write_atomic`."""
   table = pa.table(dict(columns))
   version = {"schema_version": str(SCHEMA_VERSION)}
   out = io.BytesIO()
@@ -203,13 +210,18 @@ def read_parquet(path: str | os.PathLike) -> pa.Table:
 
 
 def csv_text(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-  """CSV text with a header.
+  """Returns CSV text with a header line.
 
-  Floats are written as float32 in their shortest form, and NaN as nothing.
+  Floats are written as float32 in their shortest form, and NaN as an empty
+  cell.
+
+  Args:
+    names: the names of the columns.
+    rows: the cells of each row, in the order of `names`.
   """
   out = io.StringIO(newline="")
   plain = csv.writer(out, lineterminator="\n")
-  # Some versions of Python leave a carriage return without quotes, and then
+  # Some versions of Python do not quote a cell with a carriage return, and then
   # cannot read the line back.
   quoted = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
   for row in (names, *([_cell(value) for value in row] for row in rows)):
@@ -223,7 +235,7 @@ def _cell(value: Any) -> str:
     return value or ""
   value = np.asarray(value)[()]
   if isinstance(value, np.floating):
-    # Scores are float32, whose shortest form is the same on every machine.
+    # Scores are float32, and their shortest form is the same on all machines.
     return "" if np.isnan(value) else str(np.float32(value))
   return str(value)
 
@@ -232,7 +244,7 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
   """Reads a CSV file; returns its rows, each as a dict by column name.
 
   Raises:
-    InputError: the file is damaged, or a row has too few or many columns.
+    InputError: the file is damaged, or a row has too few or too many columns.
   """
   try:
     text = epath.Path(path).read_bytes().decode()
@@ -247,7 +259,7 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
 def digests(
   folder: str | os.PathLike, names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """The size and sha256 of files, by their name within `folder`."""
+  """Returns the size in bytes and the sha256 of files, by name in `folder`."""
   out = {}
   for name in names:
     data = (epath.Path(folder) / name).read_bytes()
@@ -258,21 +270,25 @@ def digests(
 def first_change(
   folder: str | os.PathLike, expected: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, str] | None:
-  """The first file that does not fit its `digests`, and why; None if all do."""
+  """Finds the first file that does not fit its `digests`.
+
+  Returns:
+    Its name and what is wrong with it; None if all files fit.
+  """
   for name, digest in expected.items():
     path = epath.Path(folder) / name
     if not path.exists():
       return name, "it is missing"
     data = path.read_bytes()
     if len(data) != digest["size"]:
-      return name, f"{len(data)} bytes, {digest['size']} were written"
+      return name, f"it has {len(data)} bytes, not the {digest['size']} written"
     if sha256(data) != digest["sha256"]:
       return name, "its sha256 differs"
   return None
 
 
 def sha256(data: bytes) -> str:
-  """The SHA-256 digest in hexadecimal."""
+  """Returns the SHA-256 digest in hexadecimal."""
   return hashlib.sha256(data).hexdigest()
 
 
@@ -281,6 +297,6 @@ def _check_version(path: str | os.PathLike, version: Any) -> None:
     raise damaged(path, f"schema_version {version!r}")
   if version > SCHEMA_VERSION:
     raise InputError(
-      f"{path} has schema_version {version}, this cpeal_jax reads up to "
-      f"{SCHEMA_VERSION}. Update cpeal_jax."
+      f"{path} has schema_version {version}, this version of cpeal_jax reads "
+      f"up to {SCHEMA_VERSION}. Update cpeal_jax."
     )

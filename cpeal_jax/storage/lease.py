@@ -1,10 +1,11 @@
-"""The lock of a workdir in a bucket, where no file can be held open.
+"""The lock of a workdir in a bucket, where the file system has no locks.
 
-An object names the process that holds the workdir, and that process rewrites
-the object every `BEAT` seconds. Another process that finds it watches it: if it
-changes, its holder is alive, and if it stays the same for `SILENCE` seconds, it
-was left behind. So no two clocks are ever compared. On the holder's own machine
-its process is looked for instead.
+An object in the workdir, the lock object, names the process that holds the
+workdir. That process, the holder, rewrites the object every `BEAT` seconds.
+Another process that wants the workdir watches the object. If it changes, the
+holder is alive. If it stays the same for `SILENCE` seconds, the holder is taken
+for dead. In this way the clocks of two machines are never compared. A process
+on the same machine looks instead whether the holder's process still runs.
 """
 
 import contextlib
@@ -25,24 +26,25 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.progress import say
 from cpeal_jax.storage import files
 
+# All three in seconds.
 BEAT = 15.0
 SILENCE = 90.0
-# Two processes that take over a dead one's lock both write the object. The
-# later write stays, and each reads after this many seconds whose it was.
+# If two processes take over from the same dead holder, both write the object
+# and the later write stays. After this time each reads which of them it names.
 SETTLE = 2.0
 
 
 @contextlib.contextmanager
 def hold(path: str | os.PathLike) -> Iterator[None]:
-  """Holds the object at `path` while the block runs.
+  """Holds the lock whose object is at `path` while the block runs.
 
-  Every write below the same folder checks that it is still held. Where a
-  process of another machine left one behind, this waits up to `SILENCE`
-  seconds for a sign that it is alive.
+  During the block, every write below the same folder checks that the lock is
+  still held. If the object names a process of another machine, this waits up to
+  `SILENCE` seconds for a sign that the process is alive.
 
   Raises:
-    InputError: another process holds it. A later write raises it too, if
-      another process took over because this one was silent for too long.
+    InputError: another process holds the lock. A write in the block raises it
+      too, if another process took over since this one was silent for too long.
   """
   lease = _Lease(epath.Path(path))
   lease.take()
@@ -61,7 +63,7 @@ def hold(path: str | os.PathLike) -> Iterator[None]:
 
 
 class _Lease:
-  """The object, and the identity of this process."""
+  """The lock object in the bucket, and the identity of this process."""
 
   def __init__(self, path: epath.Path):
     self._path = path
@@ -75,17 +77,17 @@ class _Lease:
       "token": uuid.uuid4().hex,
       "beat": 0,
     }
-    self._beaten = time.monotonic()
+    self._beaten = time.monotonic()  # When the object was last rewritten.
     self._beating = threading.Lock()
-    self._lost = ""
+    self._lost = ""  # Who holds the lock now, if this process lost it.
 
   def take(self) -> None:
-    """Writes the object once no living process holds it."""
+    """Waits until no living process holds the lock, and takes it."""
     while True:
-      found = self._read()
-      if found is None:
+      content = self._read()
+      if content is None:
         self._put(mode="create")
-      elif self._is_dead(found):
+      elif self._is_dead(content):
         self._put()
         time.sleep(SETTLE)
       if self._is_mine(self._read()):
@@ -93,7 +95,7 @@ class _Lease:
         return
 
   def keep(self, ended: threading.Event) -> None:
-    """Rewrites the object until `ended` is set or another process has it."""
+    """Rewrites the object until `ended` is set or the lock is lost."""
     while not (ended.wait(BEAT) or self._lost):
       # If the bucket cannot be reached, the next beat tries again.
       with contextlib.suppress(Exception):
@@ -102,50 +104,56 @@ class _Lease:
   def check(self) -> None:
     """Raises an InputError if another process has taken over."""
     if not self._lost and time.monotonic() - self._beaten > SILENCE / 2:
-      # This process was stopped for a while, so look before writing.
+      # The last beat is long ago: this process was stopped, or the bucket did
+      # not answer. Another process may have taken over.
       self._beat()
     if self._lost:
       raise InputError(
-        f"{self._path} was lost to {self._lost}, after this process had not "
-        f"renewed it for {SILENCE:.0f} s. Use another --workdir, or start this "
-        "one again when the other has ended."
+        f"{self._path} was lost to {self._lost}. Another process may take it "
+        f"over when this one has not renewed it for {SILENCE:.0f} s. Use "
+        "another --workdir, or start this run again when the other has ended."
       )
 
   def release(self) -> None:
-    """Removes the object if it is still this process's."""
-    # If this fails, the object falls silent and is taken over later.
+    """Removes the object if it still names this process."""
+    # If this fails, the object does not change any more, so another process can
+    # take over later.
     with contextlib.suppress(Exception):
       if self._is_mine(self._read()):
         self._client.rm_file(os.fspath(self._path))
 
   def _beat(self) -> None:
+    """Rewrites the object, or notes that the lock is lost."""
     with self._beating:
-      found = self._read()
-      if not self._is_mine(found):
-        self._lost = _who(found)
+      content = self._read()
+      if not self._is_mine(content):
+        self._lost = _who(content)
         return
       self._identity["beat"] += 1
       self._put()
       self._beaten = time.monotonic()
 
-  def _is_dead(self, found: bytes) -> bool:
-    """True if the holder of what was found is gone; raises if it is alive.
+  def _is_dead(self, content: bytes) -> bool:
+    """Returns True if the holder is gone, and False if the object is gone.
+
+    Args:
+      content: the content of the object.
 
     Raises:
-      InputError: a living process holds the workdir.
+      InputError: the holder is alive.
     """
-    holder = _parsed(found)
+    holder = _parsed(content)
     in_use = InputError(
-      f"{self._path.parent} is in use by {_who(found)}. Wait for it to end, or "
-      "use another --workdir."
+      f"{self._path.parent} is in use by {_who(content)}. Wait for it to end, "
+      "or use another --workdir."
     )
     if holder.get("machine") and holder["machine"] == self._identity["machine"]:
       if _started(holder.get("process")) == holder.get("started"):
         raise in_use
       return True
     say(
-      f"{self._path} names {_who(found)}: waits up to {SILENCE:.0f} s for a "
-      "sign that it is alive"
+      f"{self._path} names {_who(content)}: this run waits up to "
+      f"{SILENCE:.0f} s for a sign that it is alive"
     )
     end = time.monotonic() + SILENCE
     while time.monotonic() < end:
@@ -153,14 +161,15 @@ class _Lease:
       now = self._read()
       if now is None:
         return False
-      if now != found:
+      if now != content:
         raise in_use
     return True
 
   def _put(self, **mode: str) -> None:
     data = json.dumps(self._identity, indent=2).encode() + b"\n"
-    # If the object exists, the next reading says whose it is. It may be ours,
-    # if the answer to a first attempt was lost.
+    # With mode="create" the object may exist already. `take` reads it next and
+    # sees which process it names. That can be this one, if the answer to an
+    # earlier attempt was lost.
     with files.writing(self._path), contextlib.suppress(FileExistsError):
       self._client.pipe_file(os.fspath(self._path), data, **mode)
 
@@ -170,44 +179,47 @@ class _Lease:
     except FileNotFoundError:
       return None
 
-  def _is_mine(self, found: bytes | None) -> bool:
-    return _parsed(found).get("token") == self._identity["token"]
+  def _is_mine(self, content: bytes | None) -> bool:
+    return _parsed(content).get("token") == self._identity["token"]
 
 
-def _parsed(found: bytes | None) -> dict[str, Any]:
-  """The holder's identity; empty if the object was not written by a lease."""
+def _parsed(content: bytes | None) -> dict[str, Any]:
+  """Returns the holder's identity; empty if no lease wrote the object."""
   try:
-    holder = json.loads(found or b"")
+    holder = json.loads(content or b"")
   except ValueError:
     return {}
   return holder if isinstance(holder, dict) else {}
 
 
-def _who(found: bytes | None) -> str:
-  holder = _parsed(found)
+def _who(content: bytes | None) -> str:
+  holder = _parsed(content)
   if not holder:
-    return "nobody: it was removed" if found is None else "another process"
+    return "nobody: it was removed" if content is None else "another process"
   names = [holder.get(key) for key in ("process", "host", "since")]
   return "process {} on {} since {}".format(*names)
 
 
 def _machine() -> str:
-  """Identifies the running kernel and the namespace of process numbers.
+  """Identifies the running kernel and its namespace of process numbers.
 
-  Empty where that cannot be found out.
+  Returns the empty text if that is not possible.
   """
   try:
-    Path("/proc/1/stat").read_text()  # Refused where other users' are hidden.
+    # This fails if processes of other users are hidden, so that `_started`
+    # would not see them.
+    Path("/proc/1/stat").read_text()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-  except OSError:  # No Linux, or not to be told.
+  except OSError:  # This is not Linux, or /proc may not be read.
     return ""
 
 
 def _started(process: Any) -> str | None:
-  """When a process of this machine started; None if it no longer runs.
+  """Returns when a process of this machine started; None if it does not run.
 
-  The number of a process is not enough, since it is reused later.
+  The time is in clock ticks since boot. Together with its number it identifies
+  a process, since numbers are reused.
   """
   try:
     stat = Path(f"/proc/{process}/stat").read_text()

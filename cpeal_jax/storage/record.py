@@ -1,10 +1,11 @@
-"""The rounds of a workdir as plain files that outlive the program.
+"""The record of a workdir's rounds, as plain files.
 
 A round commits twice: it writes SELECTED after scores.parquet and
 selection.csv, and DONE after labels.csv and the round's row in metrics.jsonl.
-Both markers hold the size and sha256 of the files that they commit. Whatever
-comes after the last marker is done again. A lost marker costs no round: DONE
-implies SELECTED, and without DONE the round goes on from what it selected.
+Both markers hold the size and sha256 of the files that they commit. A run that
+is started again repeats what came after the last marker. No round is lost with
+a marker: a missing SELECTED is restored from DONE, and without DONE the round
+goes on from its selection.
 """
 
 import collections
@@ -23,7 +24,8 @@ ZERO_SHOT = -1
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
-# Columns that other programs read come first and last; the others between them.
+# Columns of selection.csv that come first and last. All others are between
+# them.
 _SELECTION_FIRST = ("id", "path", "rank", "score")
 _SELECTION_LAST = ("prediction", "confidence", "reason")
 METRICS = (
@@ -42,15 +44,15 @@ METRICS = (
 
 
 def round_dir(workdir: str | os.PathLike, round_: int) -> epath.Path:
-  """The folder with the files of a round, counted from 0."""
+  """Returns the folder with the files of a round, counted from 0."""
   return epath.Path(workdir) / "rounds" / f"{round_:03d}"
 
 
 def finished_rounds(workdir: str | os.PathLike) -> int:
-  """How many rounds are finished, counted from round 0.
+  """Returns how many rounds are finished, counted from round 0.
 
-  A round that has selected but has no DONE ends the count, whatever comes after
-  it: doing it and the later rounds again gives the same files.
+  The count ends at a round with SELECTED but without DONE, even if later rounds
+  have a DONE: playing these rounds again gives the same files.
 
   Raises:
     InputError: a file of a finished round was edited, truncated or removed.
@@ -72,8 +74,8 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
       )
     marker = _verify(folder / "DONE")
     committed = {round_: marker.get("metrics_sha256")}
-    # The zero-shot row is committed with the first round; older runs, and
-    # models without texts, have none in the marker.
+    # The marker of round 0 commits the zero-shot row too. Markers of older
+    # versions do not have it, nor do those of models without texts.
     if marker.get("zero_shot_sha256") is not None:
       committed[ZERO_SHOT] = marker["zero_shot_sha256"]
     for row, digest in committed.items():
@@ -85,7 +87,7 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
 
 
 def _done(workdir: str | os.PathLike) -> list[int]:
-  """The rounds that have a DONE marker, in order; nothing is verified."""
+  """Returns the rounds that have a DONE, in order, without verifying any."""
   rounds = epath.Path(workdir) / "rounds"
   if not rounds.exists():
     return []
@@ -99,10 +101,15 @@ def _done(workdir: str | os.PathLike) -> list[int]:
 
 
 def restore_selected(workdir: str | os.PathLike) -> list[int]:
-  """Writes a lost SELECTED again, if DONE holds the digests of its files.
+  """Writes the missing SELECTED of rounds with a DONE again.
+
+  DONE also has the digests of the files that SELECTED commits.
 
   Returns:
-    The rounds that lacked their SELECTED.
+    The rounds whose SELECTED was missing.
+
+  Raises:
+    InputError: a file of such a round was edited, truncated or removed.
   """
   rounds = []
   for round_ in _done(workdir):
@@ -126,13 +133,15 @@ def write_selection(
   Args:
     workdir: the run's workdir.
     round_: number of the round, from 0.
-    selection: columns over the picks, in their order: id, and any of path,
-      rank, score, its parts, prediction, confidence, reason. There are no
-      labels, but `pseudo_label` holds the prediction where it is taken as one.
-    scores: columns over the whole pool.
+    selection: columns with a value for each pick, best first: id, and any of
+      path, rank, score, its parts, prediction, confidence, reason. Labels are
+      not among them, but `pseudo_label` holds a prediction that is taken as
+      the label.
+    scores: columns with a value for each image of the pool.
 
   Raises:
-    ValueError: SELECTED exists already, or there is no id or a label.
+    ValueError: SELECTED exists already, or the selection has no column of ids
+      or has one of labels.
   """
   folder = round_dir(workdir, round_)
   if _is_selected(workdir, round_):
@@ -161,10 +170,10 @@ def _is_selected(workdir: str | os.PathLike, round_: int) -> bool:
 
 
 def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
-  """The ids that a round selected, best first; None if it has not yet.
+  """Returns the ids of a round's picks, best first; None if it has none yet.
 
   Raises:
-    InputError: its files were edited or truncated since.
+    InputError: SELECTED or its files were edited or truncated.
   """
   folder = round_dir(workdir, round_)
   if not _is_selected(workdir, round_):
@@ -174,7 +183,7 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
 
 
 def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
-  """Class names by id, of the picks of a round that nobody is asked about."""
+  """Returns class names by id, of the picks that the model labels itself."""
   path = round_dir(workdir, round_) / "selection.csv"
   rows = files.read_csv(path)
   return {
@@ -199,7 +208,11 @@ def write_labels(
 def read_labels(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, str]:
-  """Class names by id, of the labels of some rounds in the order they came."""
+  """Returns the class names by id that some rounds recorded, in their order.
+
+  Raises:
+    InputError: a file is damaged, or an image has two different labels.
+  """
   labels = {}
   for round_ in rounds:
     path = round_dir(workdir, round_) / "labels.csv"
@@ -212,7 +225,7 @@ def read_labels(
 def count_sources(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, int]:
-  """How many labels of some rounds came from each source."""
+  """Returns how many labels of some rounds came from each source."""
   return collections.Counter(
     row["source"]
     for round_ in rounds
@@ -242,11 +255,11 @@ def write_metrics(
 
 
 def write_results(workdir: str | os.PathLike) -> None:
-  """Writes results.csv, which has what metrics.jsonl has, as a table."""
+  """Writes results.csv, which has the content of metrics.jsonl as a table."""
   parsed = read_metrics(workdir)
   names = sorted({key for row in parsed for key in row}, key=_column)
-  # As text, which keeps the digits of metrics.jsonl; a float would be cut to
-  # float32.
+  # Numbers become text here, to keep the digits of metrics.jsonl. `csv_text`
+  # would round floats to float32.
   cells = [
     ["" if row.get(name) is None else str(row[name]) for name in names]
     for row in parsed
@@ -256,9 +269,9 @@ def write_results(workdir: str | os.PathLike) -> None:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl in the order of rounds.
+  """Returns the rows of metrics.jsonl in the order of rounds.
 
-  A last line that was cut short is left out.
+  If the last line was cut short, it is left out.
 
   Raises:
     InputError: another line is damaged, or the row of a finished round is
@@ -269,7 +282,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def mark_done(workdir: str | os.PathLike, round_: int) -> None:
-  """Commits a round, whose labels and row of metrics must be written."""
+  """Writes DONE of a round; its labels and metrics must be written before."""
   folder, lines = round_dir(workdir, round_), _metric_lines(workdir)
   content: dict[str, Any] = {"files": files.digests(folder, _DONE_FILES)}
   content["metrics_sha256"] = files.sha256(lines[round_].encode())
@@ -279,7 +292,11 @@ def mark_done(workdir: str | os.PathLike, round_: int) -> None:
 
 
 def _column(name: str) -> tuple[int, int, str]:
-  """Sorts metrics: the documented ones first, seconds last, others by name."""
+  """Returns the sort key of a column of metrics.
+
+  `round`, `labeled` and `METRICS` come first, in this order. Others follow by
+  name, and those that start with `seconds` come last.
+  """
   first = ("round", "labeled", *METRICS)
   if name in first:
     return 0, first.index(name), name
@@ -287,7 +304,11 @@ def _column(name: str) -> tuple[int, int, str]:
 
 
 def _plain(value: Any) -> Any:
-  """A value for JSON; floats get the fewest digits that give them back."""
+  """Returns a value that JSON can hold.
+
+  A NumPy float becomes the number that its shortest text stands for, and NaN
+  becomes None.
+  """
   if value is None or isinstance(value, str | bool):
     return value
   value = np.asarray(value)[()]
@@ -297,10 +318,10 @@ def _plain(value: Any) -> Any:
 
 
 def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
-  """The lines of metrics.jsonl, by round.
+  """Returns the lines of metrics.jsonl, by round.
 
-  A last line that was cut short, as by a full disk of an older version, is left
-  out: its round is not finished.
+  If the last line was cut short, it is left out, since its round cannot be
+  finished. Older versions could leave such a line on a full disk.
 
   Raises:
     InputError: another line is damaged, or a finished round has none.
@@ -330,6 +351,10 @@ def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
 
 def _verify(marker: epath.Path, *, but: str = "") -> dict[str, Any]:
   """Reads a marker; returns its content if its files are unchanged.
+
+  Args:
+    marker: the path of a SELECTED or a DONE.
+    but: name of a file that may differ or be missing.
 
   Raises:
     InputError: the marker or one of its files was changed.

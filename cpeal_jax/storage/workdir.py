@@ -1,4 +1,7 @@
-"""A workdir has one writer, one configuration and one set of images."""
+"""Locks, starts, continues and clears a workdir.
+
+A workdir has one writer at a time, one configuration and one set of images.
+"""
 
 import contextlib
 import errno
@@ -27,7 +30,7 @@ from cpeal_jax.storage.files import (
   writing,
 )
 
-# The files that --overwrite removes. All else in a workdir is the user's.
+# The files that --overwrite removes. All others in a workdir are the user's.
 ROUND_FILES = (
   "DONE",
   "SELECTED",
@@ -39,11 +42,11 @@ ROUND_FILES = (
   "label_config.xml",
 )
 DERIVED_FILES = ("report.html", "results.csv", "metrics.jsonl")
-# config.json is written last and removed first: a folder is a workdir if it is
-# there.
+# A first start writes these files and then config.json, and --overwrite removes
+# config.json before them. So a folder with a config.json has them too.
 FIRST_FILES = ("environment.json", "manifest.parquet")
 LOCK = "lock"
-# A checkpoint of orbax, one that it was writing, or one in a bucket.
+# Matches the name of a checkpoint: of orbax, complete or not, or in a bucket.
 CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
 
 
@@ -51,11 +54,12 @@ CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
 def lock(workdir: str | os.PathLike) -> Iterator[None]:
   """Holds the workdir for this process while the block runs.
 
-  The lock ends with the process, even if that is killed; in a bucket up to
-  `lease.SILENCE` seconds later.
+  The lock ends with the process, even if the process is killed. In a bucket,
+  the lock of a killed process ends up to `lease.SILENCE` seconds later.
 
   Raises:
-    InputError: another process holds it, or it is no workdir.
+    InputError: another process holds the workdir, or the path holds something
+      that is no workdir.
   """
   root = epath.Path(workdir)
   refuse_foreign(root)
@@ -65,7 +69,8 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     return
   with writing(root / LOCK):
     root.mkdir(parents=True, exist_ok=True)
-    # A link of this name is not ours, and neither is what it points to.
+    # A run never makes a link of this name, so a link and its target are the
+    # user's.
     file = open(root / LOCK, "a+", opener=no_link)  # noqa: SIM115
   with file:
     try:
@@ -78,23 +83,23 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
           "Wait for it to end, or use another --workdir."
         ) from error
       if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-        raise  # Some network file systems have no locks: go on without.
+        raise  # Some network file systems have no locks: go on without one.
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
-    # The file stays, since two processes could each lock a file of this name
-    # if one of them removed it.
+    # The file is never removed. Otherwise two processes could each hold a lock,
+    # one on the removed file and one on a new file of the same name.
     yield
 
 
 def refuse_foreign(workdir: str | os.PathLike) -> None:
-  """Refuses a path that holds something else than a workdir.
+  """Refuses a path that holds anything but a workdir.
 
-  An empty or absent directory passes, and so does what an interrupted first
-  start left.
+  An absent or empty directory is accepted, and so is one with the files that an
+  interrupted first start left.
 
   Raises:
-    InputError: naming what stands there.
+    InputError: naming a file that does not belong to a workdir.
   """
   root = epath.Path(workdir)
   try:
@@ -132,8 +137,9 @@ def open_workdir(
   environment: Mapping[str, Any],
   manifest: Mapping[str, Any],
   overwrite: bool = False,
+  accept_labels: bool = False,
 ) -> tuple[str, ...]:
-  """Starts a workdir, or continues the one that is there.
+  """Starts a new workdir, or continues the existing one.
 
   Args:
     workdir: a local directory or an address in an object store.
@@ -142,17 +148,21 @@ def open_workdir(
     run_keys: dotted names of settings, or of whole sections, that may differ.
     defaults: values by dotted name, for keys that an older workdir lacks.
     environment: versions, devices and weights; recorded at the first start.
-    manifest: columns of strings (or None): id, path, sha256, split, status. A
-      later start must have the same ids, contents and splits.
+    manifest: columns of strings (or None): id, path, sha256, split, status,
+      label. A later start must have the same ids, contents and splits, and the
+      same labels unless `accept_labels`.
     overwrite: whether an earlier run is removed first. Files that the run did
       not write stay.
+    accept_labels: whether labels or class names may have changed since; those
+      of finished rounds stay as they were bought.
 
   Returns:
     The allowed differences from the last start, each as "key: workdir has X,
     you gave Y".
 
   Raises:
-    InputError: other settings, other images, or not a workdir.
+    InputError: the settings or the images are not those of the workdir, one of
+      its files was edited, or the path holds something that is no workdir.
   """
   root = epath.Path(workdir)
   refuse_foreign(root)
@@ -177,19 +187,29 @@ def open_workdir(
       f"{workdir} was started with other settings: {'; '.join(refused)}. Use "
       "another --workdir, or --overwrite to start over."
     )
-  _check_manifest(root, pa.table(rows))
+  table = pa.table(rows)
+  _check_manifest(root, table)
+  if corrected := _changed_labels(root, table):
+    if not accept_labels:
+      raise InputError(
+        f"{corrected}. Restore them, use another --workdir, or go on with the "
+        "new ones by dataset.accept_labels=True."
+      )
+    write_json(root / "environment.json", environment)
+    write_parquet(root / "manifest.parquet", rows)
+    allowed = (*allowed, corrected)
   if allowed:
     write_json(root / "config.json", config)
   return allowed
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The settings that the workdir was last started with, nested."""
+  """Returns the nested settings that the workdir was last started with."""
   return read_json(epath.Path(workdir) / "config.json")
 
 
 def config_hash(config: Mapping[str, Any], run_keys: Collection[str]) -> str:
-  """Sha256 of the settings that decide results, `rounds` not among them."""
+  """Returns the sha256 of the settings that decide results, except `rounds`."""
   result = {
     key: value
     for key, value in _flat(config).items()
@@ -216,7 +236,10 @@ def _is_run_key(key: str, run_keys: Collection[str]) -> bool:
 def _differences(
   stored: Mapping, given: Mapping, run_keys: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The differences of flat settings: those allowed, and those refused."""
+  """Returns the differences of flat settings: the allowed and the refused.
+
+  Each is a line such as "key: workdir has X, you gave Y".
+  """
   allowed, refused = [], []
   for key in sorted(stored.keys() | given.keys()):
     had, got = (
@@ -235,7 +258,7 @@ def _differences(
 
 
 def _is_less(old: Any, new: Any) -> bool:
-  """Whether both are whole numbers and the second is greater."""
+  """Returns whether both are whole numbers and the second is greater."""
   return type(old) is int and type(new) is int and old < new
 
 
@@ -259,11 +282,36 @@ def _check_manifest(root: epath.Path, given: pa.Table) -> None:
     )
 
 
+def _changed_labels(root: epath.Path, given: pa.Table) -> str:
+  """Says how many images have other labels than before; empty for none.
+
+  Workdirs of older versions did not record labels.
+  """
+  stored = read_parquet(root / "manifest.parquet")
+  if not all("label" in table.column_names for table in (stored, given)):
+    return ""
+  old, new = (
+    {(row["split"], row["id"]): row["label"] for row in table.to_pylist()}
+    for table in (stored, given)
+  )
+  changed = sorted(k for k in old.keys() & new if old[k] != new[k])
+  if not changed:
+    return ""
+  split, id_ = changed[0]
+  return (
+    f"{len(changed)} labels of the data set are not those {root} was started "
+    f"with, the first is that of {id_!r} in {split}: {old[changed[0]]!r} then, "
+    f"{new[changed[0]]!r} now"
+  )
+
+
 def _refuse_links(root: epath.Path) -> None:
-  """Refuses to remove a run through a link: what lies there is not ours.
+  """Refuses to remove a run if one of its folders is a symbolic link.
+
+  The files behind a link are the user's.
 
   Raises:
-    InputError: naming the link, before anything is removed.
+    InputError: naming the link.
   """
   if is_remote(root):
     return
@@ -278,7 +326,10 @@ def _refuse_links(root: epath.Path) -> None:
 
 
 def _clear(root: epath.Path) -> None:
-  """Removes an earlier run, the last round first, and only known names."""
+  """Removes the files of an earlier run, starting with its last round.
+
+  Only files with the names that a run writes are removed.
+  """
   rounds = root / "rounds"
   if rounds.exists():
     for folder in sorted(rounds.iterdir(), reverse=True):
