@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +30,8 @@ VERSION = 2  # raise it when the same images and spec give other pixels
 BLOCK = 256
 # Images that a thread decodes before it takes new ones.
 IMAGES_PER_TASK = 16
+# Corrupt images of a split that a message names.
+NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,12 +98,20 @@ def open_store(
     _refuse(split, ok, max_corrupt)
     if streams:
       return ImageStore(np.array(ok), decode)
-    pixels = cache.read(pixel_file, shape, np.uint8)
+    pixels = cache.open_array(pixel_file, shape, np.uint8)
     if pixels is None:
       return None
-    return ImageStore(
-      np.array(ok), lambda start, stop: np.asarray(pixels[start:stop])
-    )
+
+    def rows(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
+      kept = pixels.rows(start, stop)
+      if kept is not None:
+        return kept
+      # Removed, so that the next start builds it anew.
+      with contextlib.suppress(OSError):
+        pixel_file.unlink()
+      return decode(start, stop)
+
+    return ImageStore(np.array(ok), rows)
 
   if not len(split):  # nothing to map
     return ImageStore(np.zeros(0, bool), decode)
@@ -168,24 +178,49 @@ def _decode_all(
   progress: Progress,
   threads: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  ok = np.ones(len(split), bool)
+  """The pixels and masks of all blocks; raises at the end, not before.
+
+  So the message names all corrupt images.
+  """
+  masks = []
   for start in range(0, len(split), BLOCK):
     images, good = _decode(split, spec, start, start + BLOCK, threads)
-    ok[start : start + BLOCK] = good
-    _refuse(split, ok, max_corrupt)
+    masks.append(good)
     yield images, good
     if progress:
       progress(len(good))
+  _refuse(split, np.concatenate(masks), max_corrupt)
+
+
+class TooManyCorrupt(InputError):
+  """More images cannot be decoded than are allowed.
+
+  Attributes:
+    found: (split, ids of its corrupt images) of each such split.
+    allowed: how many each split may have.
+  """
+
+  def __init__(self, found: Sequence[tuple[str, list[str]]], allowed: int):
+    self.found, self.allowed = tuple(found), allowed
+    parts = []
+    for name, ids in found:
+      more = len(ids) - NAMED
+      rest = f" and {more} more" if more > 0 else ""
+      parts.append(
+        f"{len(ids)} image(s) of split {name!r} cannot be decoded, more than "
+        f"the {allowed} allowed: {', '.join(ids[:NAMED])}{rest}"
+      )
+    most = max(len(ids) for _, ids in found)
+    super().__init__(
+      f"{'; '.join(parts)}; replace or remove them, or set "
+      f"dataset.max_corrupt={most} to leave them out"
+    )
 
 
 def _refuse(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
   bad = [split.ids[i] for i in np.flatnonzero(~ok)]
   if len(bad) > max_corrupt:
-    raise InputError(
-      f"{len(bad)} image(s) of split {split.name!r} cannot be decoded, more"
-      f" than the {max_corrupt} allowed: {', '.join(bad[:3])}; replace or"
-      " remove them, or raise dataset.max_corrupt"
-    )
+    raise TooManyCorrupt([(split.name, bad)], max_corrupt)
 
 
 def _build(
@@ -199,15 +234,19 @@ def _build(
   Plain writes, not a writable memory map: on a full disk those raise, where
   the map would kill the process.
   """
+  masks = []
+
+  def pixels() -> Iterator[np.ndarray]:
+    for images, ok in blocks:
+      masks.append(ok)
+      yield images
+
   with contextlib.ExitStack() as stack:
     if pixel_file:
       file = stack.enter_context(cache.atomic_file(pixel_file))
-      header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-      np.lib.format.write_array_header_1_0(file, header)
-    masks = []
-    for images, ok in blocks:
-      masks.append(ok)
-      if pixel_file:
-        file.write(images.data)
+      cache.write_array(file, shape, np.uint8, pixels())
+    else:
+      for _ in pixels():
+        pass
     with cache.atomic_file(mask_file) as mask:
-      np.save(mask, np.concatenate(masks))
+      cache.write_array(mask, shape[:1], np.bool_, masks)

@@ -115,15 +115,20 @@ def build(
 def _open_stores(
   config: config_lib.Config, plan: Plan
 ) -> dict[str, store.ImageStore]:
-  stores = {}
+  stores, refused = {}, []
   for split in plan.dataset.splits:
     with stage(f"decode {split.name}", len(split), "images") as advance:
-      stores[split.name] = store.open_store(
-        split,
-        plan.spec,
-        cache_dir=plan.cache,
-        limit_bytes=int(config.dataset.store_gb * 2**30),
-        max_corrupt=config.dataset.max_corrupt,
-        progress=advance,
-      )
+      try:
+        stores[split.name] = store.open_store(
+          split,
+          plan.spec,
+          cache_dir=plan.cache,
+          limit_bytes=int(config.dataset.store_gb * 2**30),
+          max_corrupt=config.dataset.max_corrupt,
+          progress=advance,
+        )
+      except store.TooManyCorrupt as error:
+        refused += error.found
+  if refused:
+    raise store.TooManyCorrupt(refused, config.dataset.max_corrupt)
   return stores
