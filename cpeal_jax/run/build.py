@@ -87,15 +87,17 @@ def build(
     )
     classes = len(plan.dataset.classes)
     metrics = partial(evaluation.compile_metrics, test, val, classes)
-    compiled = precompile.in_background({"metrics": metrics, "fit": fit})
+    calls = {"metrics": metrics, "fit": fit}
     # If the decoded test images are in the cache, their features probably are
     # too, and then nothing has to be encoded.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):
       side = plan.spec.size
       encode = partial(precompile.compile_encode, zero_scorer, params, side)
-      # A second thread compiles this, so that the first fit does not wait for
-      # it.
-      compiled |= precompile.in_background({"encode": encode})
+      # First, since the zero-shot row needs it before any fit.
+      calls = {"encode": encode, **calls}
+    # In one thread: two that trace at a time were seen to lose programs from
+    # jax's caches, which were then compiled again.
+    compiled = precompile.in_background(calls)
   with precompile.dropped_on_error(compiled):
     stores = _open_stores(config, plan)
   return Experiment(
