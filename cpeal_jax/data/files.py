@@ -73,7 +73,9 @@ def spellings(path: str) -> tuple[str, ...]:
   """
   if path.isascii() and "\\" not in path:
     return (path,)
-  slashed = path.replace("\\", "/")
+  parts = path.replace("\\", "/").split("/")
+  # One file has one id, so it must not be spelled with "." or "//" in it.
+  slashed = "/".join(part for part in parts if part not in ("", "."))
   forms = [path, slashed]
   for form in ("NFC", "NFD"):
     forms += [unicodedata.normalize(form, text) for text in (path, slashed)]
