@@ -133,6 +133,37 @@ def open_store(
   raise InputError(f"the image cache in {cache_dir} was changed while opening")
 
 
+def corrupt_note(
+  split: Split, ok: Bool[np.ndarray, " N"], max_corrupt: int
+) -> str:
+  """Says which images of a split cannot be decoded, and what follows from it.
+
+  It is empty if all can be.
+  """
+  ids = [split.ids[i] for i in np.flatnonzero(~ok)]
+  if not ids:
+    return ""
+  dots = ", ..." if len(ids) > 3 else ""
+  follows = "more than" if len(ids) > max_corrupt else "at most"
+  end = "which is refused" if len(ids) > max_corrupt else "and left out"
+  return (
+    f"{len(ids)} image(s) of split {split.name} cannot be decoded "
+    f"({', '.join(ids[:3])}{dots}): {follows} the {max_corrupt} of "
+    f"dataset.max_corrupt, {end}"
+  )
+
+
+def can_decode(split: Split) -> Bool[np.ndarray, " N"]:
+  """Decodes every image of a split; False where that fails."""
+  ok = np.ones(len(split), bool)
+  for i in range(len(split)):
+    try:
+      split.open(i)
+    except CorruptImage:
+      ok[i] = False
+  return ok
+
+
 def is_built(split: Split, spec: ImageSpec, *, cache_dir: Path | str) -> bool:
   """Whether the mask is there, so that there is mostly nothing to decode."""
   # Not Path.exists, which raises where a folder may not be entered.

@@ -14,8 +14,9 @@ import jax
 from cpeal_jax import config as config_lib
 from cpeal_jax import evaluation, scoring, stochastic, training
 from cpeal_jax.data import batches, store
+from cpeal_jax.errors import escaped
 from cpeal_jax.parallel import sharding
-from cpeal_jax.progress import stage
+from cpeal_jax.progress import say, stage
 from cpeal_jax.run import precompile
 from cpeal_jax.run.plan import Plan, trained_image
 
@@ -131,6 +132,11 @@ def _open_stores(
         )
       except store.TooManyCorrupt as error:
         refused += error.found
+        continue
+    most = config.dataset.max_corrupt
+    note = store.corrupt_note(split, stores[split.name].ok, most)
+    if note:
+      say(escaped(f"note: {note}"))
   if refused:
     raise store.TooManyCorrupt(refused, config.dataset.max_corrupt)
   return stores
