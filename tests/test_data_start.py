@@ -99,11 +99,14 @@ def test_a_dry_run_says_all_of_a_folder_in_twelve_lines(tmp_path, capsys):
   for name in ("Thumbs.db", "notes.txt", "film.mp4"):
     (root / "AnnualCrop" / name).write_bytes(b"x")
   (root / "sea_lake/@eaDir").mkdir()
+  shutil.copy(root / "sea_lake/0.png", root / "AnnualCrop/copy.png")
+  (root / "sea_lake/broken.png").write_bytes(b"x")
   shutil.copy(root / "sea_lake/1.png", root / "sea_lake/@eaDir/1.png")
-  code, lines, _ = dry_run(root, capsys, "--config.budget=2")
+  words = ("--config.budget=2", "--config.dataset.duplicates=allow")
+  code, lines, _ = dry_run(root, capsys, *words)
   assert code == main.FINISHED
   assert len(lines) <= 12
-  assert lines[0].startswith("data: pool 6, validation 2, test 4, 2 classes")
+  assert lines[0].startswith("data: pool 8, validation 2, test 4, 2 classes")
   assert lines[1] == "classes: Annual Crop, sea lake"
   assert lines[2] == (
     "prompts: 'a photo of a Annual Crop.', 'a photo of a sea lake.'"
@@ -112,6 +115,10 @@ def test_a_dry_run_says_all_of_a_folder_in_twelve_lines(tmp_path, capsys):
     "note: passed over: 3 files by suffix: 1 .db, 1 .mp4, 1 .txt; 1 folder of "
     "the system (sea_lake/@eaDir)"
   )
+  said = "\n".join(lines)
+  assert "(AnnualCrop/copy.png = sea_lake/0.png)" in said
+  assert "1 image(s) of split train cannot be decoded" in said
+  assert "sea_lake/broken.png" in said
 
 
 def test_many_classes_are_counted(tmp_path, capsys):

@@ -21,12 +21,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import posixpath
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,9 +144,34 @@ def picture(rng: random.Random, path: Path) -> None:
 # --- Kinds: each raises what the parser raises, or Nonsense
 
 
+def milder(rng: random.Random, entries: dict) -> bytes:
+  """The same split file as another program, system or person may write it."""
+  rows = [(split, row) for split in entries for row in entries[split]]
+  rng.shuffle(rows)
+  if rng.random() < 0.3:  # The first three of each class stay.
+    label = rng.randrange(3)
+    some = [at for at, (_, row) in enumerate(rows) if row[1] == label]
+    del rows[some[-1]]
+  moved = rng.randrange(len(rows)) if rng.random() < 0.3 else None
+  written: dict = {"train": [], "val": [], "test": []}
+  for at, (split, (path, label, name)) in enumerate(rows):
+    if rng.random() < 0.3:
+      path = path.replace("/", "\\")
+    if rng.random() < 0.2:
+      path = rng.choice(("./", ".\\", ".//")) + path
+    if rng.random() < 0.2:
+      path = unicodedata.normalize("NFD", path)
+    written["train" if at == moved else split].append([path, label, name])
+  if rng.random() < 0.3:
+    written["info"] = rng.choice(ODD)
+  layout = rng.choice((None, 1, "\t"))
+  text = json.dumps(written, indent=layout, ensure_ascii=rng.random() < 0.5)
+  return (text + rng.choice(("", "\n", "\r\n", "  "))).encode()
+
+
 def split_json(rng: random.Random, folder: Path) -> None:
-  """CoOp's split file, altered as JSON or as bytes."""
-  names = ("cat", "dog", "sea lake")
+  """CoOp's split file, altered as JSON, as bytes, or in its spelling alone."""
+  names = ("cat", "dog", "sea läke")
   entries: dict = {"train": [], "val": [], "test": []}
   for split, listed in entries.items():
     for i in range(rng.randint(3, 6)):
@@ -152,23 +179,38 @@ def split_json(rng: random.Random, folder: Path) -> None:
       picture(rng, folder / "images" / path)
       listed.append([path, i % 3, names[i % 3]])
   source = folder / "split_zhou_X.json"
-  if rng.random() < 0.7:
+  mild = rng.random() < 0.5
+  if mild:
+    text = milder(rng, entries)
+  elif rng.random() < 0.7:
     text = json.dumps(altered_json(rng, entries)).encode()
   else:
     text = altered_bytes(rng, json.dumps(entries).encode())
   if rng.random() < 0.1:
     text = b"\xef\xbb\xbf" + text
   source.write_bytes(text)
-  data = coop.load_coop(folder)
+  try:
+    data = coop.load_coop(folder)
+  except InputError as error:
+    if mild:
+      raise Nonsense(f"a good split file is refused: {error}") from error
+    raise
   want = json.loads(text.decode("utf-8-sig"))
   for split in data.splits:
-    if len(split) != len(want[split.name]):
-      raise Nonsense(
-        f"{split.name} has {len(split)} of {len(want[split.name])}"
-      )
+    got = dict(zip(split.ids, split.labels.tolist(), strict=True))
+    asked = {plain_path(row[0]): row[1] for row in want[split.name]}
+    if got != {f"images/{path}": label for path, label in asked.items()}:
+      raise Nonsense(f"{split.name} has {got}, listed are {asked}")
   listed = [entry for split in entries for entry in want[split]]
   if len(data.classes) != len({label for _, label, _ in listed}):
     raise Nonsense(f"{len(data.classes)} classes")
+
+
+def plain_path(path: str) -> str:
+  """A split file's path as the file is called on the disk."""
+  return posixpath.normpath(
+    unicodedata.normalize("NFC", path.replace("\\", "/"))
+  )
 
 
 def class_folders(rng: random.Random, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Pools of images on disk, their pixels, and batches to train on. No jax."""
+"""Data sets on disk, their pixels, and training batches; nothing needs jax."""

@@ -1,4 +1,4 @@
-"""FGVC Aircraft as it is published: lists of images, and their variants."""
+"""Reads FGVC Aircraft as it is published: image lists and their variants."""
 
 from pathlib import Path
 
@@ -10,14 +10,20 @@ from cpeal_jax.errors import InputError
 def load_aircraft(
   root: Path | str, *, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """Reads `variants.txt` and `images_variant_{train,val,test}.txt`.
+  """Reads the data set from its folder `data/`.
 
-  These are the splits of the papers. A list's line is an image's number and
-  its variant; the image is `images/NUMBER.jpg`. Classes are in the order of
+  The lists `images_variant_{train,val,test}.txt` are the splits of the papers.
+  Each line has the number of an image, whose file is `images/NUMBER.jpg`, and
+  the name of its variant. The classes are the variants, in the order of
   `variants.txt`.
 
+  Args:
+    root: the folder that holds `variants.txt`.
+    progress: called with the number of further files that were hashed.
+
   Raises:
-    InputError: a missing file, or a variant that `variants.txt` doesn't have.
+    InputError: a file is missing, or a list names a variant that is not in
+      `variants.txt`.
   """
   root = Path(root)
   classes = [line.strip() for line in _lines(root / "variants.txt")]
@@ -40,6 +46,7 @@ def load_aircraft(
 
 
 def _lines(path: Path) -> list[str]:
+  """The lines of a text file that are not blank."""
   if not path.exists():
     raise InputError(
       f"{path} cannot be read; fgvc-aircraft-2013b.tar.gz has it in data/"

@@ -1,18 +1,24 @@
 """The papers' data sets: templates, counts, class names, where to get them.
 
-Class names: EuroSAT, DTD, Flowers102, Pets and Caltech101 as in CoOp's split
-files; Cars and SUN397 by the rules of CoOp's readers (year first, last folder
-first); Food101 as its folders; Aircraft's variants, UCF101 (spelt as CoOp's
-folders) and CIFAR as in CLIP's list of prompts; ImageNet CLIP's 1,000 names,
-where the second "missile" is "projectile" and the second "sunglasses"
-"sunglass"; colorectal histology as its paper; APTOS its five grades in words.
-Templates are CoOp's zero-shot ones; those of the last two sets are ours.
+Sources of the class names:
+  EuroSAT, DTD, Flowers102, Pets, Caltech101: CoOp's split files.
+  Cars, SUN397: the rules of CoOp's readers (the year comes first; the last
+    folder comes first).
+  Food101: the names of its folders.
+  Aircraft, UCF101, CIFAR: CLIP's list of prompts; Aircraft's are its variants,
+    UCF101's are spelled as CoOp's folders.
+  ImageNet: CLIP's 1,000 names, with "projectile" for the second "missile" and
+    "sunglass" for the second "sunglasses".
+  Colorectal histology: its paper.
+  APTOS: its five grades in words.
+The templates are CoOp's zero-shot templates; those of the last two sets are our
+own.
 
-Counts: CoOp's split files (five of them counted, the others as its paper
-gives them) and TFDS's catalogue; SUN397's by TFDS's lists less the one image of
-them that its code passes over.
+The image counts come from CoOp's split files (five were counted, the others are
+as its paper states them) and from TFDS's catalogue. SUN397's are the lengths of
+TFDS's lists less the one image that its code skips.
 
-Digests: `split_digest` of the five split files that were counted;
+The digests are `split_digest` of the five split files that were counted;
 docs/datasets.md has the command.
 """
 
@@ -38,22 +44,21 @@ class Entry:
 
   Attributes:
     title: its name in prose.
-    template: the zero-shot prompt, `{}` for the class.
-    layout: of its files, where there is a root.
-    get: which files, and where they go below DIR, the root.
-    terms: licence or terms of use, as its authors state them.
-    papers: images of (train, val, test) in the papers' split; None where no
-      such split is published.
-    digest: of the images and labels of that split, see `split_digest`; empty
-      where we have not seen its file.
-    total: labeled images, where `papers` is None.
-    tfds: `name/config:version` of TFDS; empty where it has none.
-    splits: (our split, TFDS's split, images) of that version, without those
-      of dropped labels.
-    file: the id of an image, from TFDS's features, `label` and `split`; the
-      path that CoOp's split file has, where there is one.
-    manual: what TFDS cannot download by itself, and where it looks for it.
-    dropped: labels that are no class here.
+    template: the zero-shot prompt, with `{}` for the class name.
+    layout: the layout of its files, if `dataset.root` is given.
+    get: which files to download, and where they go below the root, DIR.
+    terms: the license or terms of use, as its authors state them.
+    papers: the numbers of images in (train, val, test) of the papers' split;
+      None if no such split is published.
+    digest: `split_digest` of that split; empty if we have not seen its file.
+    total: the number of labeled images, if `papers` is None.
+    tfds: `name/config:version` in TFDS; empty if TFDS does not have it.
+    splits: (our split, TFDS's split, number of images) of that version; images
+      of dropped labels are not counted.
+    file: a format string that makes an image's id from TFDS's features, `label`
+      and `split`. If CoOp has a split file, the id is the path in it.
+    manual: the files that TFDS cannot download, and where it looks for them.
+    dropped: labels whose images are left out.
   """
 
   title: str
@@ -272,33 +277,35 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def find(name: str) -> Entry:
-  """The entry of a catalogue key.
+  """Returns the entry of a data set by its key.
 
   Raises:
-    InputError: naming the keys.
+    InputError: there is no such key; the message lists the keys.
   """
   return CATALOGUE[one_of("dataset.name", name, CATALOGUE)]
 
 
 @functools.cache
 def class_table(name: str) -> dict[str, str]:
-  """Label name, as TFDS or a folder spells it -> class name for the prompt.
+  """Returns the class names for prompts by label, in the order of the classes.
 
-  Two spellings of a label share a class name. The classes' order is theirs.
+  A label is spelled as in TFDS or as a folder's name. Two spellings of a label
+  have the same class name.
   """
   return json.loads((CLASSES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def classes(name: str) -> tuple[str, ...]:
-  """The class names of a data set, in order."""
+  """Returns the class names of a data set, in order."""
   return tuple(dict.fromkeys(class_table(name).values()))
 
 
 def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
-  """The class name of each label name; dropped labels are left out.
+  """Returns the class name of each label, without the dropped labels.
 
   Raises:
-    InputError: listing the labels that the table does not have.
+    InputError: some labels are not in the data set's table; the message lists
+      them.
   """
   table, dropped = class_table(name), find(name).dropped
   kept = [label for label in labels if label not in dropped]
@@ -313,13 +320,13 @@ def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
 
 
 def papers(name: str) -> dict[str, int]:
-  """Images per split of the papers' split; empty where there is none."""
+  """Returns the papers' number of images by split; empty if not published."""
   counts = find(name).papers
   return dict(zip(("train", "val", "test"), counts or (), strict=bool(counts)))
 
 
 def split_digest(rows: Rows) -> str:
-  """Digest of which images are in which split, and of their labels.
+  """Returns a digest of which images are in which split, and of their labels.
 
   It does not depend on the order of the rows, on letter case, or on the folder
   that all images are in, so it is the same for CoOp's split file and for the
@@ -357,7 +364,12 @@ def origin(name: str, source: str, rows: Rows) -> str:
 
 
 def check_counts(what: str, got: dict[str, int], known: dict[str, int]) -> None:
-  """Compares images per split with what is known.
+  """Compares the numbers of images by split with the known numbers.
+
+  Args:
+    what: the subject of the message, such as the data root.
+    got: the number of images by split.
+    known: the expected numbers; splits that are not in it are not compared.
 
   Raises:
     InputError: a split has more or fewer images.

@@ -1,7 +1,7 @@
-"""What classes are called: folder names made readable, or names from a file.
+"""Makes class names for prompts from folder names, or reads them from a file.
 
-A prompt needs a phrase. CLIP scores 23 % on EuroSAT with "AnnualCrop" in the
-prompt and 54 % with "Annual Crop Land".
+A prompt needs a phrase: CLIP's accuracy on EuroSAT is 23 % with "AnnualCrop" in
+the prompt and 54 % with "Annual Crop Land".
 """
 
 import csv
@@ -18,24 +18,27 @@ WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def display_name(label: str) -> str:
-  """A folder's name as a phrase: "AnnualCrop" is "Annual Crop".
+  """Returns a folder's name as a phrase: "AnnualCrop" as "Annual Crop".
 
-  Underscores become spaces too; what has spaces already is left as it is.
+  Underscores become spaces too. A name that then has spaces is not split any
+  further.
   """
   phrase = " ".join(label.replace("_", " ").split())
   return phrase if " " in phrase else WORD_STARTS.sub(" ", phrase)
 
 
 def display_names(labels: Iterable[str], *, source: str = "") -> dict[str, str]:
-  """The phrase for each label, in the classes' order.
+  """Returns the phrase for each label, in the order of the labels.
 
   Args:
-    labels: the labels as folders or a table spell them.
-    source: path of a file with display names, see `read_class_names`; empty
-      derives them by `display_name`.
+    labels: the labels, spelled as the folders are.
+    source: path of a file with display names, see `read_class_names`. Labels
+      that it does not name, or all if it is empty, are turned into phrases by
+      `display_name`.
 
   Raises:
-    InputError: two labels with one phrase, or a file that does not fit.
+    InputError: two labels have the same phrase, or the file cannot be used or
+      names a label that does not exist.
   """
   labels = list(labels)
   given = read_class_names(source) if source else {}
@@ -58,7 +61,7 @@ def display_names(labels: Iterable[str], *, source: str = "") -> dict[str, str]:
 
 
 def read_class_names(path: Path | str) -> dict[str, str]:
-  """Display names by label, from a file of `label,name` lines or JSON.
+  """Reads display names by label, from `label,name` lines or from JSON.
 
   A text file has one class a line, either `label,name` or a name that is the
   label as well. JSON is an object from labels to names, or a list of names.
@@ -101,6 +104,7 @@ def read_class_names(path: Path | str) -> dict[str, str]:
 
 
 def _from_lines(path: Path, text: str) -> list[tuple[str, str, str]]:
+  """The (place, label, name) of each line."""
   rows = []
   lines = io.StringIO(text)
   try:
@@ -122,6 +126,7 @@ def _from_lines(path: Path, text: str) -> list[tuple[str, str, str]]:
 
 
 def _from_json(path: Path, text: str) -> list[tuple[str, str, str]]:
+  """The (place, label, name) of each entry of an object or a list."""
   try:
     content = json.loads(text)
   except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""CoOp's layout: a folder of images beside a `split_zhou_<Name>.json`."""
+"""Reads CoOp's layout: an image folder beside a `split_zhou_<Name>.json`."""
 
 import collections
 import os
@@ -20,21 +20,25 @@ def load_coop(
   name: str | None = None,
   progress: pools.Progress = None,
 ) -> pools.Dataset:
-  """Reads a data set in CoOp's layout; classes are in order of their label.
+  """Reads a data set in CoOp's layout.
 
   The split file is `{"train": [[path, label, class name], ...], "val": ...,
-  "test": ...}` with paths relative to the image folder.
+  "test": ...}` with paths relative to the image folder. Paths may have
+  backslashes, or the other normal form of Unicode. The classes are in the order
+  of their labels.
 
   Args:
-    root: the data root, e.g. `eurosat/`; ids are relative to it.
-    split_file: relative to `root`; by default its only `split_zhou_*.json`.
-    image_dir: relative to `root`; by default the folder (or `root` itself)
-      that holds the files the split names.
-    name: of the data set; by default the root's.
-    progress: told how many more files have been hashed.
+    root: the data root, such as `eurosat/`; ids are relative to it.
+    split_file: the split file's path from `root`; by default the only
+      `split_zhou_*.json` in it.
+    image_dir: the image folder's path from `root`; by default the folder, or
+      `root` itself, that holds the files that the split file names.
+    name: the data set's name; by default the root's.
+    progress: called with the number of further files that were hashed.
 
   Raises:
-    InputError: a missing root or file, or a split that contradicts itself.
+    InputError: the root or a file is missing, or the split file contradicts
+      itself.
   """
   root = Path(root)
   if not root.is_dir():
@@ -62,16 +66,18 @@ def load_coop(
 
 
 def read_split(source: Path) -> tuple[tuple[str, ...], Entries]:
-  """The class names and each split's (path, label, class name) rows.
+  """Reads the class names and each split's (path, label, class name) rows.
 
   Raises:
-    InputError: unreadable, not of that form, or contradicting itself.
+    InputError: the file cannot be read, has another form, or contradicts
+      itself.
   """
   entries = _entries(source)
   return _classes(entries, source), entries
 
 
 def _split_file(root: Path, given: Path | str | None) -> Path:
+  """The path of the split file: the given one, or the only one in the root."""
   if given is not None:
     if not (root / given).exists():
       raise InputError(f"split file {root / given} does not exist")
@@ -89,6 +95,7 @@ def _split_file(root: Path, given: Path | str | None) -> Path:
 
 
 def _entries(source: Path) -> Entries:
+  """Each split's rows, after every row was checked."""
   content = read_json(source, "the split file")
   if not isinstance(content, dict) or not all(
     isinstance(content.get(split), list) for split in SPLITS
@@ -134,6 +141,7 @@ def _leads_outside(path: str) -> bool:
 
 
 def _classes(entries: Entries, source: Path) -> tuple[str, ...]:
+  """The class names in the order of their labels, which have no gaps."""
   names = collections.defaultdict(set)
   for _, label, class_name in (
     e for listed in entries.values() for e in listed
@@ -159,6 +167,7 @@ def _image_dir(
   given: str | None,
   entries: Entries,
 ) -> PurePosixPath:
+  """The folder that the split's paths start from, relative to the root."""
   if given is not None:
     if not (root / given).is_dir():
       raise InputError(f"image folder {root / given} does not exist")
@@ -166,8 +175,8 @@ def _image_dir(
   beside = [entry.name for entry in os.scandir(root) if entry.is_dir()]
   folders = [".", *sorted(f for f in beside if not f.startswith("."))]
   paths = [path for listed in entries.values() for path, _, _ in listed]
-  # A few more than the first, so that one lost file is reported as lost
-  # instead of hiding the folder.
+  # Several paths are looked for, since the first file may be missing, which
+  # must be reported as such.
   for path in paths[:20]:
     found = [
       folder

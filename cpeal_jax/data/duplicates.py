@@ -6,28 +6,29 @@ from collections.abc import Iterable, Sequence
 from cpeal_jax.data.pools import Dataset, Split
 from cpeal_jax.errors import InputError
 
-# What happens to an image of the pool whose bytes also stand in the validation
-# or test split. `refuse` ends the run and `allow` says so and goes on.
+# What happens if an image of the pool is also in the validation or test split:
+# `refuse` ends the run, and `allow` says so and goes on.
 POLICIES = ("refuse", "allow")
+# How many pairs of ids a line names.
 NAMED = 3
 
 
 def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
-  """Looks for the same bytes in two splits, in two classes, or twice.
+  """Looks for images with the same bytes: in two splits, two classes, or twice.
 
-  A test image that also stands in the pool may be bought and trained on, so
-  the test accuracy would be measured on training data. The same holds for the
-  validation split, which temperatures are fitted on.
+  A test image that is also in the pool may be bought and trained on, so the
+  test accuracy would be measured on training data. The same holds for the
+  validation split, on which temperatures are fitted.
 
   Args:
-    dataset: its splits' digests and labels are read, no image.
+    dataset: only the digests and labels of its splits are read, no image.
     policy: one of `POLICIES`.
 
   Returns:
     A line for each kind of duplicate that was found.
 
   Raises:
-    InputError: the policy is `refuse`, and an image of the pool also stands in
+    InputError: the policy is `refuse`, and an image of the pool is also in
       another split.
   """
   lines = []
@@ -64,7 +65,7 @@ def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
 
 
 def _contradictions(splits: Iterable[Split]) -> list[str]:
-  """A line about images whose bytes have different labels, if there are any."""
+  """A line about equal images with different labels, if there are any."""
   seen: dict[str, tuple[str, int]] = {}
   names = []
   for split in splits:
@@ -84,6 +85,7 @@ def _contradictions(splits: Iterable[Split]) -> list[str]:
 
 
 def _by_digest(split: Split) -> dict[str, list[int]]:
+  """The row numbers of the images that have each digest."""
   rows = collections.defaultdict(list)
   for i, digest in enumerate(split.sha256):
     rows[digest].append(i)
@@ -91,6 +93,7 @@ def _by_digest(split: Split) -> dict[str, list[int]]:
 
 
 def _pair(ids: Sequence[str], rows: Sequence[int]) -> str:
+  """The ids of the first two of the rows."""
   return f"{ids[rows[0]]} = {ids[rows[1]]}"
 
 

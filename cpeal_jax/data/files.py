@@ -1,4 +1,4 @@
-"""A data set of files under one root: the checks that all layouts share."""
+"""Makes a data set of files below one root, after checks that layouts share."""
 
 import collections
 import functools
@@ -20,7 +20,7 @@ def from_files(
   progress: pools.Progress = None,
   notes: Sequence[str] = (),
 ) -> pools.Dataset:
-  """A data set of files under `root`, from (id, label) rows per split.
+  """Returns the data set of files below `root`.
 
   Args:
     name: the data set's name.
@@ -31,9 +31,9 @@ def from_files(
     notes: what the layout has to say, see `pools.Dataset`.
 
   Raises:
-    InputError: fewer than two classes, an empty or repeated class name, no
-      training image, one listed twice, a file name that is not UTF-8, or an
-      unreadable file.
+    InputError: there are fewer than two classes, a class name is empty or used
+      twice, there is no training image, an image is listed twice, or a file's
+      name is not UTF-8 or the file cannot be read.
   """
   check_classes(classes)
   if not rows["train"]:
@@ -65,14 +65,17 @@ def from_files(
 
 
 def spellings(path: str) -> tuple[str, ...]:
-  """How a path that another system wrote may be spelled on this one.
+  """Returns the ways to spell a path that another system may have written.
 
-  As it is; with slashes for backslashes; and either in the two normal forms of
-  Unicode, since macOS takes an accented letter apart.
+  The first is the path as it is. The others have slashes for backslashes, or
+  are in one of the two normal forms of Unicode, since macOS stores an accented
+  letter as two characters.
   """
   if path.isascii() and "\\" not in path:
     return (path,)
-  slashed = path.replace("\\", "/")
+  parts = path.replace("\\", "/").split("/")
+  # One file has one id, so it must not be spelled with "." or "//" in it.
+  slashed = "/".join(part for part in parts if part not in ("", "."))
   forms = [path, slashed]
   for form in ("NFC", "NFD"):
     forms += [unicodedata.normalize(form, text) for text in (path, slashed)]
@@ -80,10 +83,10 @@ def spellings(path: str) -> tuple[str, ...]:
 
 
 def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
-  """The paths that `source` names, as they are spelled in `folder`.
+  """Returns the paths that `source` names as they are spelled in `folder`.
 
   Raises:
-    InputError: some are not there, or are no regular files.
+    InputError: some files are missing, or are not regular files.
   """
   located, missing = [], []
   for path in paths:
@@ -132,16 +135,19 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def _is_utf8(text: str) -> bool:
+  """Whether the text can be written as UTF-8."""
   try:
     text.encode()
-  except UnicodeEncodeError:  # a surrogate stands for each undecodable byte
+  except UnicodeEncodeError:  # Python reads an invalid byte as a surrogate.
     return False
   return True
 
 
 def _read_file(paths: Sequence[str], index: int) -> bytes:
+  """The bytes of one of the files."""
   try:
-    with open(paths[index], "rb") as file:  # A path object costs as much.
+    # Paths are strings: making a Path takes as long as reading a small file.
+    with open(paths[index], "rb") as file:
       return file.read()
   except OSError as error:
     raise InputError(

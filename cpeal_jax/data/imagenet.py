@@ -1,4 +1,4 @@
-"""ImageNet as CoOp lays it out: `images/{train,val}/SYNSET/*.JPEG`."""
+"""Reads ImageNet in CoOp's layout: `images/{train,val}/SYNSET/*.JPEG`."""
 
 import collections
 from pathlib import Path
@@ -11,18 +11,25 @@ from cpeal_jax.errors import InputError
 def load_imagenet(
   root: Path | str, *, seed: int = 0, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """ImageNet's validation images are the test split; val is cut from train.
+  """Reads the data set; ImageNet's validation images are the test split.
 
-  A fifth of each class's training images, by a hash of (seed, id). CoOp takes
-  the validation images as val and as test both; here no image is in two
-  splits. Classes are the synsets that have a folder, in their order.
+  The validation split is a fifth of each class's training images, chosen by a
+  hash of (seed, id). CoOp uses ImageNet's validation images both as val and as
+  test; here no image is in two splits. The classes are the synsets that have a
+  folder, in order.
 
-  Class names are the catalogue's, or those of `classnames.txt` (`SYNSET name`
-  on each line) where it has one; a name it gives to two synsets is passed
-  over, as CoOp's own file has two such.
+  Class names are the catalogue's, unless `classnames.txt`, with `SYNSET name`
+  on each line, has another name for a synset. A name that the file gives to two
+  synsets is ignored; CoOp's own file has two such names.
+
+  Args:
+    root: the folder that holds `images/`.
+    seed: the seed of the cut.
+    progress: called with the number of further files that were hashed.
 
   Raises:
-    InputError: no such layout, or a folder that is no synset of ImageNet.
+    InputError: there are no such folders, or a folder is not a synset of
+      ImageNet.
   """
   root = Path(root)
   found = {}
@@ -37,7 +44,8 @@ def load_imagenet(
         f"no class folder in {where}; {catalogue.find('imagenet').get}"
       )
   synsets = sorted({synset for listed in found.values() for synset in listed})
-  names = catalogue.class_names("imagenet", synsets) | _own_names(root, synsets)
+  names = catalogue.class_names("imagenet", synsets)
+  names |= _names_from_file(root, synsets)
   rows = {
     split: [
       (id_, label)
@@ -57,7 +65,8 @@ def load_imagenet(
   )
 
 
-def _own_names(root: Path, synsets: list[str]) -> dict[str, str]:
+def _names_from_file(root: Path, synsets: list[str]) -> dict[str, str]:
+  """The unambiguous class names in `classnames.txt`, by synset."""
   source = root / "classnames.txt"
   if not source.exists():
     return {}

@@ -1,4 +1,4 @@
-"""Pixels: decode any image to RGB, resize and crop as CLIP's processor does."""
+"""Decodes images to RGB; resizes and crops them as CLIP's processor does."""
 
 import dataclasses
 import io
@@ -18,13 +18,13 @@ from cpeal_jax.errors import InputError, reason
 # number among its settings.
 MAX_SIDE = 16_384
 MAX_SETTING = 1e6
-# Pillow's own limit for what it opens; here also for what a long, thin image
-# would be resized to.
+# Pillow refuses to open larger images. The limit also holds here for what a
+# long, thin image would be resized to.
 MAX_PIXELS = 178_956_970
 
 
 class CorruptImage(InputError):
-  """The bytes are there but are no image, or not a whole or sane one."""
+  """The bytes are not an image, or one that is truncated or too large."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The layouts that a data set's files can have: a line each in `LAYOUTS`."""
+"""The table of layouts that a data set's files can have."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -19,16 +19,16 @@ from cpeal_jax.data.pools import Dataset, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-  """Where a data set is and what is known about it; empty texts are unset.
+  """Where a data set is, and what is known about it; empty texts are unset.
 
   Attributes:
-    name: key of `catalogue.CATALOGUE`, whose class names and counts hold.
-    root: directory of the files.
-    tfds_dir: data directory of TFDS.
-    split_file: CoOp's split json.
-    image_dir: directory below `root` that the split's paths start from.
-    class_names: file of display names, see `class_names.read_class_names`.
-    check_counts: whether a known set with missing images is refused.
+    name: a key of `catalogue.CATALOGUE`, which gives class names and counts.
+    root: the folder of the files.
+    tfds_dir: TFDS's data directory.
+    split_file: the path of CoOp's split file.
+    image_dir: the folder below `root` that the split's paths start from.
+    class_names: a file of display names, see `class_names.read_class_names`.
+    check_counts: whether a known data set with missing images is refused.
   """
 
   name: str = ""
@@ -104,7 +104,7 @@ LAYOUTS: dict[str, Loader] = {
   "aptos": _aptos,
   "digits": _digits,
 }
-# The layouts for which a key has a meaning.
+# The layouts that use a key; for the others it is refused.
 TAKES = {
   "split_file": ("coop", "tfds"),
   "image_dir": ("coop",),

@@ -1,4 +1,4 @@
-"""Pools: which images there are, what they are called, and how to read them."""
+"""Data sets and their splits: what images there are, and how to read them."""
 
 import collections
 import dataclasses
@@ -18,8 +18,10 @@ from cpeal_jax.data.formats import Range, UndefinedRange, form_of, refuse_form
 from cpeal_jax.data.images import CorruptImage, decode
 
 Progress = Callable[[int], None] | None
+# How many images a thread hashes before it takes new ones.
 HASH_BLOCK = 64
-# What the training images are cut into when these splits are missing.
+# The shares of the training images that train and the missing splits get, by
+# the names of the missing splits.
 FRACTIONS = {
   (): (1.0,),
   ("val",): (0.8, 0.2),
@@ -35,10 +37,10 @@ class Split:
   Attributes:
     name: `train`, `val` or `test`.
     ids: stable names, relative to the data root with forward slashes.
-    labels: class numbers, -1 where unknown.
-    sha256: hex digest of each image's bytes.
-    paths: where each file lies; an empty string where there is no file.
-    read: the bytes of image i.
+    labels: the class index of each image, -1 if unknown.
+    sha256: the hex digest of each image's bytes.
+    paths: the path of each image's file; empty if it is not a file.
+    read: a function from the number of an image to its bytes.
     forms: what `formats.form_of` says of each image; empty if not known.
     value_range: (black, white) of gray images of more than 8 bits; None is
       their full range.
@@ -86,7 +88,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-  """Three splits over the same classes; label c is `classes[c]`.
+  """Three splits that share their classes; `classes[c]` names label c.
 
   Attributes:
     name: what it is called.
@@ -109,13 +111,15 @@ class Dataset:
 
   @property
   def splits(self) -> tuple[Split, Split, Split]:
+    """The three splits, in the order train, val, test."""
     return self.train, self.val, self.test
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Digest of the classes and of every split's ids, bytes and labels.
 
-    The data root is not in it: a moved folder is the same data set.
+    It does not depend on the data root, so a data set that was moved to another
+    folder is the same one.
     """
     return _digest(
       [self.classes, *([s.fingerprint, s.labels.tolist()] for s in self.splits)]
@@ -132,16 +136,19 @@ def from_bytes(
   sha256: Sequence[str] | None = None,
   progress: Progress = None,
 ) -> Split:
-  """A split of anything readable: sorts by id and hashes every image.
+  """Makes a split of images that `read` returns, sorted by id.
+
+  Every image is read once, for its digest and its form.
 
   Args:
-    name: of the split.
-    ids: one per image, in any order.
-    labels: one per image, -1 where unknown.
-    read: the bytes of image i, counted as in `ids`; called from threads.
-    paths: one per image where there are files.
-    sha256: one per image where they are known; nothing is read then.
-    progress: told how many more images have been hashed.
+    name: `train`, `val` or `test`.
+    ids: the id of each image, in any order.
+    labels: the class index of each image, -1 if unknown.
+    read: a function from a position in `ids` to the image's bytes. It is called
+      from several threads.
+    paths: the path of each image, if they are files.
+    sha256: the digest of each image, if known; nothing is read then.
+    progress: called with the number of further images that were hashed.
   """
   order = sorted(range(len(ids)), key=lambda i: ids[i].encode())
   forms = ()
@@ -167,8 +174,13 @@ def cut(
 ) -> list[list[tuple[str, int]]]:
   """Cuts (id, label) rows into parts, each with its fraction of every class.
 
-  Which part an id falls in follows from a hash of (seed, id), so it does not
-  depend on the order of `rows`. The first part gets at least one per class.
+  A hash of (seed, id) decides which part an id is in, so the order of `rows`
+  does not matter. The first part gets at least one row of each class.
+
+  Args:
+    rows: (id, label) of each image.
+    fractions: the share of each part; they sum to 1.
+    seed: the seed of the hash.
   """
   by_class = collections.defaultdict(list)
   for row in sorted(rows, key=lambda row: _digest([seed, row[0]])):
@@ -185,13 +197,19 @@ def cut(
 def cut_missing_splits(
   rows: dict[str, list[tuple[str, int]]], *, seed: int
 ) -> dict[str, list[tuple[str, int]]]:
-  """Cuts the splits that are missing out of `train`, as `FRACTIONS` says."""
+  """Returns all three splits; missing ones are cut out of `train`.
+
+  Args:
+    rows: (id, label) of each image, by split; `train` must be there.
+    seed: the seed of the cut, see `cut`.
+  """
   missing = tuple(split for split in ("val", "test") if split not in rows)
   parts = cut(rows["train"], FRACTIONS[missing], seed=seed)
   return rows | dict(zip(("train", *missing), parts, strict=True))
 
 
 def _digest(value: object) -> str:
+  """The sha256 of a value as JSON."""
   return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
@@ -209,7 +227,8 @@ def _look_at_all(
       answers.append((hashlib.sha256(data).hexdigest(), form_of(data)))
     return answers
 
-  # More threads than cores wait for one another where files are small.
+  # With more threads than cores, threads that read small files would wait for
+  # one another.
   with ThreadPoolExecutor(os.cpu_count()) as threads:
     starts = range(0, len(order), HASH_BLOCK)
     for answers in threads.map(look_at_block, starts):

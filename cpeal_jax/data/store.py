@@ -1,9 +1,10 @@
-"""The evaluation store: every image of a split, preprocessed once.
+"""Keeps every image of a split preprocessed on disk, as evaluation sees it.
 
-Two files under `cache_dir`, named by what determines their content: a mask of
-the images that decode, and a memory-mapped array of the pixels. Each is
-written aside and renamed when whole, so a kill leaves nothing half-written
-and processes that build the same store do not meet.
+A store has two files in the cache directory: a mask of the images that can be
+decoded, and an array of the pixels. Their names are a digest of all that
+determines their content. A file gets its name only once it is complete, so a
+process that is killed leaves no incomplete file, and processes that build the
+same store do not disturb one another.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,10 +27,14 @@ from cpeal_jax.data.pools import Progress, Split
 from cpeal_jax.data.workers import SAMPLES, thread_count
 from cpeal_jax.errors import InputError
 
-VERSION = 2  # raise it when the same images and spec give other pixels
+# To be raised whenever the same images and spec give other pixels.
+VERSION = 2
+# How many images are decoded between two writes.
 BLOCK = 256
 # Images that a thread decodes before it takes new ones.
 IMAGES_PER_TASK = 16
+# Corrupt images of a split that a message names.
+NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +42,9 @@ class ImageStore:
   """Preprocessed images of one split, in the split's order.
 
   Attributes:
-    ok: False where the image could not be decoded; its pixels are zeros.
-    rows: `rows(start, stop)` is uint8 [stop - start, S, S, 3]; read-only.
+    ok: False for images that could not be decoded; their pixels are zeros.
+    rows: a function (start, stop) to the pixels of these images, a read-only
+      array uint8 [stop - start, S, S, 3].
   """
 
   ok: Bool[np.ndarray, " N"]
@@ -58,21 +64,24 @@ def open_store(
   max_corrupt: int = 0,
   progress: Progress = None,
 ) -> ImageStore:
-  """Opens the store of a split, building it where there is none.
+  """Opens the store of a split, and builds it first if there is none.
+
+  Pixels whose checksum is wrong are decoded again.
 
   Args:
-    split: whose images.
+    split: the images.
     spec: how they are resized and cropped.
-    cache_dir: where the files go; may be shared by processes and runs.
-    fingerprint: of the images; by default the split's own.
-    limit_bytes: a split with more pixels than this is decoded anew at each
-      `rows`; only the mask is kept, from one pass that finds corrupt images.
+    cache_dir: the folder of the files; processes and runs may share it.
+    fingerprint: a digest of the images; by default the split's.
+    limit_bytes: if the split's pixels need more bytes, they are not kept but
+      decoded at every call of `rows`. One pass at the start finds the corrupt
+      images, and only the mask is kept.
     max_corrupt: how many images may fail to decode.
-    progress: told how many more images have been decoded while building.
+    progress: called with the number of further images that were decoded.
 
   Raises:
-    InputError: too many corrupt images, an unreadable file, or a cache that
-      cannot be written.
+    TooManyCorrupt: more images are corrupt.
+    InputError: a file cannot be read, or the cache cannot be written.
   """
   cache_dir = Path(cache_dir)
   mask_file, pixel_file = _files(split, spec, cache_dir, fingerprint)
@@ -96,12 +105,20 @@ def open_store(
     _refuse(split, ok, max_corrupt)
     if streams:
       return ImageStore(np.array(ok), decode)
-    pixels = cache.read(pixel_file, shape, np.uint8)
+    pixels = cache.open_array(pixel_file, shape, np.uint8)
     if pixels is None:
       return None
-    return ImageStore(
-      np.array(ok), lambda start, stop: np.asarray(pixels[start:stop])
-    )
+
+    def rows(start: int, stop: int) -> UInt8[np.ndarray, "n S S 3"]:
+      kept = pixels.rows(start, stop)
+      if kept is not None:
+        return kept
+      # Removed, so that the next start builds it anew.
+      with contextlib.suppress(OSError):
+        pixel_file.unlink()
+      return decode(start, stop)
+
+    return ImageStore(np.array(ok), rows)
 
   if not len(split):  # nothing to map
     return ImageStore(np.zeros(0, bool), decode)
@@ -123,16 +140,47 @@ def open_store(
   raise InputError(f"the image cache in {cache_dir} was changed while opening")
 
 
+def corrupt_note(
+  split: Split, ok: Bool[np.ndarray, " N"], max_corrupt: int
+) -> str:
+  """Says which images of a split cannot be decoded, and what follows from it.
+
+  It is empty if all can be.
+  """
+  ids = [split.ids[i] for i in np.flatnonzero(~ok)]
+  if not ids:
+    return ""
+  dots = ", ..." if len(ids) > 3 else ""
+  follows = "more than" if len(ids) > max_corrupt else "at most"
+  end = "which is refused" if len(ids) > max_corrupt else "and left out"
+  return (
+    f"{len(ids)} image(s) of split {split.name} cannot be decoded "
+    f"({', '.join(ids[:3])}{dots}): {follows} the {max_corrupt} of "
+    f"dataset.max_corrupt, {end}"
+  )
+
+
+def can_decode(split: Split) -> Bool[np.ndarray, " N"]:
+  """Decodes every image of a split; False where that fails."""
+  ok = np.ones(len(split), bool)
+  for i in range(len(split)):
+    try:
+      split.open(i)
+    except CorruptImage:
+      ok[i] = False
+  return ok
+
+
 def is_built(split: Split, spec: ImageSpec, *, cache_dir: Path | str) -> bool:
-  """Whether the mask is there, so that there is mostly nothing to decode."""
-  # Not Path.exists, which raises where a folder may not be entered.
+  """Returns whether the mask is there, so that little is left to decode."""
+  # Path.exists would raise if a folder may not be entered.
   return os.path.exists(_files(split, spec, Path(cache_dir))[0])
 
 
 def _files(
   split: Split, spec: ImageSpec, folder: Path, fingerprint: str | None = None
 ) -> tuple[Path, Path]:
-  """Of the mask, and of the pixels."""
+  """The paths of the mask and of the pixels."""
   determines = [
     VERSION,
     fingerprint or split.fingerprint,
@@ -168,24 +216,51 @@ def _decode_all(
   progress: Progress,
   threads: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  ok = np.ones(len(split), bool)
+  """Yields the pixels and the mask of each block.
+
+  It refuses corrupt images after the last block, so that the message names all
+  of them.
+  """
+  masks = []
   for start in range(0, len(split), BLOCK):
     images, good = _decode(split, spec, start, start + BLOCK, threads)
-    ok[start : start + BLOCK] = good
-    _refuse(split, ok, max_corrupt)
+    masks.append(good)
     yield images, good
     if progress:
       progress(len(good))
+  _refuse(split, np.concatenate(masks), max_corrupt)
+
+
+class TooManyCorrupt(InputError):
+  """More images cannot be decoded than are allowed.
+
+  Attributes:
+    found: (split, ids of its corrupt images) of each such split.
+    allowed: how many each split may have.
+  """
+
+  def __init__(self, found: Sequence[tuple[str, list[str]]], allowed: int):
+    self.found, self.allowed = tuple(found), allowed
+    parts = []
+    for name, ids in found:
+      more = len(ids) - NAMED
+      rest = f" and {more} more" if more > 0 else ""
+      parts.append(
+        f"{len(ids)} image(s) of split {name!r} cannot be decoded, more than "
+        f"the {allowed} allowed: {', '.join(ids[:NAMED])}{rest}"
+      )
+    most = max(len(ids) for _, ids in found)
+    super().__init__(
+      f"{'; '.join(parts)}; replace or remove them, or set "
+      f"dataset.max_corrupt={most} to leave them out"
+    )
 
 
 def _refuse(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
+  """Raises TooManyCorrupt if more images of a split failed than may."""
   bad = [split.ids[i] for i in np.flatnonzero(~ok)]
   if len(bad) > max_corrupt:
-    raise InputError(
-      f"{len(bad)} image(s) of split {split.name!r} cannot be decoded, more"
-      f" than the {max_corrupt} allowed: {', '.join(bad[:3])}; replace or"
-      " remove them, or raise dataset.max_corrupt"
-    )
+    raise TooManyCorrupt([(split.name, bad)], max_corrupt)
 
 
 def _build(
@@ -194,20 +269,25 @@ def _build(
   pixel_file: Path | None,
   shape: tuple[int, ...],
 ) -> None:
-  """Writes the pixels block by block, then the mask; the pixels commit last.
+  """Writes the pixels block by block, and then the mask.
 
-  Plain writes, not a writable memory map: on a full disk those raise, where
-  the map would kill the process.
+  The pixels' file gets its name last. The pixels are written, not assigned to a
+  memory map, since on a full disk a write raises an error, and an assignment
+  would kill the process.
   """
+  masks = []
+
+  def pixels() -> Iterator[np.ndarray]:
+    for images, ok in blocks:
+      masks.append(ok)
+      yield images
+
   with contextlib.ExitStack() as stack:
     if pixel_file:
       file = stack.enter_context(cache.atomic_file(pixel_file))
-      header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-      np.lib.format.write_array_header_1_0(file, header)
-    masks = []
-    for images, ok in blocks:
-      masks.append(ok)
-      if pixel_file:
-        file.write(images.data)
+      cache.write_array(file, shape, np.uint8, pixels())
+    else:
+      for _ in pixels():
+        pass
     with cache.atomic_file(mask_file) as mask:
-      np.save(mask, np.concatenate(masks))
+      cache.write_array(mask, shape[:1], np.bool_, masks)

@@ -1,7 +1,7 @@
-"""Sets of TFDS's catalogue, prepared as array records; no TensorFlow here.
+"""Reads data sets that TFDS prepared as array records, without TensorFlow.
 
-Images stay encoded, as TFDS stored them, and on disk: a record is read when
-its image is. Labels are matched by their names.
+Images stay on disk, encoded as TFDS stored them, until they are read. Labels
+are matched by their names, since TFDS numbers them in another order.
 """
 
 import collections
@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from cpeal_jax.data import catalogue, coop, files, pools, prepare, records
 from cpeal_jax.errors import InputError
 
-# Id -> (records, position, label name)
+# The records that hold an image, its position in them and its label's name, by
+# the image's id.
 Index = dict[str, tuple[records.Records, int, str]]
 
 
@@ -26,24 +27,25 @@ def load_tfds(
   check_counts: bool = True,
   progress: pools.Progress = None,
 ) -> pools.Dataset:
-  """Reads a prepared TFDS set, preparing it first where that is possible.
+  """Reads a data set that TFDS prepared; prepares it first if that is possible.
 
-  Where TFDS has no validation split it is cut out of train, 80/20 in each
-  class; where it has no test split either, 50/20/30. The cut is by a hash of
-  (seed, id).
+  If TFDS has no validation split, each class's training images are cut 80/20
+  into train and val; if it has no test split either, 50/20/30 into train, val
+  and test. The cut is by a hash of (seed, id).
 
   Args:
-    name: the catalogue's key.
-    data_dir: TFDS's data directory; empty: its default.
-    split_file: CoOp's json, applied by file name: splits, labels and class
-      names are then its own, and images that it does not name are left out.
-    seed: of the cut.
+    name: a key of the catalogue.
+    data_dir: TFDS's data directory; empty for its default.
+    split_file: CoOp's split file, whose images are found by file name. It then
+      gives splits, labels and class names, and images that it does not name are
+      left out.
+    seed: the seed of the cut.
     check_counts: whether the number of images must be the known one.
-    progress: told how many more images have been read.
+    progress: called with the number of further images that were read.
 
   Raises:
-    InputError: no such set, not prepared, other counts or labels, or a split
-      file that does not fit.
+    InputError: there is no such data set, it is not prepared, it has other
+      counts or labels, or the split file does not fit.
   """
   entry = catalogue.find(name)
   splits = records.read_all(entry, prepare.ensure(name, data_dir), progress)
@@ -114,7 +116,9 @@ def _with_split_file(
 def match_files(
   paths: Sequence[str], ids: Sequence[str] | Index, source: Path
 ) -> dict[str, str]:
-  """Path in a split file -> id, by file name, letter case aside.
+  """Returns the id of each path of a split file, matched by file name.
+
+  Letter case, separators and the normal form of Unicode do not matter.
 
   The folder above is looked at only where file names repeat.
 

@@ -14,8 +14,9 @@ import jax
 from cpeal_jax import config as config_lib
 from cpeal_jax import evaluation, scoring, stochastic, training
 from cpeal_jax.data import batches, store
+from cpeal_jax.errors import escaped
 from cpeal_jax.parallel import sharding
-from cpeal_jax.progress import stage
+from cpeal_jax.progress import say, stage
 from cpeal_jax.run import precompile
 from cpeal_jax.run.plan import Plan, trained_image
 
@@ -117,15 +118,25 @@ def build(
 def _open_stores(
   config: config_lib.Config, plan: Plan
 ) -> dict[str, store.ImageStore]:
-  stores = {}
+  stores, refused = {}, []
   for split in plan.dataset.splits:
     with stage(f"decode {split.name}", len(split), "images") as advance:
-      stores[split.name] = store.open_store(
-        split,
-        plan.spec,
-        cache_dir=plan.cache,
-        limit_bytes=int(config.dataset.store_gb * 2**30),
-        max_corrupt=config.dataset.max_corrupt,
-        progress=advance,
-      )
+      try:
+        stores[split.name] = store.open_store(
+          split,
+          plan.spec,
+          cache_dir=plan.cache,
+          limit_bytes=int(config.dataset.store_gb * 2**30),
+          max_corrupt=config.dataset.max_corrupt,
+          progress=advance,
+        )
+      except store.TooManyCorrupt as error:
+        refused += error.found
+        continue
+    most = config.dataset.max_corrupt
+    note = store.corrupt_note(split, stores[split.name].ok, most)
+    if note:
+      say(escaped(f"note: {note}"))
+  if refused:
+    raise store.TooManyCorrupt(refused, config.dataset.max_corrupt)
   return stores

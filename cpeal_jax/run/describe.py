@@ -3,6 +3,7 @@
 The files are config.json, environment.json and manifest.parquet.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import os
@@ -14,7 +15,7 @@ import jax
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
-from cpeal_jax.data import batches
+from cpeal_jax.data import batches, store
 from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
@@ -24,6 +25,8 @@ from cpeal_jax.run.plan import Plan, make_plan
 # Lines about the data set at a run's start, and in a dry run, which has others.
 MOST_LINES = 11
 DRY_RUN_LINES = 7
+# A dry run decodes the images of a data set of this size or smaller.
+DECODED_AT_MOST = 1_000
 CLASSES_NAMED = 10
 PROMPTS_NAMED = 3
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -140,6 +143,14 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   plan = make_plan(config, prepare=False)
   dataset, recipe = plan.dataset, plan.recipe
   images = sum(len(split) for split in dataset.splits)
+  if images <= DECODED_AT_MOST:
+    most = config.dataset.max_corrupt
+    found = [
+      store.corrupt_note(split, store.can_decode(split), most)
+      for split in dataset.splits
+    ]
+    notes = (*plan.notes, *filter(None, found))
+    plan = dataclasses.replace(plan, notes=notes)
   steps = sum(
     recipe.epochs * batches.steps_per_epoch(plan.budget * (r + 1), recipe.batch)
     for r in range(config.rounds)

@@ -73,7 +73,8 @@ def cached(
     directory.mkdir(parents=True, exist_ok=True)
     cache.remove_leftovers(directory)
     with cache.atomic_file(path) as file:
-      np.save(file, sharding.own_part(answer)[:count])
+      rows = sharding.own_part(answer)[:count]
+      cache.write_array(file, rows.shape, rows.dtype, [rows])
   except OSError as error:
     raise InputError(
       f"cannot write the cache in {directory}: {error.strerror}; make room, or "
