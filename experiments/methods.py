@@ -54,10 +54,23 @@ SPECIAL: dict[str, dict] = {
   "random after cb": {"acquisition.name": "random", "round0": "cb"},
 }
 METHODS = (*acquisition.ACQUISITIONS, *SPECIAL)
+# Not pre-registered, so they run only if `--only` names them.
+LATER: dict[str, dict] = {
+  "featdist+PCB faithful": {
+    "acquisition.name": "featdist",
+    "acquisition.balance": "faithful",
+  },
+}
 
 
 def arm(name: str) -> dict:
-  return {"acquisition.name": name, **ALONE, **SPECIAL.get(name, {})}
+  own = (SPECIAL | LATER).get(name, {})
+  return {"acquisition.name": name, **ALONE, **own}
+
+
+def named(options: argparse.Namespace) -> tuple[str, ...]:
+  """The arms that `--only` names; without it the pre-registered ones."""
+  return tuple(options.only.split(";")) if options.only else METHODS
 
 
 def recipe_arms() -> dict[str, dict]:
@@ -84,8 +97,7 @@ def arms_of(options: argparse.Namespace) -> dict[str, dict]:
   if options.group == "recipe":
     return recipe_arms()
   recipe = {"prompt": PROMPT, "lora": LORA}[options.group]
-  names = options.only.split(";") if options.only else METHODS
-  return {name: recipe | arm(name) for name in names}
+  return {name: recipe | arm(name) for name in named(options)}
 
 
 def workdir(options: argparse.Namespace, name: str, seed: int) -> Path:

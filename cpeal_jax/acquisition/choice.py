@@ -86,8 +86,9 @@ def choose(
 
   Raises:
     InputError: there is no such method, n is below 1 or more than what is left,
-      the pool lacks a field that the method needs, or logits, features or
-      scores are not finite.
+      the pool lacks a field that the method needs, its fields disagree about
+      the number of rows or classes, or logits, features or scores are not
+      finite.
   """
   one_of("acquisition", name, ACQUISITIONS)
   pool = placed(pool)
@@ -99,6 +100,8 @@ def choose(
     )
   for what, rows in (("logits", pool.logits), ("features", pool.features)):
     _refuse_non_finite(what, on_host(_finite_rows(rows), pool))
+
+  _refuse_unknown_classes(on_host(pool.labels, pool), pool.logits.shape[1])
 
   def run_method(offered: PoolView, wanted: int) -> Picks:
     picks = ACQUISITIONS[name](method_key, offered, wanted, **hyper)
@@ -159,6 +162,19 @@ def _refuse_non_finite(what: str, finite: Bool[np.ndarray, " N"]) -> None:
     raise InputError(
       f"{what} of {np.sum(~finite)} of {len(finite)} images are not finite, "
       f"the first at index {np.argmin(finite)}: check the images and the loss."
+    )
+
+
+def _refuse_unknown_classes(
+  labels: Int[np.ndarray, " N"], classes: int
+) -> None:
+  """Raises an error unless all labels are classes, or -1 for no label."""
+  wrong = np.flatnonzero((labels < -1) | (labels >= classes))
+  if len(wrong):
+    raise InputError(
+      f"labels of {len(wrong)} images are no class, the first is "
+      f"{labels[wrong[0]]} at index {wrong[0]}: logits have {classes} classes, "
+      f"so they are 0 to {classes - 1}, or -1 where there is no label."
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import sharding
 
 # Fields that do not have one row per image; every device has all of them.
@@ -16,6 +17,20 @@ REPLICATED_FIELDS = ("class_embeddings", "logit_scale")
 # What padding rows are filled with where 0 would look like real data: a padding
 # row must not be offered as unlabeled, belong to class 0 or name image 0.
 PADDING = {"labeled": True, "labels": -1, "neighbor_indices": -1}
+# The axes of each array field, and what the letters count.
+AXES = {
+  "logits": "NC",
+  "features": "ND",
+  "labeled": "N",
+  "labels": "N",
+  "class_embeddings": "CD",
+  "neighbor_indices": "NK",
+  "neighbor_similarities": "NK",
+  "predicted_loss": "N",
+  "mean_probs": "NC",
+  "mean_entropy": "N",
+}
+COUNTED = {"N": "rows", "C": "classes", "D": "features", "K": "neighbors"}
 
 
 @flax.struct.dataclass
@@ -85,7 +100,13 @@ def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
     pool: its rows are complete on every process's host, or placed already.
     mesh: the devices. By default those that hold the rows, or a single device
       if the rows are on the host.
+
+  Raises:
+    InputError: two fields of the pool disagree about the number of rows,
+      classes, features or neighbors, a field is no array or has another
+      number of axes, or `labeled` is not boolean.
   """
+  _refuse_contradictions(pool)
   mesh = sharding.mesh_of(pool.features) if mesh is None else mesh
   rows = pool.rows()
   padded_count = sharding.whole_blocks(rows, mesh)
@@ -96,6 +117,48 @@ def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
     for name, values in rows.items()
   }
   return dataclasses.replace(pool, **placed_rows, total=pool.images)
+
+
+def _refuse_contradictions(pool: PoolView) -> None:
+  """Raises an error if the fields of the pool do not fit together."""
+  # Otherwise padding would make all of them as long as the longest.
+  seen: dict[str, tuple[str, int]] = {}
+  for name, axes in AXES.items():
+    values = getattr(pool, name)
+    if values is None:
+      continue
+    if not isinstance(values, jax.Array | np.ndarray):
+      raise InputError(
+        f"{name} of the pool is a {type(values).__name__}; it must be an array "
+        f"[{', '.join(axes)}]."
+      )
+    shape = values.shape
+    if len(shape) != len(axes):
+      raise InputError(
+        f"{name} of the pool has shape {list(shape)}; it must have "
+        f"{len(axes)} axes, [{', '.join(axes)}]."
+      )
+    for axis, size in zip(axes, shape, strict=True):
+      # A field of a padded pool may still be on the host, without padding.
+      if axis == "N" and size == pool.total:
+        continue
+      first, expected = seen.setdefault(axis, (name, size))
+      if size != expected:
+        raise InputError(
+          f"the fields of the pool disagree: {name} has {size} "
+          f"{COUNTED[axis]}, {first} has {expected}. Give one row per image in "
+          "the same order, and the same classes and features, in all of them."
+        )
+  if pool.total is not None and "N" in seen and pool.total > seen["N"][1]:
+    name, rows = seen["N"]
+    raise InputError(
+      f"total of the pool is {pool.total}, but {name} has {rows} rows."
+    )
+  if pool.labeled.dtype != np.bool_:
+    raise InputError(
+      f"labeled of the pool is of type {pool.labeled.dtype}; it must be a "
+      "boolean array, True where no label can be bought."
+    )
 
 
 def masked(pool: PoolView, labeled: Bool[np.ndarray, " N"]) -> PoolView:
