@@ -1,8 +1,8 @@
 """Plays a trajectory: `cpeal run --config=NAME`, or `python -m cpeal_jax.main`.
 
-Exit codes: 0 finished; 2 wrong usage or input; 75 stopped by SIGTERM and 130
-stopped by Ctrl-C, both of which lose nothing: run the same command again; 1 any
-other error.
+Exit codes: 0 finished, 2 wrong usage or input, 75 stopped by SIGTERM, 130
+stopped by Ctrl-C, 1 any other error. After 75 or 130 nothing is lost: run the
+same command again.
 
 Flags start with two dashes. A setting of the config is changed by a flag such
 as --config.rounds=5; the list of settings is below.
@@ -86,7 +86,7 @@ flags.DEFINE_integer(
 flags.DEFINE_bool(
   "dry_run",
   False,
-  "Print what the run would read, compute and write.",
+  "Print what the run would read, compute and write, then stop.",
 )
 
 
