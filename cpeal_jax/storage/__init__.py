@@ -1,1 +1,1 @@
-"""What outlives the process: the workdir, its files and checkpoints."""
+"""Storage on disk or in a bucket: the workdir, its files and checkpoints."""

@@ -1,8 +1,10 @@
-"""What a run needs to go on: the train state and where the loop was.
+"""Checkpoints: the train state and the position of the loop, saved by orbax.
 
-Nothing else knows orbax. Saves are asynchronous and atomic: a killed save
-leaves the newest complete step as it was. In a bucket `checkpoint_objects`
-stands in: orbax has no s3://, and commits a directory of many objects on gs://.
+This is the only module that uses orbax. Saves are asynchronous and atomic: if
+the process is killed during a save, the newest complete checkpoint is
+unchanged. Checkpoints in a bucket are saved by `checkpoint_objects` instead,
+because orbax does not support s3:// and commits many objects per checkpoint on
+gs://.
 """
 
 import contextlib
@@ -25,14 +27,15 @@ from cpeal_jax.storage.checkpoint_objects import (
   number,
 )
 
-# In each step's directory, committed with it: size and sha256 of its files.
+# This file in each checkpoint's directory lists the size and sha256 of the
+# other files. It is committed together with them.
 _SEAL = "digests.json"
 
 
 class Checkpoints:
   """The checkpoints of one workdir, ordered by (round, step).
 
-  Every process of a multi-host run enters every call.
+  In a multi-host run every process must make every call.
   """
 
   def __init__(
@@ -45,13 +48,15 @@ class Checkpoints:
     """Opens or creates `directory`.
 
     Args:
-      directory: for checkpoints alone.
-      keep: how many of the newest stay, besides the last of each round.
-      read_only: only `restore` and what asks; another process may be saving
-        there.
+      directory: a directory that holds nothing but checkpoints.
+      keep: how many of the newest checkpoints to keep, in addition to the last
+        one of each round.
+      read_only: True to allow only `restore` and queries, which is safe while
+        another process saves to the same directory.
     """
-    self._directory = epath.Path(directory).resolve()  # Orbax refuses others.
-    self._saving = -1
+    # Orbax accepts absolute paths only.
+    self._directory = epath.Path(directory).resolve()
+    self._saving = -1  # The number of the checkpoint being saved.
     with self._writing():
       self._manager = ocp.CheckpointManager(
         self._directory,
@@ -68,23 +73,23 @@ class Checkpoints:
       )
 
   def all(self) -> list[tuple[int, int]]:
-    """Every complete (round, step), the oldest first."""
+    """Returns (round, step) of every complete checkpoint, oldest first."""
     return [divmod(n, STRIDE) for n in sorted(self._manager.all_steps())]
 
   def latest(self) -> tuple[int, int] | None:
-    """The newest complete (round, step), or None."""
+    """Returns (round, step) of the newest complete checkpoint, or None."""
     return max(self.all(), default=None)
 
   def at(self, round_: int) -> tuple[int, int] | None:
-    """The newest complete (round, step) of a round, or None."""
+    """Returns (round, step) of the round's newest checkpoint, or None."""
     return max((at for at in self.all() if at[0] == round_), default=None)
 
   def path(self, round_: int, step: int) -> epath.Path:
-    """The directory of one checkpoint."""
+    """Returns the directory of one checkpoint."""
     return self._directory / str(number(round_, step))
 
   def rewind(self, round_: int, step: int) -> None:
-    """Deletes (round, step) and everything newer: it is about to be redone."""
+    """Deletes checkpoint (round, step) and all newer ones, to redo them."""
     self.wait()
     first = number(round_, step)
     for n in sorted(self._manager.all_steps(), reverse=True):
@@ -94,17 +99,20 @@ class Checkpoints:
   def save(
     self, round_: int, step: int, train: Any, loop: Mapping[str, Any]
   ) -> None:
-    """Starts a save, and returns before it is on disk.
+    """Starts a save and returns before it has reached the disk.
+
+    Deletes any checkpoints at or after (round, step) first: they are left from
+    an earlier attempt at this round.
 
     Args:
-      round_: counted from 0.
-      step: within the round, below `STRIDE`. What a redone round left at or
-        after (round, step) is deleted first.
-      train: tree of jax arrays: adapter, optimizer state; never frozen weights.
-      loop: JSON-able; round and step are added.
+      round_: the round, counted from 0.
+      step: the step within the round, below `STRIDE`.
+      train: a tree of jax arrays: the adapter and the optimizer state, without
+        the frozen weights.
+      loop: a JSON-serializable dict; `round` and `step` are added to it.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the directory cannot be written.
     """
     self.rewind(round_, step)
     loop = {**loop, "round": round_, "step": step}
@@ -120,46 +128,49 @@ class Checkpoints:
   def restore(
     self, round_: int, step: int, abstract_train: Any
   ) -> tuple[Any, dict[str, Any]]:
-    """Reads one checkpoint, onto any number of devices.
+    """Reads one checkpoint onto any number of devices.
 
     Args:
-      round_: as saved.
-      step: as saved.
-      abstract_train: tree as saved, of arrays or of ShapeDtypeStructs with
-        shardings: where the values go.
+      round_: the round that was passed to `save`.
+      step: the step that was passed to `save`.
+      abstract_train: a tree of the saved structure, whose leaves are arrays or
+        `ShapeDtypeStruct`s with shardings. They give the shape, dtype and
+        sharding of each restored array.
 
     Returns:
-      The train state, and the loop's dict as saved, with round and step.
+      The train state, and the loop's dict including `round` and `step`.
 
     Raises:
-      InputError: the checkpoint was edited or truncated; `rewind` to it to go
-        on from the one before.
+      InputError: the checkpoint was edited or truncated. To continue from the
+        checkpoint before it, call `rewind(round_, step)`.
     """
     target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding
+      ),
       abstract_train,
     )
     args = ocp.args.Composite(
       train=ocp.args.StandardRestore(target), loop=ocp.args.JsonRestore()
     )
     self.wait()
-    if why := self.damage(round_, step):
-      raise self._damaged(round_, step, why)
+    if reason := self.damage(round_, step):
+      raise self._damaged(round_, step, reason)
     try:
-      out = self._manager.restore(number(round_, step), args=args)
-    except Exception as error:  # Damage surfaces as nearly any type here.
-      why = (str(error).splitlines() or [""])[0][:200]
+      restored = self._manager.restore(number(round_, step), args=args)
+    except Exception as error:  # Orbax raises many types for damaged files.
+      reason = (str(error).splitlines() or [""])[0][:200]
       raise self._damaged(
-        round_, step, f"{type(error).__name__}: {why}"
+        round_, step, f"{type(error).__name__}: {reason}"
       ) from error
-    return out["train"], out["loop"]
+    return restored["train"], restored["loop"]
 
   def damage(self, round_: int, step: int) -> str | None:
-    """What a checkpoint's digests say is wrong with it, in a line; or None.
+    """Returns one line on how a checkpoint differs from its digests, or None.
 
-    To be asked before orbax trips over it: orbax reads many files at once, and
-    what one damaged file leaves unread fails later, on other threads, each
-    with a traceback on the screen.
+    Call this before orbax reads the checkpoint. Orbax reads many files at once;
+    if one is damaged, the reads of the others fail later on other threads, and
+    each of them prints a traceback.
     """
     path = self.path(round_, step)
     if not path.exists():
@@ -172,16 +183,16 @@ class Checkpoints:
     return f"{change[0]}: {change[1]}" if change else None
 
   def wait(self) -> None:
-    """Returns when every started save is on disk.
+    """Waits until every save that was started is on disk.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the directory cannot be written.
     """
     with self._writing():
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and frees what orbax holds."""
+    """Waits for the saves and releases orbax's resources."""
     self.wait()
     with self._writing():
       self._manager.close()
@@ -193,16 +204,18 @@ class Checkpoints:
     try:
       self.close()
     except InputError:
-      # A save that failed in several places is told once; but one that fails
-      # here alone was not saved, whatever else ends the run.
+      # A failed save may raise InputError several times; the first one is
+      # enough. If the run is ending for another reason, this failure has not
+      # been reported yet, so it is raised.
       if not isinstance(error, InputError):
         raise
 
   def _seal(self) -> None:
-    """Adds digests to the save in progress; orbax calls it before the commit.
+    """Adds the digests to the save in progress.
 
-    The directory has its temporary name then. What orbax still writes (its
-    marks and a time stamp) doesn't matter here.
+    Orbax calls this before it commits the save, when the directory still has
+    its temporary name. The digests leave out the files directly in that
+    directory: orbax writes some of them (markers and a time stamp) afterward.
     """
     for path in self._directory.iterdir():
       if path.name.split(".")[0] == str(self._saving) and path.is_dir():
@@ -211,20 +224,23 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
+    """Turns an error of the file system into an `InputError`."""
     try:
       yield
     except Exception as error:
-      if not (why := _refused(error)):
+      if not (reason := _file_system_error(error)):
         raise
       raise InputError(
-        f"cannot write {self._directory}: {why}. Free some space or mend the "
+        f"cannot write {self._directory}: {reason}. Free some space or fix the "
         "permissions; finished rounds are kept."
       ) from error
 
-  def _damaged(self, round_: int, step: int, why: str) -> InputError:
+  def _damaged(self, round_: int, step: int, reason: str) -> InputError:
+    """Returns the error for a checkpoint that cannot be read."""
     return InputError(
       f"checkpoint {self.path(round_, step)} is missing, edited or truncated "
-      f"({why}). Remove that directory to go on from the one before."
+      f"({reason}). Remove that directory to continue from the checkpoint "
+      "before it."
     )
 
 
@@ -234,14 +250,24 @@ AnyCheckpoints = Checkpoints | CheckpointObjects
 def open_checkpoints(
   directory: str | os.PathLike, *, keep: int = 3, read_only: bool = False
 ) -> AnyCheckpoints:
-  """The checkpoints of a workdir, on a disk or in a bucket."""
+  """Opens the checkpoints in `directory`, which may be in a bucket.
+
+  Args:
+    directory: a path, or an address such as gs://BUCKET/run/checkpoints.
+    keep: how many of the newest checkpoints to keep, in addition to the last
+      one of each round.
+    read_only: as for `Checkpoints`; it has no effect in a bucket.
+
+  Returns:
+    `CheckpointObjects` for a bucket, `Checkpoints` for a path.
+  """
   if files.is_remote(directory):
     return CheckpointObjects(directory, keep=keep)
   return Checkpoints(directory, keep=keep, read_only=read_only)
 
 
 class _Keep:
-  """Orbax's preservation policy: what `kept` says."""
+  """A preservation policy for orbax that keeps the checkpoints of `kept`."""
 
   def __init__(self, keep: int):
     self._keep = keep
@@ -254,27 +280,32 @@ class _Keep:
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:
-  """Waits for the other processes; not on the way out of a failed save.
+  """Waits for the other processes, unless an exception is being handled.
 
-  Orbax would meet them in a `finally`, and where the save failed here alone
-  they wait elsewhere: 20 minutes, and nobody knows of the first error then.
+  Orbax calls this in a `finally` block, so also after a failed save. If the
+  save failed in this process alone, the other processes wait at another
+  barrier. Waiting for them would take 20 minutes until the timeout and hide the
+  first error, so that error is raised again at once.
   """
   if error := sys.exc_info()[1]:
     raise error
   ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
-def _refused(error: Exception) -> str | None:
-  """What the file system said; None for an error of another kind."""
+def _file_system_error(error: Exception) -> str | None:
+  """Returns the file system's message, or None for any other error."""
   if isinstance(error, OSError):
     return error.strerror or str(error)
-  # Tensorstore has a type of its own, and a long story around the code.
+  # Tensorstore's errors are not OSErrors; the code is inside a long message.
   code = re.search(r"os_error_code='(\d+)'", str(error))
   return os.strerror(int(code[1])) if code else None
 
 
 def _file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-  """Relative names of all files below `folder`; epath has no `**`."""
+  """Yields the relative names of all files below `folder`.
+
+  This function is needed because epath has no recursive `**` pattern.
+  """
   for path in folder.iterdir():
     if path.is_dir():
       yield from _file_names(path, f"{prefix}{path.name}/")

@@ -1,8 +1,10 @@
-"""Checkpoints in a bucket: each is one object, there whole or not at all.
+"""Checkpoints in a bucket: each is one object, written in a single upload.
 
-An adapter and its optimizer are small and the same on every device, so process
-0 writes them at once. The object is a sha256 in hexadecimal, then flax's
-MessagePack of what it is of: the train state and the loop's dict as JSON.
+An adapter and its optimizer state are small and the same on every device, so
+process 0 alone writes them. One upload is atomic: the object either exists in
+full or not at all. An object holds a sha256 as 64 hexadecimal digits, followed
+by the bytes that it covers: the train state and the loop's dict (as JSON),
+serialized by flax as MessagePack.
 """
 
 import json
@@ -19,23 +21,36 @@ from jax.experimental import multihost_utils
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files
 
-# Orbax skips a save, silently, unless its one number grows; this leaves room
-# for a million steps in a round.
+# Orbax identifies a checkpoint by a single number, and silently skips a save
+# whose number is not larger than the last. Rounds are this far apart, so a
+# round may have a million steps.
 STRIDE = 1_000_000
-_DIGEST = 64
+_DIGEST = 64  # The length of a sha256 in hexadecimal.
 
 
 def number(round_: int, step: int) -> int:
-  """(round, step) as one number that grows with it."""
+  """Returns one number for (round, step), in the same order as the pairs.
+
+  Raises:
+    ValueError: the round is negative, or the step is not in [0, `STRIDE`).
+  """
   if round_ < 0 or not 0 <= step < STRIDE:
     raise ValueError(f"round {round_}, step {step} out of range")
   return round_ * STRIDE + step
 
 
 def kept(numbers: Sequence[int], keep: int) -> list[bool]:
-  """Of ascending numbers which stay: the newest `keep`, each round's last.
+  """Returns which checkpoints to keep: the newest, and the last of each round.
 
-  The last of a round is what `load_run` needs to give that round's model.
+  The last checkpoint of each round is kept because `load_run` can load the
+  model of any round.
+
+  Args:
+    numbers: the checkpoints' numbers (see `number`) in ascending order.
+    keep: how many of the newest to keep.
+
+  Returns:
+    For each of `numbers`, whether to keep it.
   """
   rounds = [n // STRIDE for n in numbers]
   return [
@@ -45,40 +60,42 @@ def kept(numbers: Sequence[int], keep: int) -> list[bool]:
 
 
 class CheckpointObjects:
-  """`checkpoint.Checkpoints` for a bucket, with the same methods.
+  """The checkpoints of a workdir in a bucket.
 
-  Every process of a multi-host run enters every call; a save is done when it
-  returns.
+  The methods are those of `checkpoint.Checkpoints`, but `save` returns only
+  when the checkpoint is stored. In a multi-host run every process must make
+  every call.
   """
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
-    """Opens `directory`, whether or not something is there.
+    """Opens `directory`, which need not exist yet.
 
     Args:
-      directory: for checkpoints alone.
-      keep: how many of the newest stay, besides the last of each round.
+      directory: the address of a folder that holds nothing but checkpoints.
+      keep: how many of the newest checkpoints to keep, in addition to the last
+        one of each round.
     """
     self._directory = epath.Path(directory)
     self._keep = keep
 
   def all(self) -> list[tuple[int, int]]:
-    """Every (round, step), the oldest first."""
+    """Returns (round, step) of every checkpoint, oldest first."""
     return [divmod(n, STRIDE) for n in self._numbers()]
 
   def latest(self) -> tuple[int, int] | None:
-    """The newest (round, step), or None."""
+    """Returns (round, step) of the newest checkpoint, or None."""
     return max(self.all(), default=None)
 
   def at(self, round_: int) -> tuple[int, int] | None:
-    """The newest (round, step) of a round, or None."""
+    """Returns (round, step) of the round's newest checkpoint, or None."""
     return max((at for at in self.all() if at[0] == round_), default=None)
 
   def path(self, round_: int, step: int) -> epath.Path:
-    """The object of one checkpoint."""
+    """Returns the address of one checkpoint's object."""
     return self._path(number(round_, step))
 
   def rewind(self, round_: int, step: int) -> None:
-    """Deletes (round, step) and everything newer: it is about to be redone."""
+    """Deletes checkpoint (round, step) and all newer ones, to redo them."""
     first = number(round_, step)
     self._delete([n for n in self._numbers() if n >= first])
     _meet(f"rewound to {first}")
@@ -86,10 +103,10 @@ class CheckpointObjects:
   def save(
     self, round_: int, step: int, train: Any, loop: Mapping[str, Any]
   ) -> None:
-    """Saves; the arguments are those of `Checkpoints.save`.
+    """Saves a checkpoint; the arguments are those of `Checkpoints.save`.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: the bucket cannot be written.
     """
     self.rewind(round_, step)
     loop = {**loop, "round": round_, "step": step}
@@ -100,14 +117,16 @@ class CheckpointObjects:
       data = files.sha256(body).encode() + body
       files.write_atomic(self.path(round_, step), data)
       numbers = self._numbers()
-      stay = kept(numbers, self._keep)
-      self._delete([n for n, s in zip(numbers, stay, strict=True) if not s])
+      keeps = kept(numbers, self._keep)
+      self._delete(
+        [n for n, keep in zip(numbers, keeps, strict=True) if not keep]
+      )
     _meet(f"saved {number(round_, step)}")
 
   def restore(
     self, round_: int, step: int, abstract_train: Any
   ) -> tuple[Any, dict[str, Any]]:
-    """Reads one checkpoint, as `Checkpoints.restore` does.
+    """Reads one checkpoint; see `Checkpoints.restore`.
 
     Raises:
       InputError: the object is missing, or was edited or truncated.
@@ -123,26 +142,26 @@ class CheckpointObjects:
       train = jax.tree.map(_placed, abstract_train, state)
       return train, json.loads(content["loop"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-      why = (str(error).splitlines() or [""])[0][:200]
+      reason = (str(error).splitlines() or [""])[0][:200]
       raise InputError(
-        f"checkpoint {path} is missing, edited or truncated ({why}). Remove "
-        "that object to go on from the one before."
+        f"checkpoint {path} is missing, edited or truncated ({reason}). Remove "
+        "that object to continue from the checkpoint before it."
       ) from error
 
   def damage(self, round_: int, step: int) -> str | None:
-    """What is wrong with the object of one checkpoint, or None."""
+    """Returns what is wrong with a checkpoint's object, or None."""
     try:
       data = self.path(round_, step).read_bytes()
     except OSError as error:
       return type(error).__name__
-    whole = files.sha256(data[_DIGEST:]).encode() == data[:_DIGEST]
-    return None if whole else "its sha256 differs"
+    intact = files.sha256(data[_DIGEST:]).encode() == data[:_DIGEST]
+    return None if intact else "its sha256 differs"
 
   def wait(self) -> None:
-    """Returns at once: a save that returned is done."""
+    """Does nothing: `save` returns only when the checkpoint is stored."""
 
   def close(self) -> None:
-    """Frees nothing: nothing is held."""
+    """Does nothing: there are no resources to release."""
 
   def __enter__(self) -> "CheckpointObjects":
     return self
@@ -154,17 +173,18 @@ class CheckpointObjects:
     return self._directory / f"{n}.msgpack"
 
   def _numbers(self) -> list[int]:
+    """Returns the numbers of the stored checkpoints in ascending order."""
     if not self._directory.exists():
       return []
     names = [path.name.partition(".") for path in self._directory.iterdir()]
     return sorted(
       int(stem)
-      for stem, _, kind in names
-      if kind == "msgpack" and stem.isdecimal()
+      for stem, _, suffix in names
+      if suffix == "msgpack" and stem.isdecimal()
     )
 
   def _delete(self, numbers: Sequence[int]) -> None:
-    """Process 0 deletes, the newest first."""
+    """Deletes the checkpoints of `numbers`, in process 0, newest first."""
     if jax.process_index() == 0:
       with files.writing(self._directory):
         for n in reversed(numbers):
@@ -172,10 +192,17 @@ class CheckpointObjects:
 
 
 def _placed(target: Any, value: np.ndarray) -> jax.Array:
-  """`value` on the devices of `target`, each process its own part."""
+  """Puts `value` on the devices of `target`, with its sharding.
+
+  Every process holds the full `value` and provides the parts that its own
+  devices need.
+
+  Raises:
+    ValueError: `value` and `target` differ in shape or dtype.
+  """
   if (target.shape, target.dtype) != (value.shape, value.dtype):
     raise ValueError(
-      f"an array is {value.dtype}{list(value.shape)}, the run's is "
+      f"it has an array {value.dtype}{list(value.shape)} where the run needs "
       f"{target.dtype}{list(target.shape)}"
     )
   return jax.make_array_from_callback(
@@ -183,7 +210,10 @@ def _placed(target: Any, value: np.ndarray) -> jax.Array:
   )
 
 
-def _meet(what: str) -> None:
-  """What process 0 did is seen by all from here on."""
+def _meet(name: str) -> None:
+  """Waits until all processes have arrived at the barrier called `name`.
+
+  After it, every process sees what process 0 has written or deleted.
+  """
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+    multihost_utils.sync_global_devices(name)

@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, with a schema version.
+"""Atomic reading and writing of files that carry a schema version.
 
-A JSON object has the key `schema_version`, a parquet file has it in its
-metadata; CSV and JSON-lines files follow the version in config.json.
+A JSON object has the version under the key `schema_version`, and a Parquet file
+has it in its metadata. CSV and JSON-lines files have none; the version in
+config.json holds for them too.
 """
 
 import contextlib
@@ -23,18 +24,21 @@ from etils import epath
 from cpeal_jax.errors import InputError
 
 SCHEMA_VERSION = 1
-# What reads an address of this kind, and the extra that installs it.
+# For each scheme of a bucket's address: the package that reads it, and the
+# extra of cpeal_jax that installs the package.
 BUCKETS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
-# What to ask before a write below a bucket's folder: see `lease`.
+# For a folder in a bucket: a check that runs before each write below it and
+# raises if this process no longer holds the lock. `lease` sets it.
 guards: dict[str, Callable[[], None]] = {}
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
-  """Writes a file so that a reader sees the old bytes or all of the new ones.
+  """Writes a file so that readers see either the old or the new content.
 
   Raises:
-    InputError: nothing can be written there (full disk, read-only workdir).
+    InputError: the file cannot be written, because the disk is full or the
+      workdir is read-only; or, in a bucket, the workdir's lock was lost.
   """
   content = data.encode() if isinstance(data, str) else data
   target = epath.Path(path)
@@ -43,24 +47,26 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
       for folder, check in guards.items():
         if os.fspath(target).startswith(f"{folder}/"):
           check()
-      # The whole object at once: it appears when its upload is complete. A
-      # file that is open would be closed, so completed, by an error as well.
+      # A single upload: the object appears when the upload is complete. An
+      # open remote file would not do: an error closes it, and closing it
+      # publishes the part that was written.
       client(target).pipe_file(os.fspath(target), content)
       return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # One writer holds the lock, so a fixed name cannot clash and what a kill
-    # leaves behind is overwritten by the next attempt.
-    aside = target.parent / f".{target.name}.tmp"
+    # Only the process that holds the lock writes, so a fixed name cannot clash,
+    # and the next attempt overwrites what a killed process left behind.
+    temporary = target.parent / f".{target.name}.tmp"
     try:
-      with open(aside, "wb") as file:
+      with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-      os.replace(aside, target)
+      os.replace(temporary, target)
     except OSError:
       with contextlib.suppress(OSError):
-        os.unlink(aside)
+        os.unlink(temporary)
       raise
+    # The rename itself is on disk once the directory has been synchronized.
     folder = os.open(target.parent, os.O_RDONLY)
     try:
       os.fsync(folder)
@@ -70,41 +76,47 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns what the file system refuses into an `InputError` naming `path`."""
+  """Turns an `OSError` of the body into an `InputError` that names `path`."""
   try:
     yield
   except OSError as error:
     raise InputError(
-      f"cannot write {path}: {error.strerror or error}. Free some space, mend "
+      f"cannot write {path}: {error.strerror or error}. Free some space, fix "
       "the permissions or choose another --workdir; finished rounds are kept."
     ) from error
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """True on an object store (gs://, s3://): no rename, no locks."""
+  """True if `path` is an object store's address, such as gs:// or s3://.
+
+  Object stores have neither atomic renames nor file locks.
+  """
   return "://" in os.fspath(path)
 
 
 def client(path: str | os.PathLike) -> Any:
-  """The fsspec client of a bucket's address."""
+  """Returns the fsspec file system for the address of a bucket."""
   return fsspec.filesystem(os.fspath(path).partition("://")[0])
 
 
 def reach(path: str | os.PathLike) -> None:
-  """Gets ready for a bucket and asks it once; does nothing for a local path.
+  """Sets up access to a bucket and tests it; does nothing for a local path.
 
   Raises:
-    InputError: another kind of address, its client is not installed, or no
-      answer.
+    InputError: the address is neither gs:// nor s3://, the package that reads
+      it is not installed, or the bucket cannot be reached.
   """
   if not is_remote(path):
     return
   scheme = os.fspath(path).partition("://")[0]
   if scheme not in BUCKETS:
-    raise InputError(f"{path}; give a local directory, gs:// or s3://.")
-  # Epath would rather use TensorFlow, where installed, which has no s3://.
+    raise InputError(
+      f"{path}; give a local directory, or an address gs://... or s3://..."
+    )
+  # Where TensorFlow is installed, epath would use it by default, and its file
+  # system does not support s3://.
   os.environ["EPATH_USE_TF"] = "false"
-  # Others write there too: what was listed once must not be taken for granted.
+  # Other processes write to the bucket too, so listings must not be cached.
   for name in ("gcs", "gs", "s3"):
     fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
   try:
@@ -114,16 +126,21 @@ def reach(path: str | os.PathLike) -> None:
     raise InputError(
       f"{path} needs {package}: pip install 'cpeal_jax[{extra}]'"
     ) from error
-  except Exception as error:  # Each client has its own types.
-    why = " ".join(f"{type(error).__name__}: {error}".split())
+  except Exception as error:  # Each package raises its own types.
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
     raise InputError(
-      f"{path} cannot be reached ({why[:200]}). Check the address, the "
+      f"{path} cannot be reached ({reason[:200]}). Check the address, the "
       "credentials and the network."
     ) from error
 
 
 def damaged(path: str | os.PathLike, why: str) -> InputError:
-  """The error for a file that no longer holds what was written."""
+  """Returns the error for a file that no longer holds what was written.
+
+  Args:
+    path: the file, which the message names.
+    why: what is wrong with it, as a short phrase.
+  """
   return InputError(
     f"{path} was edited or truncated ({why}). Restore it from a copy, or use "
     "another --workdir."
@@ -131,16 +148,17 @@ def damaged(path: str | os.PathLike, why: str) -> InputError:
 
 
 def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-  """Writes a JSON object with its schema version, by `write_atomic`."""
+  """Writes a JSON object and its schema version with `write_atomic`."""
   versioned = {"schema_version": SCHEMA_VERSION, **content}
   write_atomic(path, json.dumps(versioned, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """A JSON object without its schema version.
+  """Reads a JSON object and removes its schema version.
 
   Raises:
-    InputError: it is not what `write_json` wrote, or of a newer schema.
+    InputError: the file was not written by `write_json`, was edited or
+      truncated, or has a newer schema version.
   """
   try:
     content = json.loads(epath.Path(path).read_bytes())
@@ -152,7 +170,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
-  """Writes named columns of one length, by `write_atomic`."""
+  """Writes a table with `write_atomic`.
+
+  Args:
+    path: the file.
+    columns: arrays or lists by column name, all of the same length.
+  """
   table = pa.table(dict(columns))
   version = {"schema_version": str(SCHEMA_VERSION)}
   out = io.BytesIO()
@@ -161,10 +184,11 @@ def write_parquet(path: str | os.PathLike, columns: Mapping[str, Any]) -> None:
 
 
 def read_parquet(path: str | os.PathLike) -> pa.Table:
-  """The table that `write_parquet` wrote.
+  """Reads a table that `write_parquet` wrote.
 
   Raises:
-    InputError: it is not, or of a newer schema.
+    InputError: the file was not written by `write_parquet`, was edited or
+      truncated, or has a newer schema version.
   """
   try:
     table = pq.read_table(io.BytesIO(epath.Path(path).read_bytes()))
@@ -176,7 +200,18 @@ def read_parquet(path: str | os.PathLike) -> pa.Table:
 
 
 def csv_text(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-  """Rows under a header: floats as float32 in shortest form, NaN as nothing."""
+  """Formats rows as CSV text with a header line.
+
+  Floats are rounded to float32 and written with the fewest digits that identify
+  the value. NaN and None become empty cells.
+
+  Args:
+    names: the column names.
+    rows: the rows, each with one value per column.
+
+  Returns:
+    The text of the CSV file, with "\\n" at the end of each line.
+  """
   out = io.StringIO(newline="")
   writer = csv.writer(out, lineterminator="\n")
   writer.writerow(names)
@@ -185,20 +220,24 @@ def csv_text(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+  """Formats one CSV cell."""
   if value is None or isinstance(value, str):
     return value or ""
   value = np.asarray(value)[()]
   if isinstance(value, np.floating):
-    # Scores are float32: its shortest form is the same on every machine.
+    # Scores are float32, whose shortest form is the same on every machine.
     return "" if np.isnan(value) else str(np.float32(value))
   return str(value)
 
 
 def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
-  """The rows by column name.
+  """Reads a CSV file with a header line.
+
+  Returns:
+    For each row, its cells by column name.
 
   Raises:
-    InputError: not a whole table.
+    InputError: the file cannot be read, or a row has too few or too many cells.
   """
   try:
     text = epath.Path(path).read_bytes().decode()
@@ -213,18 +252,29 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
 def digests(
   folder: str | os.PathLike, names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """Size and sha256 of files by their name within `folder`."""
-  out = {}
+  """Returns {"size": ..., "sha256": ...} for each file `names` in `folder`.
+
+  The size is in bytes and the sha256 in hexadecimal.
+  """
+  by_name = {}
   for name in names:
     data = (epath.Path(folder) / name).read_bytes()
-    out[name] = {"size": len(data), "sha256": sha256(data)}
-  return out
+    by_name[name] = {"size": len(data), "sha256": sha256(data)}
+  return by_name
 
 
 def first_change(
   folder: str | os.PathLike, expected: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, str] | None:
-  """A file that no longer fits its `digests` and why, or None."""
+  """Returns the first file that differs from its digest.
+
+  Args:
+    folder: the directory of the files.
+    expected: what `digests` returned for them earlier.
+
+  Returns:
+    The name of the file and how it differs, or None if all are unchanged.
+  """
   for name, digest in expected.items():
     path = epath.Path(folder) / name
     if not path.exists():
@@ -238,15 +288,16 @@ def first_change(
 
 
 def sha256(data: bytes) -> str:
-  """The digest in hexadecimal."""
+  """Returns the sha256 of `data` in hexadecimal."""
   return hashlib.sha256(data).hexdigest()
 
 
 def _check_version(path: str | os.PathLike, version: Any) -> None:
+  """Raises an `InputError` if this version of the package cannot read `path`."""
   if not isinstance(version, int):
     raise damaged(path, f"schema_version {version!r}")
   if version > SCHEMA_VERSION:
     raise InputError(
-      f"{path} has schema_version {version}, this cpeal_jax reads up to "
+      f"{path} has schema_version {version}, but this cpeal_jax reads up to "
       f"{SCHEMA_VERSION}. Update cpeal_jax."
     )
