@@ -1,10 +1,11 @@
-"""The workdir's rounds as plain files that outlive the program.
+"""The record of a run: the files that each round writes into the workdir.
 
-A round commits twice: SELECTED after scores.parquet and selection.csv, DONE
-after labels.csv and the round's row in metrics.jsonl. Both markers hold the
-size and sha256 of what they commit; what comes after the last one is redone.
-A marker that got lost costs no round: SELECTED is implied by DONE, and without
-DONE the round is redone from what it selected.
+A round writes two marker files. SELECTED follows scores.parquet and
+selection.csv; DONE follows labels.csv and the round's row in metrics.jsonl.
+Each marker holds the size and sha256 of the files it commits. A run that is
+started again redoes everything after the last marker. A lost marker does no
+harm: SELECTED can be restored from DONE, and a round without DONE is redone
+from its committed selection.
 """
 
 import collections
@@ -22,9 +23,11 @@ from cpeal_jax.storage import files
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
-# The order of the columns that other programs read; the rest goes between.
+# The columns of selection.csv that come first and last. A method's own columns
+# go between them. Other programs rely on this order.
 _SELECTION_FIRST = ("id", "path", "rank", "score")
 _SELECTION_LAST = ("prediction", "confidence", "reason")
+# The first metrics in metrics.jsonl and results.csv, in this order.
 METRICS = (
   "accuracy",
   "macro_f1",
@@ -41,18 +44,19 @@ METRICS = (
 
 
 def round_dir(workdir: str | os.PathLike, round_: int) -> epath.Path:
-  """Where the files of a round are, counted from 0."""
+  """Returns the directory of a round; rounds are counted from 0."""
   return epath.Path(workdir) / "rounds" / f"{round_:03d}"
 
 
 def finished_rounds(workdir: str | os.PathLike) -> int:
-  """How many rounds are done, from round 0 on.
+  """Counts the finished rounds, from round 0 up to the first unfinished one.
 
-  A selected round without DONE is the end, whatever comes after it: to redo it
-  and what follows gives the same again.
+  A round with SELECTED but without DONE ends the count, even if later rounds
+  are done: redoing it and the later rounds gives the same results.
 
   Raises:
-    InputError: a done round's file was edited, truncated or removed.
+    InputError: a file of a finished round was edited, truncated or removed, or
+      the round before a finished round is missing.
   """
   done = _done(workdir)
   lines = _metric_lines(workdir)
@@ -74,7 +78,7 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
 
 
 def _done(workdir: str | os.PathLike) -> list[int]:
-  """The rounds with a DONE marker, in order, unverified."""
+  """Returns the rounds that have a DONE marker, in order, without checks."""
   rounds = epath.Path(workdir) / "rounds"
   if not rounds.exists():
     return []
@@ -86,16 +90,21 @@ def _done(workdir: str | os.PathLike) -> list[int]:
 
 
 def restore_selected(workdir: str | os.PathLike) -> list[int]:
-  """Writes SELECTED again where DONE still vouches for what it commits.
+  """Writes SELECTED again for finished rounds that lost it.
+
+  The files that it commits are checked first against the digests in DONE.
 
   Returns:
-    The rounds that lacked it.
+    The rounds whose SELECTED was missing.
+
+  Raises:
+    InputError: a file of such a round was edited, truncated or removed.
   """
   rounds = []
   for round_ in _done(workdir):
     folder = round_dir(workdir, round_)
     if not _is_selected(workdir, round_):
-      _verify(folder / "DONE", but="SELECTED")
+      _verify(folder / "DONE", skip="SELECTED")
       _mark_selected(folder)
       rounds.append(round_)
   return rounds
@@ -108,24 +117,30 @@ def write_selection(
   selection: Mapping[str, Collection[Any]],
   scores: Mapping[str, Any],
 ) -> None:
-  """Commits a round's picks: scores.parquet, selection.csv, then SELECTED.
+  """Commits the selection of a round.
+
+  Writes scores.parquet, then selection.csv, then the marker SELECTED.
 
   Args:
-    workdir: where.
-    round_: counted from 0.
-    selection: columns over the picks, in order: id, and any of path, rank,
-      score, its parts, prediction, confidence, reason. No labels, but a
-      pseudo_label where the prediction is to be taken for one.
-    scores: columns over the whole pool.
+    workdir: the workdir.
+    round_: the round, counted from 0.
+    selection: the columns of selection.csv by name, with one value for each
+      selected item, best first. `id` is required; `path`, `rank`, `score`, the
+      parts of the score, `prediction`, `confidence` and `reason` are optional.
+      `pseudo_label` holds the class name for each item whose prediction
+      replaces the oracle's answer. True labels are not allowed.
+    scores: the columns of scores.parquet by name, with one value for each item
+      of the pool.
 
   Raises:
-    ValueError: SELECTED exists already, or there is no id or a label.
+    ValueError: the round has SELECTED already, or the selection has no ids or
+      has labels.
   """
   folder = round_dir(workdir, round_)
   if _is_selected(workdir, round_):
-    raise ValueError(f"round {round_} is selected already")
+    raise ValueError(f"round {round_} was selected already")
   if "id" not in selection or {"label", "labels"} & selection.keys():
-    raise ValueError("a selection has ids and no labels")
+    raise ValueError("a selection must have ids and no labels")
   ends = (*_SELECTION_FIRST, *_SELECTION_LAST)
   names = [
     *(k for k in _SELECTION_FIRST if k in selection),
@@ -139,6 +154,7 @@ def write_selection(
 
 
 def _mark_selected(folder: epath.Path) -> None:
+  """Writes the marker SELECTED with the digests of the files it commits."""
   digests = files.digests(folder, _SELECTED_FILES)
   files.write_json(folder / "SELECTED", {"files": digests})
 
@@ -148,10 +164,13 @@ def _is_selected(workdir: str | os.PathLike, round_: int) -> bool:
 
 
 def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
-  """The ids a round selected, best first; None if it hasn't yet.
+  """Returns the ids that a round selected, best first.
+
+  Returns:
+    The ids, or None if the round has not committed a selection yet.
 
   Raises:
-    InputError: its files were edited or truncated since.
+    InputError: the selection's files were edited or truncated since.
   """
   folder = round_dir(workdir, round_)
   if not _is_selected(workdir, round_):
@@ -161,7 +180,12 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
 
 
 def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
-  """Class names by id of a selected round's picks that need no answer."""
+  """Returns the pseudo-labels of a round that has committed its selection.
+
+  Returns:
+    Class names by id, for those selected items that the oracle is not asked
+    about because the model is sure.
+  """
   path = round_dir(workdir, round_) / "selection.csv"
   rows = files.read_csv(path)
   return {
@@ -177,7 +201,15 @@ def write_labels(
   *,
   sources: Sequence[str],
 ) -> None:
-  """Writes labels.csv: id, label (the class name), source (who answered)."""
+  """Writes the round's labels.csv.
+
+  Args:
+    workdir: the workdir.
+    round_: the round, counted from 0.
+    ids: the ids of the labeled items.
+    labels: the class name of each item.
+    sources: who gave each label.
+  """
   rows = list(zip(ids, labels, sources, strict=True))
   text = files.csv_text(("id", "label", "source"), rows)
   files.write_atomic(round_dir(workdir, round_) / "labels.csv", text)
@@ -186,7 +218,14 @@ def write_labels(
 def read_labels(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, str]:
-  """Label names by id of the given rounds, in the order they were bought."""
+  """Reads the labels of the given rounds.
+
+  Returns:
+    Class names by id, in the order in which the labels were bought.
+
+  Raises:
+    InputError: a labels.csv is damaged, or an item has two different labels.
+  """
   labels = {}
   for round_ in rounds:
     path = round_dir(workdir, round_) / "labels.csv"
@@ -199,7 +238,7 @@ def read_labels(
 def count_sources(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, int]:
-  """How many labels of the given rounds came from each source."""
+  """Counts the labels of the given rounds by their source."""
   return collections.Counter(
     row["source"]
     for round_ in rounds
@@ -210,11 +249,19 @@ def count_sources(
 def write_metrics(
   workdir: str | os.PathLike, rows: Iterable[Mapping[str, Any]]
 ) -> None:
-  """Adds rows to metrics.jsonl, or replaces those of the same round.
+  """Adds rows to metrics.jsonl and rewrites results.csv from it.
 
-  The file is written whole and results.csv is derived from it. Round -1 is the
-  zero-shot row. NaN, an undefined metric, becomes null; infinity is a
-  ValueError.
+  A row replaces an earlier row of the same round.
+
+  Args:
+    workdir: the workdir.
+    rows: for each round, its metrics by name, with the round under `round`.
+      Round -1 is the zero-shot evaluation. NaN stands for an undefined metric
+      and is written as null.
+
+  Raises:
+    ValueError: a metric is infinite.
+    InputError: metrics.jsonl is damaged.
   """
   root = epath.Path(workdir)
   lines = _metric_lines(workdir)
@@ -222,10 +269,12 @@ def write_metrics(
     plain = {key: _plain(row[key]) for key in sorted(row, key=_column)}
     lines[plain["round"]] = json.dumps(plain, allow_nan=False)
   ordered = [lines[round_] for round_ in sorted(lines)]
-  files.write_atomic(root / "metrics.jsonl", "".join(x + "\n" for x in ordered))
+  text = "".join(line + "\n" for line in ordered)
+  files.write_atomic(root / "metrics.jsonl", text)
   parsed = [json.loads(line) for line in ordered]
   names = sorted({key for row in parsed for key in row}, key=_column)
-  # str, for the digits of metrics.jsonl: a cell would be cut to float32.
+  # Strings keep the digits of metrics.jsonl; `csv_text` rounds floats to
+  # float32.
   cells = [
     ["" if row.get(name) is None else str(row[name]) for name in names]
     for row in parsed
@@ -234,25 +283,38 @@ def write_metrics(
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl by round; a torn last line doesn't count.
+  """Returns the rows of metrics.jsonl in the order of the rounds.
+
+  An incomplete last line is ignored.
 
   Raises:
-    InputError: another line is damaged, or a done round's row is missing.
+    InputError: another line is damaged, or the row of a finished round is
+      missing.
   """
   lines = _metric_lines(workdir)
   return [json.loads(lines[round_]) for round_ in sorted(lines)]
 
 
 def mark_done(workdir: str | os.PathLike, round_: int) -> None:
-  """Commits a round. Its labels and its row of metrics must be written."""
+  """Commits a round by writing its marker DONE.
+
+  The round's labels and its row in metrics.jsonl must have been written before.
+  """
   folder = round_dir(workdir, round_)
-  row = files.sha256(_metric_lines(workdir)[round_].encode())
-  digests = files.digests(folder, _DONE_FILES)
-  files.write_json(folder / "DONE", {"files": digests, "metrics_sha256": row})
+  row_sha256 = files.sha256(_metric_lines(workdir)[round_].encode())
+  content = {
+    "files": files.digests(folder, _DONE_FILES),
+    "metrics_sha256": row_sha256,
+  }
+  files.write_json(folder / "DONE", content)
 
 
 def _column(name: str) -> tuple[int, int, str]:
-  """Sorts metrics: the documented order, others by name, seconds at the end."""
+  """Returns the sort key of a column of metrics.jsonl and results.csv.
+
+  `round`, `labeled` and `METRICS` come first, then the other metrics by name,
+  then the seconds per stage.
+  """
   first = ("round", "labeled", *METRICS)
   if name in first:
     return 0, first.index(name), name
@@ -260,7 +322,10 @@ def _column(name: str) -> tuple[int, int, str]:
 
 
 def _plain(value: Any) -> Any:
-  """A JSON value with the fewest digits that give the same float back."""
+  """Converts a scalar to a JSON value; NaN becomes None.
+
+  A float gets the fewest digits that identify it in its own precision.
+  """
   if value is None or isinstance(value, str | bool):
     return value
   value = np.asarray(value)[()]
@@ -270,7 +335,7 @@ def _plain(value: Any) -> Any:
 
 
 def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
-  """The lines of metrics.jsonl by round."""
+  """Returns the lines of metrics.jsonl by round; see `read_metrics`."""
   path = epath.Path(workdir) / "metrics.jsonl"
   lines = path.read_bytes().splitlines() if path.exists() else []
   by_round = {}
@@ -278,7 +343,8 @@ def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
     try:
       by_round[int(json.loads(line)["round"])] = line.decode()
     except (ValueError, KeyError, TypeError) as error:
-      # The rounds after the last DONE are redone, their rows may be torn.
+      # The last line may be incomplete: if its round has no DONE, the round is
+      # redone; if it has, the missing row is found below.
       if number < len(lines) - 1:
         raise files.damaged(path, f"line {number + 1}") from error
   missing = [round_ for round_ in _done(workdir) if round_ not in by_round]
@@ -287,11 +353,24 @@ def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
   return by_round
 
 
-def _verify(marker: epath.Path, *, but: str = "") -> dict[str, Any]:
-  """The marker's content, once the files it commits are found unchanged."""
+def _verify(marker: epath.Path, *, skip: str = "") -> dict[str, Any]:
+  """Checks the files that a marker commits against its digests.
+
+  Args:
+    marker: the marker file, SELECTED or DONE.
+    skip: the name of a file to leave out.
+
+  Returns:
+    The content of the marker.
+
+  Raises:
+    InputError: the marker or a file was edited, truncated or removed.
+  """
   content = files.read_json(marker)
   try:
-    listed = {k: v for k, v in content["files"].items() if k != but}
+    listed = {
+      name: digest for name, digest in content["files"].items() if name != skip
+    }
     change = files.first_change(marker.parent, listed)
   except (KeyError, AttributeError, TypeError) as error:
     raise files.damaged(marker, "no list of files") from error
