@@ -293,11 +293,11 @@ def sha256(data: bytes) -> str:
 
 
 def _check_version(path: str | os.PathLike, version: Any) -> None:
-  """Raises an `InputError` if this version of the package cannot read `path`."""
+  """Raises an `InputError` if this package cannot read the file's version."""
   if not isinstance(version, int):
     raise damaged(path, f"schema_version {version!r}")
   if version > SCHEMA_VERSION:
     raise InputError(
-      f"{path} has schema_version {version}, but this cpeal_jax reads up to "
-      f"{SCHEMA_VERSION}. Update cpeal_jax."
+      f"{path} has schema_version {version}, this cpeal_jax reads versions up "
+      f"to {SCHEMA_VERSION}. Update cpeal_jax."
     )
