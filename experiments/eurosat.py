@@ -1,11 +1,11 @@
-"""EuroSAT comparison: runs the arms.
+"""Runs the arms of the comparison on EuroSAT.
 
   python experiments/eurosat.py --group=main --seeds=1,2,3 \
     --root=DIR/eurosat --weights=CLIP --out=runs/results
 
-An arm is a name and the config values in which it differs. Runs resume, so
-it can be stopped and started. Every arm of a seed starts from the same ten
-images. `eurosat_table.py` makes the tables.
+An arm is a name with the config values that distinguish it. Runs resume, so
+this script can be stopped and started again. All arms of a seed start from the
+same ten images. `eurosat_table.py` makes the tables.
 """
 
 import argparse
@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Chosen on the validation split with seed 0 (group `recipe`): of those within
-# a point of the best mean accuracy at 10, 40 and 100 labels, the one with the
-# fewest steps.
+# The recipes, chosen on the validation split with seed 0 (group `recipe`). The
+# candidates are those whose mean accuracy over 10, 40 and 100 labels is within
+# one point of the best; of these, the one with the fewest steps was chosen.
 RECIPES = {
   "lora": {
     "train.optimizer": "adamw",
@@ -28,7 +28,7 @@ RECIPES = {
     "train.epochs": "50",
   },
 }
-# The released C-PEAL script's.
+# The recipe of the released C-PEAL script.
 SCRIPT = {
   "train.optimizer": "sgd",
   "train.learning_rate": "0.002",
@@ -47,7 +47,10 @@ def arm(adapter: str, *parts: dict[str, str]) -> dict[str, str]:
 
 
 def main_arms() -> dict[str, dict[str, str]]:
-  """Adapters x acquisition x calibration loss, and PCB the other way."""
+  """Returns the arms: adapters x acquisition x calibration loss.
+
+  Two more arms per adapter use PCB with random and entropy without PCB.
+  """
   plain = {"loss.calibration": "none"}
   arms = {}
   for adapter in ADAPTERS:
@@ -68,7 +71,10 @@ def main_arms() -> dict[str, dict[str, str]]:
 
 
 def script_arms() -> dict[str, dict[str, str]]:
-  """The released script's recipe; its LoRA code's text is 16 times X."""
+  """Returns arms with the released script's recipe.
+
+  Its LoRA code uses 16 times X as the text of a prompt.
+  """
   own = (SCRIPT, {"model.prompt": "x16"}, ENTROPY)
   return {
     f"{adapter} entropy+PCB, cal, script": arm(adapter, *own)
@@ -77,7 +83,7 @@ def script_arms() -> dict[str, dict[str, str]]:
 
 
 def longer_arms() -> dict[str, dict[str, str]]:
-  """The best recipe of 200 epochs."""
+  """Returns arms with the best recipe of 200 epochs."""
   rules = {"lora": ("adamw", "0.0002"), "prompt": ("sgd", "0.002")}
   arms = {}
   for adapter, (optimizer, rate) in rules.items():
@@ -92,7 +98,7 @@ def longer_arms() -> dict[str, dict[str, str]]:
 
 
 def recipe_arms() -> dict[str, dict[str, str]]:
-  """Candidates for the recipe, each at 10, 40 and 100 random labels."""
+  """Returns candidates for the recipe, each at 10, 40 and 100 random labels."""
   recipes = (
     ("sgd", "0.002", "10"),
     ("adamw", "0.001", "10"),
@@ -140,7 +146,7 @@ def workdir(out: Path, group: str, name: str, seed: int) -> Path:
 
 
 def run(options: argparse.Namespace) -> None:
-  """Plays every arm and seed that is not finished."""
+  """Executes every arm and seed that is not finished."""
   for seed in options.seeds:
     for name, values in GROUPS[options.group]().items():
       if not name.startswith(options.only):

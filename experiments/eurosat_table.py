@@ -1,12 +1,13 @@
-"""Tables of the EuroSAT comparison, in Markdown.
+"""Prints the tables of the EuroSAT comparison in Markdown.
 
   python experiments/eurosat_table.py --group=main --seeds=1,2,3 \
     --root=DIR/eurosat --weights=CLIP --out=runs/results
 
-Accuracy and ECE per round (mean over seeds, half the width of the 95 % t
-interval), paired differences of the mean accuracy over rounds, and scikit-
-learn's logistic regression on the frozen features of the random arm's labels:
-standardised by the pool, C by 5-fold cross-validation on its labels.
+The tables are: accuracy and ECE per round (the mean over seeds and half the
+width of its 95 % t interval); paired differences of the means over the rounds;
+and scikit-learn's logistic regression, which uses the labels of the random arm
+and the frozen features. The features are normalized by the pool's statistics,
+and C is chosen by 5-fold cross-validation on the labels.
 """
 
 import csv
@@ -31,7 +32,7 @@ LOGREG = "logistic regression, random"
 
 
 def read(folder: Path) -> list[dict]:
-  """The rows of a finished run, zero-shot first."""
+  """Returns the rows of a finished run, with zero-shot first."""
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
 
@@ -43,7 +44,7 @@ def picked(folder: Path, round_: int) -> list[str]:
 
 
 def interval(values) -> tuple[float, float]:
-  """Mean and half the width of its 95 % t interval."""
+  """Returns the mean and half the width of its 95 % t interval."""
   n = len(values)
   if n < 2:
     return float(np.mean(values)), math.nan
@@ -52,7 +53,7 @@ def interval(values) -> tuple[float, float]:
 
 
 def pool_and_test(options) -> dict[str, tuple]:
-  """(ids, features, labels) of the pool and of the test split."""
+  """Returns ids, features [N, D] and labels of the pool and the test split."""
   config = base()
   config.dataset.root, config.model.weights = options.root, options.weights
   plan = make_plan(config)
@@ -73,7 +74,7 @@ def pool_and_test(options) -> dict[str, tuple]:
 def logistic_regression(
   data: dict[str, tuple], folder: Path, rounds: int, seed: int
 ) -> list[dict]:
-  """One row a round, on the labels that the run in `folder` bought."""
+  """Returns a row per round for the labels that the run in `folder` bought."""
   ids, pool, truth = data["train"]
   _, test, labels = data["test"]
   scaler = StandardScaler().fit(pool)
@@ -101,7 +102,10 @@ def logistic_regression(
 
 
 def collect(options) -> dict[str, dict[int, list[dict]]]:
-  """Rows by arm and seed; finished runs only, with the same first labels."""
+  """Returns the rows of finished runs by arm and seed.
+
+  Exits if the runs of a seed do not have the same first labels.
+  """
   arms: dict[str, dict[int, list[dict]]] = {}
   for seed in options.seeds:
     starts = {}
@@ -116,7 +120,7 @@ def collect(options) -> dict[str, dict[int, list[dict]]]:
 
 
 def table(arms: dict[str, dict[int, list[dict]]], key: str) -> str:
-  """A row an arm, a column a round, in percent."""
+  """Formats a metric in percent, with a row per arm and a column per round."""
   first = next(iter(next(iter(arms.values())).values()))
   labels = [row["labeled"] for row in first]
   lines = [
@@ -139,12 +143,12 @@ def table(arms: dict[str, dict[int, list[dict]]], key: str) -> str:
 
 
 def area(rows: list[dict], key: str) -> float:
-  """Mean over the rounds with labels (all steps are equal)."""
+  """Returns the mean over the rounds with labels, which are evenly spaced."""
   return float(np.mean([row[key] for row in rows if row["labeled"]]))
 
 
 def differences(arms: dict[str, dict[int, list[dict]]], baseline: str) -> str:
-  """Every arm minus the baseline, paired by seed, over all rounds."""
+  """Formats the mean over rounds of each arm minus the baseline's, by seed."""
   lines = [
     f"| minus {baseline} | accuracy | ECE | NLL |",
     "|---|---|---|---|",
@@ -172,7 +176,7 @@ def differences(arms: dict[str, dict[int, list[dict]]], baseline: str) -> str:
 
 
 def recipes(options) -> str:
-  """Validation accuracy of the candidates at 10, 40 and 100 labels."""
+  """Formats the candidates' validation accuracy at 10, 40 and 100 labels."""
   found: dict[str, dict[str, float]] = {}
   for name in GROUPS["recipe"]():
     folder = workdir(options.out, "recipe", name, options.seeds[0])

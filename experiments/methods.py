@@ -1,12 +1,13 @@
-"""Every acquisition function under one loop: runs the arms.
+"""Runs the arms of the comparison of all acquisition functions.
 
   python experiments/methods.py --data=eurosat --group=prompt \
     --seeds=1,2,3,4,5,6,7,8,9,10 --root=DIR/eurosat --weights=CLIP
 
-An arm is a name and the config values in which it differs. All arms of a group
-run in this process on one experiment: data, features and compiled passes are
-shared. Runs resume. `methods_table.py` makes the tables;
-`docs/preregistration.md` says what was fixed before the first run.
+An arm is a name with the config values that distinguish it. All arms of a group
+run in this process and share the data, the features and the compiled programs.
+Runs resume, so this script can be stopped and started again. `methods_table.py`
+makes the tables; `docs/preregistration.md` says what was fixed before the first
+run.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from cpeal_jax.run import build, loop
 from cpeal_jax.run.plan import make_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Chosen with random labels on the validation split: see docs/results.md.
+# This recipe was chosen with random labels on the validation split; see
+# docs/results.md.
 PROMPT = {
   "variant": "cpeal_prompt",
   "train.optimizer": "adamw",
@@ -36,7 +38,7 @@ LORA = {
 }
 PCB = {"acquisition.balance": "repaired"}
 ALONE = {"acquisition.balance": "off"}
-# What a name stands for, where it is not the method of that name alone.
+# The arms that are more than the method with the same name.
 SPECIAL: dict[str, dict] = {
   "random+PCB": {"acquisition.name": "random", **PCB},
   "entropy+PCB": {"acquisition.name": "entropy", **PCB},
@@ -74,7 +76,7 @@ def named(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def recipe_arms() -> dict[str, dict]:
-  """Candidates for the prompt recipe, at 10, 40 and 100 random labels."""
+  """Returns candidates for the prompt recipe, at 10, 40 and 100 labels."""
   arms = {}
   for rate, epochs in (
     (0.001, 10),
@@ -116,13 +118,16 @@ def load(options: argparse.Namespace, values: dict, seed: int):
   own |= {"seed": seed, "loss.calibration": "none"}
   config.update_from_flattened_dict(own)
   config.dataset.root, config.model.weights = options.root, options.weights
-  config.dataset.check_counts = False  # of CIFAR-10 a part was at hand
+  config.dataset.check_counts = False  # Only a part of CIFAR-10 was available.
   config_lib.validate(config)
   return config
 
 
 def family(config) -> tuple:
-  """Runs that may share an experiment: see `loop.run`."""
+  """Returns a key that is equal for runs that may share an experiment.
+
+  See `loop.run`.
+  """
   free = ("seed", "rounds", "round0", "acquisition.", "oracle.")
   values = config_lib.flatten(config).items()
   head = config.acquisition.name == "learning_loss"
@@ -130,7 +135,7 @@ def family(config) -> tuple:
 
 
 def run(options: argparse.Namespace) -> None:
-  """Plays every arm and seed that is not finished, seed by seed."""
+  """Executes every arm and seed that is not finished, seed by seed."""
   experiments: dict[tuple, build.Experiment] = {}
   for seed in options.seeds:
     for name, values in arms_of(options).items():

@@ -1,14 +1,15 @@
-"""The tables of `methods.py`, in Markdown; what was fixed is in
-`docs/preregistration.md`.
+"""Prints the tables of the comparison of methods (`methods.py`) in Markdown.
 
   python experiments/methods_table.py --data=eurosat --group=prompt \
     --seeds=1,2,3,4,5,6,7,8,9,10
 
-AUBC is the area under a curve against the labels asked for, by trapezoids,
-divided by their range. Differences to `random` are paired by seed: with ten
-seeds or more a 95 % BCa bootstrap interval and the sign-flip permutation test,
-Holm-adjusted over the table; with fewer a paired t interval and no verdict.
-`coverage.py` says how often such intervals hold what they should.
+AUBC is the area under a metric's curve over the number of labels asked for, by
+the trapezoidal rule, divided by the range of that number. Differences to
+`random` are paired by seed. With ten or more seeds, the table has a 95 % BCa
+bootstrap interval and the p-value of a sign-flip permutation test,
+Holm-adjusted over the table; with fewer, a paired t interval and no verdict.
+`docs/preregistration.md` says what was fixed before the first run;
+`coverage.py` says how often such intervals cover the true value.
 """
 
 import csv
@@ -20,24 +21,28 @@ import numpy as np
 from methods import SPECIAL, named, parse, workdir
 from scipy import stats
 
-# These start elsewhere, so they are not paired with random in round 0.
+# The arms with other first labels than `random`.
 OTHER_START = {name for name, values in SPECIAL.items() if "round0" in values}
 
 
 def read(folder: Path) -> list[dict]:
-  """The rows with labels of a finished run."""
+  """Returns the rows of a finished run, without zero-shot."""
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   return [row for row in map(json.loads, lines) if row["round"] >= 0]
 
 
 def start(folder: Path) -> tuple[str, ...]:
-  """The ids of round 0."""
+  """Returns the ids that were selected in round 0."""
   with open(folder / "rounds" / "000" / "selection.csv") as file:
     return tuple(row["id"] for row in csv.DictReader(file))
 
 
 def collect(options) -> dict[str, dict[int, list[dict]]]:
-  """Rows by arm and seed; all of a seed share their first labels."""
+  """Returns the rows of finished runs by arm and seed.
+
+  Exits if a run has other first labels than `random` with the same seed, except
+  for the arms of `OTHER_START`.
+  """
   arms: dict[str, dict[int, list[dict]]] = {}
   for name, seed in itertools.product(named(options), options.seeds):
     folder = workdir(options, name, seed)
@@ -51,21 +56,21 @@ def collect(options) -> dict[str, dict[int, list[dict]]]:
 
 
 def area(rows: list[dict], key: str) -> float:
-  """Area under the curve over labels asked for, per label."""
+  """Returns the area under the curve over the labels asked for, per label."""
   labels = [row["labeled"] for row in rows]
   whole = np.trapezoid([row[key] for row in rows], labels)
   return float(whole) / (labels[-1] - labels[0])
 
 
 def sign_flip(gaps: np.ndarray) -> float:
-  """Two-sided p of the mean under all flips of sign."""
+  """Returns the two-sided p-value of the mean under all sign flips."""
   signs = np.array(list(itertools.product((-1, 1), repeat=len(gaps))))
   flipped = np.abs(signs @ gaps)
   return float(np.mean(flipped >= abs(gaps.sum()) - 1e-12))
 
 
 def interval(gaps: np.ndarray) -> tuple[float, float]:
-  """95 %: BCa bootstrap over ten seeds or more, else paired t."""
+  """Returns the 95 % interval: BCa bootstrap, or paired t below ten seeds."""
   if len(gaps) < 10:
     return stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))
   found = stats.bootstrap(
@@ -75,7 +80,7 @@ def interval(gaps: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p: dict[str, float]) -> dict[str, float]:
-  """Holm-adjusted p-values."""
+  """Returns the Holm-adjusted p-values."""
   adjusted, largest = {}, 0.0
   for rank, name in enumerate(sorted(p, key=p.__getitem__)):
     largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
@@ -84,7 +89,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 
 
 def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
-  """The table, the arms of highest AUBC first."""
+  """Formats the comparison, sorted by AUBC with the highest first."""
   base = arms["random"]
   gaps, p = {}, {}
   for name, runs in arms.items():
@@ -111,7 +116,7 @@ def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
     ends = [rows[-1] for rows in arms[name].values()]
     last = {k: np.mean([row[k] for row in ends]) for k in ends[0] if k in KEYS}
     nll = np.mean([area(rows, "nll") for rows in arms[name].values()])
-    # A round that was killed after its selection has no time for it.
+    # A round that was interrupted after its selection lacks the selection time.
     seconds = np.median(
       [
         row["seconds_select"]
@@ -137,7 +142,7 @@ def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
     lines.append("| " + " | ".join(cells) + " |")
   spread = np.mean([g.std(ddof=1) for g in gaps.values()])
   count = min(map(len, gaps.values()))
-  # Two-sided 5 %, power 0.8, one comparison.
+  # For a two-sided test at 5 % with power 0.8, without adjustment.
   power = stats.t.ppf(0.975, count - 1) + stats.t.ppf(0.8, count - 1)
   lines.append(
     f"\nMean standard deviation of a paired difference {spread:.1f} points: "
@@ -158,7 +163,7 @@ KEYS = ("accuracy", "nll", "ece", "labeled")
 
 
 def curves(arms: dict[str, dict[int, list[dict]]]) -> str:
-  """Mean accuracy by round, in percent."""
+  """Formats the mean accuracy by round in percent."""
   lines = ["| arm | " + " | ".join(map(str, range(10, 101, 10))) + " |"]
   lines.append("|---" * 11 + "|")
   for name, runs in arms.items():
@@ -170,7 +175,7 @@ def curves(arms: dict[str, dict[int, list[dict]]]) -> str:
 
 
 def recipes(options) -> str:
-  """Validation accuracy of the recipe's candidates."""
+  """Formats the validation accuracy of the candidates for the recipe."""
   found: dict[str, dict[int, float]] = {}
   seed = options.seeds[0]
   for folder in sorted((options.out / options.data / "recipe").iterdir()):

@@ -3,22 +3,23 @@
 #
 #   launch/local.sh [OPTIONS] N -- --config=configs/quickstart.py [FLAGS...]
 #
-#   --dry_run       print the commands and stop; nothing is written or started
-#   --devices=K     K virtual CPU devices a process (through XLA_FLAGS)
-#   --logs=DIR      logs go to DIR/process-I.log; without it to WORKDIR.logs,
-#                   beside the workdir, since main refuses a directory that
-#                   holds anything else than a run; to runs/local-PID.logs
-#                   where that is a bucket or not given
-#   --port=PORT     the coordinator's port on 127.0.0.1; without it a free one
-#   --grace=SECONDS how long processes may take to end before they are killed
-#                   (30)
+#   --dry_run       print the commands; write and start nothing
+#   --devices=K     give each process K virtual CPU devices (by XLA_FLAGS)
+#   --logs=DIR      write the logs to DIR/process-I.log. The default is
+#                   WORKDIR.logs, beside the workdir, because main refuses a
+#                   workdir that holds other files; if the workdir is a bucket
+#                   or not given, it is runs/local-PID.logs
+#   --port=PORT     the coordinator's port on 127.0.0.1 (default: a free port)
+#   --grace=SECONDS how long processes that were asked to end may take before
+#                   they are killed (default: 30)
 #
-# Needs bash 4.4 and the Python that has cpeal_jax: $PYTHON, or `python`.
-# Process 0's output is also on the terminal. When one process fails the others
-# are ended, and the launcher says which it was, with its last lines, and exits
-# with its code: 75 (preempted) means run the same command again. SIGTERM and
-# Ctrl-C reach every process as SIGTERM, on which main saves and exits with 75;
-# a second one kills.
+# Needs bash 4.4, and a Python with cpeal_jax: $PYTHON, or `python` by default.
+# The output of process 0 is also shown on the terminal. When one process fails,
+# the launcher ends the others, prints which process failed and its last lines,
+# and exits with its code. Code 75 means that the run was preempted: run the
+# same command again. The launcher passes SIGTERM and Ctrl-C on to every process
+# as SIGTERM, upon which main saves and exits with 75. A second signal kills the
+# processes.
 set -euo pipefail
 
 usage="usage: launch/local.sh [--dry_run] [--devices=K] [--logs=DIR]\
@@ -29,11 +30,11 @@ die() {
   exit 2
 }
 
-whole() {  # Stops unless $2 is a whole number of at least 1.
+check_number() {  # Exits unless $2, the value of $1, is a positive integer.
   [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1 is '$2'; give a whole number from 1 on."
 }
 
-quoted() {  # Words as one would type them.
+quoted() {  # Prints the arguments, quoted for a shell where necessary.
   local word line=''
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
@@ -48,15 +49,15 @@ dry_run='' devices='' logs='' port='' grace=30 count=''
 while (($#)); do
   case $1 in
     --dry_run) dry_run=1 ;;
-    --devices=*) devices=${1#*=} && whole --devices "$devices" ;;
+    --devices=*) devices=${1#*=} && check_number --devices "$devices" ;;
     --logs=*) logs=${1#*=} ;;
-    --port=*) port=${1#*=} && whole --port "$port" ;;
-    --grace=*) grace=${1#*=} && whole --grace "$grace" ;;
+    --port=*) port=${1#*=} && check_number --port "$port" ;;
+    --grace=*) grace=${1#*=} && check_number --grace "$grace" ;;
     -h | --help) echo "$usage" && exit 0 ;;
     --) break ;;
     -*) die "unknown option '$1'. $usage" ;;
     *) [[ -z $count ]] || die "unexpected '$1' after N. $usage"
-      count=$1 && whole N "$count" ;;
+      count=$1 && check_number N "$count" ;;
   esac
   shift
 done
@@ -67,7 +68,7 @@ for flag in "$@"; do
   case $flag in
     --coordinator* | --process=* | --processes=* | --distributed*)
       die "$flag is set by local.sh: leave it out." ;;
-    --workdir=*://*) ;;  # A bucket: nothing on this machine is beside it.
+    --workdir=*://*) ;;  # Logs cannot be written beside a bucket.
     --workdir=*) logs=${logs:-${flag#*=}.logs} ;;
   esac
 done
@@ -83,7 +84,7 @@ if [[ -n $devices ]]; then
   xla="${xla:+$xla }--xla_force_host_platform_device_count=$devices"
 fi
 
-command_of() {  # The words of process $1's command, into `words`.
+command_of() {  # Sets `words` to the command that starts process $1.
   words=("$python" -m cpeal_jax.main "${flags[@]}"
     --coordinator="127.0.0.1:$port" --processes="$count" --process="$1")
   [[ -z $xla ]] || words=(env "XLA_FLAGS=$xla" "${words[@]}")
@@ -100,7 +101,8 @@ fi
 
 # --- Start.
 early=''
-trap 'early=1' TERM INT  # Kept until there are processes to tell.
+# Remembers a signal that arrives before the processes are started.
+trap 'early=1' TERM INT
 mkdir -p "$logs"
 exec {shown}> >(exec tee -i "$logs/process-0.log")
 tee=$!
@@ -116,26 +118,27 @@ for ((i = 0; i < count; i++)); do
 done
 exec {shown}>&-
 
-tell() {  # Sends signal $1 to every process that still runs.
+signal_all() {  # Sends signal $1 to every process that still runs.
   for i in "${!pids[@]}"; do
     [[ -n ${codes[i]-} ]] || kill "-$1" "${pids[i]}" 2> /dev/null || true
   done
 }
 
-stop() {  # The first time processes may save; the second ends them.
+stop() {  # The first call lets the processes save; the second kills them.
   if [[ -z $deadline ]]; then
     deadline=$((SECONDS + grace))
-    tell TERM
+    signal_all TERM
   else
-    tell KILL
+    signal_all KILL
   fi
 }
 
-# --- Wait for all; the first failure ends the others.
+# --- Wait for all processes; the first failure ends the others.
 codes=() deadline='' failed='' left=$count
 trap stop TERM INT
 [[ -z $early ]] || stop
-exec {terminal}>&2 2> /dev/null  # bash has a line of its own for a kill.
+# Hides the line that bash prints itself when a process is killed.
+exec {terminal}>&2 2> /dev/null
 while ((left)); do
   for i in "${!pids[@]}"; do
     if [[ -z ${codes[i]-} ]] && ! kill -0 "${pids[i]}" 2> /dev/null; then
@@ -156,7 +159,7 @@ while ((left)); do
     stop
   fi
   if [[ -n $deadline ]] && ((left && SECONDS >= deadline)); then
-    tell KILL
+    signal_all KILL
   fi
   ((left == 0)) || sleep 0.1 || true
 done
@@ -164,7 +167,7 @@ wait "$tee" || true
 exec 2>&"$terminal"
 [[ -n $failed ]] || exit 0
 
-# --- Who it was.
+# --- Print which process failed.
 code=${codes[failed]}
 case $code in
   75) how="was preempted: run the same command again (exit code 75)" ;;
@@ -173,10 +176,10 @@ case $code in
 esac
 {
   echo "process $failed of $count $how; the end of $logs/process-$failed.log:"
-  # Without the addresses of the runtime's own stack traces.
+  # Leaves out the addresses in stack traces of the JAX runtime.
   sed -E '/^ +@ +0x/d; /^$/d; s/^/  | /' "$logs/process-$failed.log" | tail -n 5
   for i in "${running[@]-}"; do
-    # When preempted, all end at about the same time.
+    # After a preemption all processes end at about the same time.
     [[ -n $i && $code != 75 ]] || continue
     last=$(tail -n 1 "$logs/process-$i.log")
     echo "process $i was still running and was ended; its last line:" \

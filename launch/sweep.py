@@ -1,26 +1,31 @@
-"""Seeds x methods x data sets over what is there; run it again to go on.
+"""Runs a sweep over seeds, methods and data sets; run it again to continue.
 
   python launch/sweep.py --configs=configs/quickstart.py --methods=random,cec \
     --seeds=1-5 [--where=local] [--jobs=2] [-- FLAGS of cpeal_jax.main]
 
-What is finished is skipped, what was cut off goes on where it was. Workdirs are
-OUT/NAME/VARIANT/seedK, main's default layout; with --methods VARIANT-METHOD.
-OUT/sweep.csv has a row per run and round. --dry_run prints the commands alone.
+Finished runs are skipped, and interrupted runs continue. The workdirs are
+OUT/NAME/VARIANT/seedK, which is main's default layout; with --methods they are
+OUT/NAME/VARIANT-METHOD/seedK. OUT/sweep.csv has a row for each run and round.
+--dry_run only prints the commands.
 
-  --where=local  --jobs processes at a time, each on its share of the cores; a
-                 log beside each workdir. A run that ends with 75 or crashes is
-                 started again, --attempts times in all; one that ends with 2
-                 (bad flags or input) is not, and is named at the end.
-  --where=slurm  OUT/sweep.txt, a line of flags a run, and the sbatch command
-                 of an array job with --jobs tasks at a time.
-  --where=tpu    the commands, one slice a run; needs OUT in a bucket, and ZONE
-                 and TYPE as launch/tpu_pod.sh says.
+  --where=local  runs --jobs processes at a time, each on its share of the
+                 cores, and writes a log beside each workdir. A run that crashes
+                 or ends with 75 is started again, up to --attempts times in
+                 total. One that ends with 2 (bad flags or input) is not; it is
+                 named at the end.
+  --where=slurm  writes OUT/sweep.txt, with the flags of one run on each line,
+                 and prints the sbatch command of an array job that runs --jobs
+                 tasks at a time.
+  --where=tpu    prints the commands that run each run on a slice of its own.
+                 Needs an OUT that all hosts can access, such as a bucket, and
+                 the variables ZONE and TYPE of launch/tpu_pod.sh.
 
-With slurm and tpu, the same command later shows how far the runs are. Exit
-codes: 0 all finished, or printed; 2 a run or the command line was refused; 3
-runs wait for labels; 75 stopped by SIGTERM or Ctrl-C; 1 attempts used up.
+With slurm and tpu, run the same command later to see the progress. Exit codes:
+0 all runs finished, or the commands were printed; 2 a run or the command line
+was refused; 3 runs wait for labels; 75 stopped by SIGTERM or Ctrl-C; 1 a run
+used up its attempts.
 
-Needs a Python with cpeal_jax, which is also what the runs use.
+Run it with a Python that has cpeal_jax; the runs use the same one.
 """
 
 import argparse
@@ -44,7 +49,15 @@ from cpeal_jax.storage import files, workdir
 
 
 def load(source: str, words: list[str]) -> config_lib.Config:
-  """Reads a config as main will read it from its flags."""
+  """Returns the config that main will read from the given flags.
+
+  Args:
+    source: the value of --config.
+    words: the flags that override its values.
+
+  Raises:
+    InputError: the flags or the config are invalid.
+  """
   overrides = [word for word in words if word.startswith("--config.")]
   try:
     config = load_config(source, overrides)
@@ -57,7 +70,12 @@ def load(source: str, words: list[str]) -> config_lib.Config:
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
-  """Every run, in the order it will be started: seed by seed."""
+  """Returns all runs of the sweep in the order of their start: seed by seed.
+
+  Raises:
+    InputError: a flag is not allowed, a config is invalid, or two runs would
+      have the same workdir.
+  """
   for flag in options.flags:
     name, equals, _ = flag.partition("=")
     if name in ("--workdir", "--config", "--config.seed", "--overwrite"):
@@ -83,7 +101,15 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 
 def command(run: Run, slot: int, jobs: int) -> list[str]:
-  """What starts a run locally, on the slot's share of the cores."""
+  """Returns the command that starts a run on this machine.
+
+  Where `taskset` exists, the run is bound to a share of the cores.
+
+  Args:
+    run: the run.
+    slot: which of the concurrent jobs the run is, from 0 to `jobs` - 1.
+    jobs: how many runs may be in progress at a time.
+  """
   words = [sys.executable, "-m", "cpeal_jax.main", *run.flags]
   if shutil.which("taskset") is None:
     return words
@@ -93,21 +119,29 @@ def command(run: Run, slot: int, jobs: int) -> list[str]:
 
 
 def start(run: Run, words: list[str]) -> subprocess.Popen:
-  """Starts a run's process; what it says is added to the run's log."""
+  """Starts the process of a run and appends its output to the run's log."""
   run.state, run.attempts = "running", run.attempts + 1
   run.log.parent.mkdir(parents=True, exist_ok=True)
   with open(run.log, "ab") as log:
-    # Out of reach of the terminal: Ctrl-C is passed on once, and not twice.
+    # In a session of its own the process does not receive Ctrl-C from the
+    # terminal, so it gets the signal only once, from `local`.
     return subprocess.Popen(
       words, stdout=log, stderr=log, start_new_session=True
     )
 
 
 def settle(run: Run, code: int, *, attempts: int, stopping: bool) -> None:
-  """What becomes of a run whose process ended."""
+  """Sets the state of a run whose process has ended.
+
+  Args:
+    run: the run.
+    code: the exit code of its process.
+    attempts: how many times a run may be started.
+    stopping: whether the sweep has been told to stop.
+  """
   look(run)
-  said = run.log.read_text(errors="replace").strip().splitlines()
-  run.why = said[-1] if said else "no output"
+  output = run.log.read_text(errors="replace").strip().splitlines()
+  run.why = output[-1] if output else "no output"
   if code == 0 and run.done < run.rounds:
     code, run.why = 1, f"exit code 0 after {run.done} of {run.rounds} rounds"
   if code in ENDS:
@@ -119,11 +153,16 @@ def settle(run: Run, code: int, *, attempts: int, stopping: bool) -> None:
 
 
 def local(runs: list[Run], options: argparse.Namespace) -> int:
-  """Plays the runs here; returns the exit code."""
-  stops: list[int] = []
+  """Executes the runs on this machine and returns the exit code.
+
+  The first SIGTERM or Ctrl-C is passed on to the running processes as SIGTERM,
+  so that they save; the second kills them.
+  """
+  stops: list[int] = []  # The signals received so far.
   for name in (signal.SIGTERM, signal.SIGINT):
     signal.signal(name, lambda number, _: stops.append(number))
-  view, told, looked = View(), 0, 0.0
+  # `handled` is how many of the signals were passed on to the processes.
+  view, handled, looked_at = View(), 0, 0.0
   busy: dict[int, tuple[Run, subprocess.Popen]] = {}
   view.show(runs)
   while busy or not (stops or all(run.state in OVER for run in runs)):
@@ -132,10 +171,10 @@ def local(runs: list[Run], options: argparse.Namespace) -> int:
       if ready and not stops:
         words = command(ready[0], slot, options.jobs)
         busy[slot] = ready[0], start(ready[0], words)
-    if len(stops) > told:  # The first time they may save.
+    if len(stops) > handled:
       for _, process in busy.values():
-        process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
-      told = len(stops)
+        process.send_signal(signal.SIGKILL if handled else signal.SIGTERM)
+      handled = len(stops)
     for slot, (run, process) in list(busy.items()):
       code = process.poll()
       if code is not None:
@@ -143,8 +182,8 @@ def local(runs: list[Run], options: argparse.Namespace) -> int:
         stopping = bool(stops)
         settle(run, code, attempts=options.attempts, stopping=stopping)
         write_table(runs, options.out)
-    if time.monotonic() - looked > 1:
-      looked = time.monotonic()
+    if time.monotonic() - looked_at > 1:
+      looked_at = time.monotonic()
       for run, _ in busy.values():
         look(run)
     view.show(runs)
@@ -154,7 +193,7 @@ def local(runs: list[Run], options: argparse.Namespace) -> int:
 
 
 def verdict(runs: list[Run], *, stopped: bool) -> int:
-  """Names the runs that went wrong; returns the exit code."""
+  """Prints the runs that failed and returns the exit code of the sweep."""
   states = {run.state for run in runs}
   for run in runs:
     if run.state in ("refused", "gave up"):
@@ -169,12 +208,15 @@ def verdict(runs: list[Run], *, stopped: bool) -> int:
 
 
 def elsewhere(runs: list[Run], options: argparse.Namespace) -> int:
-  """Prints what starts the open runs on other machines."""
-  left = [run for run in runs if run.state not in OVER]
+  """Prints the commands that run the unfinished runs on other machines.
+
+  Returns the exit code.
+  """
+  unfinished = [run for run in runs if run.state not in OVER]
   if not options.dry_run:
     View().show(runs)
     write_table(runs, options.out)
-  lines = [shlex.join(run.flags) for run in left]
+  lines = [shlex.join(run.flags) for run in unfinished]
   if options.where == "tpu":
     for number, line in enumerate(lines):
       tool = f"NAME=sweep-{number} launch/tpu_pod.sh"
@@ -187,33 +229,42 @@ def elsewhere(runs: list[Run], options: argparse.Namespace) -> int:
       print("\n".join(lines))
     else:
       files.write_atomic(table, "".join(line + "\n" for line in lines))
-    tasks = f"--array=0-{len(left) - 1}%{options.jobs}"
+    tasks = f"--array=0-{len(unfinished) - 1}%{options.jobs}"
     print(f"RUNS={shlex.quote(str(table))} sbatch {tasks} launch/slurm.sbatch")
   return verdict(runs, stopped=False)
 
 
 def numbers(text: str) -> list[int]:
-  """`1-3,7` as [1, 2, 3, 7]."""
-  found = []
+  """Parses a list of numbers and ranges: "1-3,7" becomes [1, 2, 3, 7]."""
+  parsed = []
   for part in text.split(","):
     first, _, last = part.partition("-")
-    found += range(int(first), int(last or first) + 1)
-  return found
+    parsed += range(int(first), int(last or first) + 1)
+  return parsed
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+  """Parses and checks the command line.
+
+  The flags after `--` are those of cpeal_jax.main; they become `flags`.
+
+  Raises:
+    InputError: an option has an invalid value.
+  """
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
   add("--configs", type=lambda text: text.split(","), required=True)
-  add("--methods", default="", help="acquisitions; without it the configs' own")
+  add("--methods", default="", help="acquisitions; default: the configs' own")
   add("--seeds", type=numbers, default=[1], help="such as 1-3,7")
   add("--where", choices=("local", "slurm", "tpu"), default="local")
-  add("--jobs", type=int, default=1, help="how many at a time")
-  add("--attempts", type=int, default=3, help="starts a run, at most")
+  add("--jobs", type=int, default=1, help="how many runs at a time")
+  add(
+    "--attempts", type=int, default=3, help="how often to start a run at most"
+  )
   add("--out", type=epath.Path, default=epath.Path("runs"))
-  add("--dry_run", action="store_true", help="print the commands, do nothing")
+  add("--dry_run", action="store_true", help="only print the commands")
   cut = argv.index("--") if "--" in argv else len(argv)
   options = parser.parse_args(argv[:cut])
   options.flags = argv[cut + 1 :]
@@ -239,6 +290,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
+  """Executes the sweep and returns its exit code."""
   try:
     options = parse(argv)
     runs = plan(options)

@@ -1,30 +1,33 @@
 #!/usr/bin/env bash
-# cpeal_jax on a Cloud TPU slice: create, install, run, collect, delete.
+# Runs cpeal_jax on a Cloud TPU slice: create, install, run, collect, delete.
 #
 #   export NAME=my-tpu ZONE=us-west4-a TYPE=v5litepod-16
-#   launch/tpu_pod.sh create           # asks for the slice (a queued resource)
-#   launch/tpu_pod.sh wait             # until it is there
-#   launch/tpu_pod.sh install          # this checkout's HEAD, on every worker
+#   launch/tpu_pod.sh create           # request the slice (queued resource)
+#   launch/tpu_pod.sh wait             # wait until the slice is ready
+#   launch/tpu_pod.sh install          # install this HEAD on every worker
 #   launch/tpu_pod.sh run -- --config=configs/eurosat.py \
 #     --workdir=gs://BUCKET/eurosat/seed1 [FLAGS...]
 #   launch/tpu_pod.sh collect gs://BUCKET/eurosat/seed1 runs/eurosat/seed1
 #   launch/tpu_pod.sh delete
 #
-# --dry_run before the command prints what would be run and runs nothing.
-# Needs gcloud with a project and a login, and the TPU API enabled. Variables:
+# With --dry_run before the command, the script only prints what it would run.
+# It needs gcloud with a project and a login, and the TPU API must be enabled.
+# Variables:
 #
-#   NAME      the slice's name (required)
-#   ZONE      where (required)
-#   TYPE      v5litepod-16, v6e-16, v4-32, ... (create only)
-#   RUNTIME   software version; found by TYPE where Google documents one
-#   SPOT      1 (default): cheaper, may be preempted; 0: on demand
-#   QUEUED    1 (default): a queued resource; 0: `tpu-vm create`, now or never
-#   ATTEMPTS  how often `run` is started again after exit code 75 (20)
+#   NAME      the name of the slice (required)
+#   ZONE      the zone of the slice (required)
+#   TYPE      v5litepod-16, v6e-16, v4-32, ... (for create only)
+#   RUNTIME   the software version (default: the documented one for TYPE)
+#   SPOT      1 (default): spot capacity, cheaper but preemptible; 0: on demand
+#   QUEUED    1 (default): a queued resource; 0: `tpu-vm create`, which fails
+#             at once if there is no capacity
+#   ATTEMPTS  how many times `run` starts the run, as long as it ends with exit
+#             code 75 (default: 20)
 #
-# A slice of several hosts needs a workdir that all of them see: a bucket or a
-# network file system; so does the data set (or each host has a copy). After a
-# preemption of the slice itself: delete, create, wait, install and run again
-# with the same workdir; the run goes on where it was.
+# All hosts of a slice must be able to access the workdir: use a bucket or a
+# network file system. The data set needs the same, or a copy on each host.
+# After a preemption of the slice itself, delete, create, wait, install and run
+# again with the same workdir; the run continues.
 set -euo pipefail
 
 die() {
@@ -47,7 +50,7 @@ name=${NAME-} zone=${ZONE-}
 attempts=${ATTEMPTS:-20}
 code=cpeal_jax  # The checkout on the workers, in the home directory.
 
-do_() {  # Runs a command, or prints it as one would type it.
+do_() {  # Runs a command; in a dry run, prints it, quoted for a shell.
   if [[ -z $dry_run ]]; then
     "$@"
     return
@@ -64,11 +67,13 @@ tpus() {
   do_ gcloud compute tpus "$@" --zone="$zone"
 }
 
-everywhere() {  # Runs one line of shell on every worker.
+everywhere() {  # Runs one line of shell code on every worker.
   tpus tpu-vm ssh "$name" --worker=all --command="$1"
 }
 
-runtime_of() {  # https://cloud.google.com/tpu/docs/runtimes
+# Prints the software version for a TPU type, according to
+# https://cloud.google.com/tpu/docs/runtimes
+runtime_of() {
   case $1 in
     v6e-*) echo v2-alpha-tpuv6e ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
@@ -114,7 +119,7 @@ wait_() {
 
 install() {
   local packed=$code.tar.gz
-  # The images come with Python 3.10: uv brings one that is new enough.
+  # The TPU images have Python 3.10, which is too old, so uv installs another.
   local steps=(
     "mkdir -p $code && tar -xzf $packed -C $code"
     "python3 -m pip install --user --quiet uv"
@@ -154,7 +159,7 @@ collect() {
   do_ mkdir -p "$2"
   case $1 in
     gs://*) do_ gcloud storage rsync --recursive "$1" "$2" ;;
-    # Process 0 alone writes, and it runs on worker 0.
+    # Only process 0 writes to the workdir, and it runs on worker 0.
     *) tpus tpu-vm scp --recurse "$name:$code/${1%/}/*" "$2" --worker=0 ;;
   esac
 }

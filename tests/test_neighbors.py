@@ -1,4 +1,4 @@
-"""Nearest neighbours against brute force, on 1 to 8 devices."""
+"""Nearest neighbors against brute force, on 1 to 8 devices."""
 
 import jax
 import jax.monitoring

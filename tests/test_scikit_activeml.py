@@ -167,7 +167,7 @@ def test_centres_that_compete():
 
 @pytest.mark.parametrize("given", [True, False])
 def test_typiclust(given):
-  """Ours takes half of a small cluster as neighbours, theirs all the others.
+  """Ours takes half of a small cluster as neighbors, theirs all the others.
 
   Here no cluster is that small. Ours adds 1e-5 to the mean distance, theirs
   1e-7 to the sum. Both walk the clusters without labels, largest first.

@@ -1,4 +1,4 @@
-"""Lets trajectories die in every way, and resumes them to the end.
+"""Interrupts runs in many ways and checks that they resume with equal results.
 
   python benchmarks/reliability/crash_campaign.py --kills=100 --others=5
   python benchmarks/reliability/crash_campaign.py --kills=30 --processes=2
@@ -8,30 +8,37 @@
   python benchmarks/reliability/crash_campaign.py \
     --table=runs/crash_campaign.jsonl
 
-`--kills` are SIGKILLs: half after a random time, half at a file event (see
-`faults.py`). Of each other death, or those of `--only`, there are `--others`:
+`--kills` is the number of SIGKILLs: half are sent after a random time, half at
+a file event (see `faults.py`). `--others` is the number of each other kind of
+interruption ("death"); `--only` selects among these kinds:
 
-  sigterm         at a random time after the run began; must exit with 75
-  full disk       of random room, on a small file system that other bytes fill
-  write refused   ENOSPC at a random file event and at all after it
-  checkpoint cut  killed; then files of the newest checkpoint are cut
-  DONE lost       killed; then a random one is removed; so with
+  sigterm         SIGTERM at a random time after the run began; the run must
+                  exit with 75
+  full disk       a small file system is filled except for a random amount of
+                  room
+  write refused   every write fails with ENOSPC from a random file event on
+  checkpoint cut  the run is killed, and files of its newest checkpoint are
+                  truncated
+  DONE lost       the run is killed, and one DONE marker, drawn at random, is
+                  removed. The same is done with other files in:
   SELECTED lost, commit mark lost, digests lost
 
-What is refused for want of room must end in one line and a non-zero code. After
-every death the finished rounds must be as they were. Then there is room again,
-the same command goes on, and dies anew, until one start reaches its end. The
-selections must then be those of an undisturbed run, byte for byte, and so must
-the metrics but for the seconds. Caches are new for each trajectory, so that
-their making dies too. With several processes one of them, drawn at random, is
-hit; the others are then ended as a launcher does.
+If there is no room, the run must end with a one-line error and a non-zero code.
+After every death, the finished rounds must be unchanged. Then room is made and
+the same command is started again, with the next death, until a start reaches
+the end. The selections must then equal those of an undisturbed run byte for
+byte, and so must the metrics, except for the seconds. Each trajectory starts
+with empty caches, so that interruptions also hit their creation. If a run has
+several processes, one drawn at random is hit, and the others are then ended as
+a launcher would do it.
 
-The small file system is `--disk=DIR`, with nothing else on it; without it a
-tmpfs is mounted, which needs root; where that fails there are no full disks.
+`--disk=DIR` is the small file system, which must hold nothing else. Without it
+a tmpfs is mounted, which needs root; if that fails, the full disks are left
+out.
 
-Every death is a line of `--out` as soon as it has happened, and so is the end
-of every trajectory; the table is made from these. Exit code 1 if one trajectory
-went wrong; its workdir is kept.
+Every death, and the end of every trajectory, is written to `--out` at once as a
+line of JSON; the table is made from these lines. The exit code is 1 if a
+trajectory failed a check; its workdir is kept.
 """
 
 import argparse
@@ -63,7 +70,8 @@ TIME, EVENT, TERM, DISK, REFUSED = (
   "full disk",
   "write refused",
 )
-# What is done to a killed run's files: which, relative to the workdir.
+# For each kind of loss: a pattern of the files, relative to the workdir, of
+# which one is removed after the run was killed.
 LOST = {
   "DONE lost": r"rounds/\d+/DONE",
   "SELECTED lost": r"rounds/\d+/SELECTED",
@@ -77,18 +85,19 @@ DISK_MEBIBYTES = 512
 
 
 class Wrong(Exception):
-  """A death, or what it left, is not as promised."""
+  """A run did not end, or did not leave its files, as it should."""
 
 
 @dataclasses.dataclass
 class Trajectory:
-  """One run; it moves to the small disk with its first death there.
+  """One run; its workdir moves to the small disk at its first full disk.
 
   Attributes:
     number: counted from 0.
-    workdir: where it is now.
-    output: beside where it began: what it prints is no part of a run.
-    deaths: their kinds.
+    workdir: the current workdir.
+    output: the prefix of the files for what the processes print, beside the
+      first workdir.
+    deaths: the kinds of the deaths so far.
   """
 
   number: int
@@ -99,13 +108,14 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class Undisturbed:
-  """What a run does that nobody stops.
+  """Measurements and results of a run that is not interrupted.
 
   Attributes:
     seconds: from start to end.
-    begun: of these, until it has read what it needs and says so.
-    events: process 0's file events.
-    room: bytes on disk, caches included.
+    begun: seconds from the start until the run prints its first line, after it
+      has read its input.
+    events: the number of file events of process 0.
+    room: bytes on disk, including caches.
     selections, metrics: what every trajectory must end with.
   """
 
@@ -118,7 +128,7 @@ class Undisturbed:
 
 
 class Campaign:
-  """One config on a number of processes, started over and over."""
+  """Starts, interrupts and checks many runs of one config."""
 
   def __init__(self, own: argparse.Namespace, folder: Path, disk: Path | None):
     self.own, self.folder, self.disk = own, folder, disk
@@ -133,12 +143,12 @@ class Campaign:
     ]
 
   def note(self, **line) -> None:
-    """Adds a line to the results, so that what ends this loses nothing."""
+    """Appends a line to the results at once, so that no result is lost."""
     with open(self.own.out, "a") as file:
       file.write(json.dumps(line) + "\n")
 
   def start(self, own: Trajectory, hooks=None, **ending) -> list[int]:
-    """One start to its end: the codes of its processes."""
+    """Starts a run, waits for its end and returns the exit codes."""
     children = runs.start(
       own.workdir,
       self.flags,
@@ -174,8 +184,9 @@ class Campaign:
       runs.metrics(this.workdir),
     )
 
-  # --- Deaths: each starts the trajectory once, and says in a word or two
-  # --- where it died; "" if it reached its end, None if it died unlike `kind`.
+  # --- Deaths. Each method starts the trajectory once and returns in a few
+  # --- words where it died. It returns "" if the run reached its end, and None
+  # --- if the run died, but not in the way that `kind` asks for.
 
   def die(self, kind: str, own: Trajectory) -> str | None:
     if kind == EVENT:
@@ -196,7 +207,8 @@ class Campaign:
         own, victim=victim, due=lambda seconds: seconds > delay
       )
       return self.killed(codes, victim, f"after {delay:.1f} s")
-    # The others wait until the run has begun, or has a round behind it.
+    # SIGTERM is sent after the run has begun, and the files are damaged after a
+    # round has finished.
     rest = self.straight.seconds - self.straight.begun
     delay = self.random.uniform(0, rest)
     begun: list[float] = []
@@ -226,9 +238,10 @@ class Campaign:
     return where
 
   def refused(self, codes: list[int], own: Trajectory, where: str) -> str:
-    """Who ended by itself said so in one line, with a non-zero code.
+    """Checks that the run ended with a one-line error about the lack of room.
 
-    Of several processes the others may have waited, and been ended.
+    With several processes, this holds for those that ended by themselves;
+    others may have been waiting and were ended.
     """
     if not any(codes):
       return ""
@@ -246,7 +259,7 @@ class Campaign:
     return f"{where}: {told[0].removeprefix('error: ')}"
 
   def fill(self, own: Trajectory) -> str:
-    """A start on the small disk, of which other bytes leave little room."""
+    """Starts the run on the small disk, which is filled up to little room."""
     assert self.disk is not None
     if own.workdir.parent != self.disk:
       own.workdir = moved(own.workdir, self.disk)
@@ -265,7 +278,7 @@ class Campaign:
     return self.refused(codes, own, f"{room} bytes left")
 
   def damage(self, kind: str, workdir: Path) -> str | None:
-    """Cuts or removes files of a run that is not there."""
+    """Truncates or removes files of a run that was killed."""
     names = [
       str(path.relative_to(workdir))
       for path in sorted(workdir.rglob("*"))
@@ -296,7 +309,7 @@ class Campaign:
   # --- Trajectories.
 
   def check(self, workdir: Path) -> None:
-    """Finished rounds are those of the undisturbed run."""
+    """Checks that finished rounds equal those of the undisturbed run."""
     done = {path.parent.name for path in workdir.glob("rounds/*/DONE")}
     have = runs.selections(workdir)
     for name in done:
@@ -308,10 +321,10 @@ class Campaign:
         raise Wrong(f"round {row['round']} is done, and its row is another")
 
   def play(self, own: Trajectory, left: list[str]) -> None:
-    """One trajectory; takes the deaths that it died from `left`.
+    """Executes one trajectory and removes its deaths from `left`.
 
     Raises:
-      Wrong: something is not as promised.
+      Wrong: a check failed.
     """
     where: str | None = "begin"
     while where != "":
@@ -338,14 +351,15 @@ class Campaign:
       raise Wrong("it ended with other metrics")
 
   def run(self) -> bool:
-    """Whether all went well."""
+    """Executes the campaign; returns whether every trajectory passed."""
     own = self.own
     kills = [TIME] * (own.kills // 2) + [EVENT] * (own.kills - own.kills // 2)
     others = [kind for kind in own.only if kind != DISK or self.disk]
     left = kills + others * own.others
     self.random.shuffle(left)
     if not own.compiled:
-      self.undisturbed("compiling")  # Those that die find that done.
+      # Fills the compilation cache, which the later runs share.
+      self.undisturbed("compiling")
     self.straight = self.undisturbed("straight")
     self.limit = 120 + 10 * self.straight.seconds
     self.note(
@@ -376,7 +390,7 @@ class Campaign:
           kept=str(this.workdir),
         )
         if left:
-          left.pop()  # Not to meet it for ever.
+          left.pop()  # Skip this death, so that the campaign ends.
       else:
         self.note(trajectory=this.number, deaths=this.deaths, equal=True)
         clear(this.workdir)
@@ -386,7 +400,7 @@ class Campaign:
 
 
 def used(workdir: Path) -> int:
-  """Bytes of a run and its caches, in whole pages as a disk counts them."""
+  """Returns the bytes of a run and its caches, in whole pages as on a disk."""
   return sum(
     -(-path.stat().st_size // 4096) * 4096
     for root in (workdir, Path(f"{workdir}.cache"))
@@ -396,7 +410,7 @@ def used(workdir: Path) -> int:
 
 
 def moved(workdir: Path, to: Path) -> Path:
-  """The run with its caches, elsewhere."""
+  """Moves a run and its caches to the folder `to`; returns the new workdir."""
   for name in (workdir.name, f"{workdir.name}.cache"):
     source = workdir.with_name(name)
     if source.exists():
@@ -412,7 +426,7 @@ def clear(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(given: str | None, folder: Path) -> Iterator[Path | None]:
-  """A small file system of our own; None where there can be none."""
+  """Provides a small empty file system, or None if none can be mounted."""
   if given:
     yield Path(given).resolve()
     return
@@ -437,7 +451,7 @@ def small_disk(given: str | None, folder: Path) -> Iterator[Path | None]:
 
 
 def table(lines: Iterable[str]) -> str:
-  """The results as a table, of however many campaigns there are lines of."""
+  """Formats the lines of one or more campaigns as a table."""
   deaths: collections.Counter[str] = collections.Counter()
   equal: collections.Counter[str] = collections.Counter()
   ends, wrong = [], []
@@ -461,7 +475,7 @@ def table(lines: Iterable[str]) -> str:
 
 
 def kinds(text: str) -> list[str]:
-  """Names of deaths, separated by commas."""
+  """Parses the names of deaths, separated by commas."""
   names = text.split(",")
   if wrong := {*names} - {*OTHERS}:
     allowed = ", ".join(OTHERS)
@@ -493,7 +507,8 @@ def main() -> int:
   if own.table:
     say(table(Path(own.table).read_text().splitlines()))
     return 0
-  # So that what is mounted is left, and no process goes on.
+  # Turns SIGTERM into an exit, so that the disk is unmounted and no process is
+  # left running.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   own.out = Path(own.out).resolve()
   own.out.parent.mkdir(parents=True, exist_ok=True)

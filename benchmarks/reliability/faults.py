@@ -1,15 +1,16 @@
-"""`cpeal_jax.main`, with a fault at one of its file events.
+"""Runs `cpeal_jax.main` with a fault at one of its file events.
 
   python benchmarks/reliability/faults.py --config=configs/quickstart.py FLAGS
 
-A file event is right before or after an open for writing, an fsync, a rename,
-a removal, a directory made, counted within the process (orbax's among them, but
-not what tensorstore does below Python). By the environment:
+There is one file event right before and one right after each open for writing,
+fsync, rename, removal and creation of a directory. The events are counted
+within the process. They include those of orbax, but not what tensorstore does
+outside Python. Environment variables set the fault:
 
-  CPEAL_JAX_KILL_AT=N   SIGKILL at event N
-  CPEAL_JAX_FULL_AT=N   from event N on opens for writing, fsyncs and new
-                        directories are refused, as on a full disk
-  CPEAL_JAX_COUNT_IN=F  how many there were is written to the file F
+  CPEAL_JAX_KILL_AT=N   send SIGKILL at event N
+  CPEAL_JAX_FULL_AT=N   from event N on, refuse opens for writing, fsyncs and
+                        new directories, as a full disk would
+  CPEAL_JAX_COUNT_IN=F  write the number of events to the file F
 """
 
 import atexit
@@ -30,7 +31,7 @@ TAKES_NONE = ("replace", "rename", "unlink", "rmdir")
 
 
 def install() -> None:
-  """From here on this process counts its events, and meets its fault."""
+  """Starts to count file events in this process and to inject the fault."""
   kill, full = (int(os.environ.get(name, "0")) for name in (KILL, FULL))
   count = 0
 
@@ -66,7 +67,7 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-  # Before the hook: what imports write is not the run's.
+  # Imported before `install`, so that files written by imports do not count.
   from cpeal_jax import main
 
   install()

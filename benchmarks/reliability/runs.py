@@ -1,4 +1,4 @@
-"""Starting a run's processes, waiting for them, and what must be equal."""
+"""Starts the processes of a run, waits for them, and reads their results."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ PREEMPTED = 75
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """How many processes, of how many devices each."""
+  """The number of processes of a run, and of devices per process."""
 
   processes: int = 1
   devices: int = 1
@@ -42,15 +42,16 @@ def start(
   shape: Shape = Shape(),
   hooks: Mapping[int, Mapping[str, str]] | None = None,
 ) -> list[subprocess.Popen]:
-  """The processes of one start.
+  """Starts the processes of a run and returns them.
 
   Args:
-    workdir: of the run; its caches go beside it.
-    flags: of main.
-    output: where `said` and `erred` find what the processes print.
-    compiled: JAX's cache of compiled programs.
-    shape: processes and virtual CPU devices.
-    hooks: variables of `faults` by process.
+    workdir: the workdir; the run's caches are placed beside it.
+    flags: the flags of main.
+    output: the prefix of the files for what the processes print; see `said`
+      and `erred`.
+    compiled: the directory of JAX's persistent compilation cache.
+    shape: the numbers of processes and of virtual CPU devices per process.
+    hooks: environment variables for `faults.py`, by process.
   """
   port, children = free_port(), []
   for i in range(shape.processes):
@@ -88,17 +89,17 @@ def start(
 
 
 def said(output: Path, process: int = 0) -> Path:
-  """What a process of the last start printed."""
+  """Returns the file with a process's stdout of the last start."""
   return Path(f"{output}.{process}.out")
 
 
 def erred(output: Path, process: int = 0) -> Path:
-  """Its errors."""
+  """Returns the file with a process's stderr of the last start."""
   return Path(f"{output}.{process}.err")
 
 
 def has_begun(output: Path) -> bool:
-  """Main has said where it is: SIGTERM means save from here on."""
+  """True if main has printed its first line; from then on SIGTERM saves."""
   return "; workdir " in said(output).read_text()
 
 
@@ -110,20 +111,22 @@ def wait(
   number: int = signal.SIGKILL,
   due: Callable[[float], bool] = lambda seconds: False,
 ) -> list[int]:
-  """The exit codes of one start, once all its processes have ended.
+  """Waits for all processes of a start and returns their exit codes.
 
-  Once one fails, the others are ended as a launcher does: at once where it was
-  killed, else after a time in which they may end themselves.
+  When one process fails, the others are ended as a launcher would do it: at
+  once if the process was killed, otherwise after 30 seconds in which they may
+  end by themselves.
 
   Args:
-    children: of `start`.
-    limit: seconds after which a start hangs.
-    victim: who is sent `number`, once,
-    number: a signal,
-    due: once this says so, asked with the seconds since the start.
+    children: the processes that `start` returned.
+    limit: the seconds after which the start is considered to hang.
+    victim: the index of the process that receives the signal `number`.
+    number: the signal, which is sent once.
+    due: called with the seconds since the start; the signal is sent when it
+      returns True.
 
   Raises:
-    TimeoutError: the start hangs; it was killed.
+    TimeoutError: the start hung and was killed.
   """
   begin, sent, end = time.monotonic(), False, limit
   try:
@@ -148,7 +151,7 @@ def wait(
 
 
 def selections(workdir: Path) -> dict[str, bytes]:
-  """The bytes of every selection.csv."""
+  """Returns the bytes of every selection.csv by the name of the round."""
   return {
     path.parent.name: path.read_bytes()
     for path in sorted(workdir.glob("rounds/*/selection.csv"))
@@ -156,7 +159,7 @@ def selections(workdir: Path) -> dict[str, bytes]:
 
 
 def metrics(workdir: Path) -> list[dict]:
-  """The rows of metrics.jsonl, but for the seconds."""
+  """Returns the rows of metrics.jsonl without the seconds."""
   path = workdir / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return [

@@ -1,17 +1,18 @@
-"""Stops a run on one shape and resumes it on another, in all pairs.
+"""Stops runs on one shape and resumes them on another, for all pairs of shapes.
 
   python benchmarks/reliability/shapes.py
 
-A shape is processes x virtual CPU devices of each. SIGTERM stops a run in the
-middle of training of round 1, with exit code 75; from a copy of what it left
-each shape goes on. Compared with an undisturbed 1x1 run: the ids that every
-round selected, in order; how many selection.csv are equal byte for byte, the
-scores in them included; and the largest relative difference of NLL and Brier
-score in any round. The ids must be equal, the differences below 1e-4. Scores
-may differ in their last digits: gradients are summed in another order.
+A shape is a number of processes times a number of virtual CPU devices per
+process. SIGTERM stops a run during the training of round 1, with exit code 75;
+then a copy of its workdir is resumed on each shape. Three results are compared
+with those of an undisturbed 1x1 run: the ids that every round selected, in
+order; how many selection.csv files are equal byte for byte, including their
+scores; and the largest relative difference of the NLL and the Brier score in
+any round. The ids must be equal and the differences below 1e-4. Scores may
+differ in their last digits, because gradients are summed in another order.
 
-Every pair is a line of `--out` as soon as it is done; the table is made from
-these. Exit code 1 if one pair differs; its workdir is kept.
+Each pair is written to `--out` at once as a line of JSON; the table is made
+from these lines. The exit code is 1 if a pair differs; its workdir is kept.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def run(
   *flags: str,
   **ending,
 ) -> set[int]:
-  """One start; the codes of its processes."""
+  """Starts a run, waits for its end and returns the set of exit codes."""
   children = runs.start(
     workdir,
     [
@@ -57,10 +58,10 @@ def run(
 
 
 def stop(own: argparse.Namespace, workdir: Path, shape: Shape) -> int:
-  """Stops a run in round 1; returns the step."""
+  """Runs until training of round 1, stops there, and returns the step."""
 
   def due(_: float) -> bool:
-    # A checkpoint after each step says where it is.
+    # The run saves a checkpoint after each step.
     return bool(steps(workdir))
 
   codes = run(
@@ -78,13 +79,13 @@ def stop(own: argparse.Namespace, workdir: Path, shape: Shape) -> int:
 
 
 def steps(workdir: Path) -> list[int]:
-  """The steps of round 1 that there is a checkpoint of."""
+  """Returns the steps of round 1 that have a checkpoint."""
   names = [path.name for path in workdir.glob("checkpoints/1??????")]
   return [int(name) % 1_000_000 for name in names if name.isdecimal()]
 
 
 def picks(workdir: Path) -> list[list[str]]:
-  """The ids of each round, in order."""
+  """Returns the selected ids of each round, in order."""
   texts = [text.decode() for text in runs.selections(workdir).values()]
   return [
     [row["id"] for row in csv.DictReader(io.StringIO(text))] for text in texts
@@ -92,13 +93,13 @@ def picks(workdir: Path) -> list[list[str]]:
 
 
 def same_bytes(workdir: Path, alone: Path) -> int:
-  """How many selection.csv are those of the other run."""
+  """Counts the selection.csv files that equal those of the other run."""
   have, want = runs.selections(workdir), runs.selections(alone)
   return sum(have.get(name) == text for name, text in want.items())
 
 
 def furthest(workdir: Path, alone: Path) -> float:
-  """The largest relative difference of a proper score."""
+  """Returns the largest relative difference of the NLL or the Brier score."""
   pairs = zip(runs.metrics(workdir), runs.metrics(alone), strict=True)
   return max(
     abs(a[name] - b[name]) / abs(b[name])

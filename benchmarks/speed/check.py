@@ -1,15 +1,16 @@
-"""Ratios of benchmarks against those that are stored, on request.
+"""Compares the ratios of benchmarks with stored ratios.
 
   python benchmarks/speed/check.py runs/*.json
   python benchmarks/speed/check.py --tolerance=0.1 runs/inference.json
   python benchmarks/speed/check.py --update runs/*.json
 
-Files are what the benchmarks of `timing.py` write with --out, at full size.
-Their ratios are compared with those of `ratios.json` beside this file, by
-benchmark, device, case, peer and threads. The exit status is 1 if a ratio fell
-by more than the tolerance, or if a gate that was met is missed. A case that is
-not stored is new; one that is stored and was not run is not mentioned. --update
-stores the ratios instead, over those that are there.
+The files are written by the benchmarks of `timing.py` with --out, at full size.
+Their ratios are compared with those in `ratios.json` beside this file; a row is
+identified by benchmark, device, case, peer and threads. The exit code is 1 if a
+ratio fell by more than the tolerance, or if a gate that was met is now missed.
+A case that is not stored is called new; a stored case that was not run is not
+mentioned. With --update the ratios are stored instead; they replace the stored
+ratios of the same cases.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-  """A file's rows that have a ratio, each with where it is from."""
+  """Returns the file's rows with a ratio, with their benchmark and device."""
   whole = json.loads(path.read_text())
   if whole.get("small") is not False:
     sys.exit(f"{path} is of a --small run or of no benchmark: not compared.")
@@ -39,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def judge(old: dict | None, new: dict, tolerance: float) -> tuple[str, bool]:
-  """What the table says of a row, and whether it is as good as it was."""
+  """Returns the table's text for a row, and whether the row is no worse."""
   if old is None:
     return "new", True
   fell = new["ratio"] < (1 - tolerance) * old["ratio"]
@@ -54,7 +55,7 @@ def judge(old: dict | None, new: dict, tolerance: float) -> tuple[str, bool]:
 
 
 def update(stored: Path, there: dict[tuple, dict], rows: list[dict]) -> None:
-  """A line per row, sorted."""
+  """Writes the stored ratios, updated with `rows`, on one sorted line each."""
   for row in rows:
     ratio = float(f"{row['ratio']:.4g}")
     kept = {name: row[name] for name in KEY}

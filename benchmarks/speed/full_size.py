@@ -1,12 +1,13 @@
-"""Every architecture at its full size: initialise, encode, train a step.
+"""Initializes every architecture at full size, encodes, and trains a step.
 
   python benchmarks/speed/full_size.py
   python benchmarks/speed/full_size.py --models=RN50,DINOv2-B
 
-Random weights, float32, batch 4, ten classes of 16 tokens. CLIP's ViTs train
-LoRA in both towers, the ResNets prompts, DINOv2 LoRA under a linear head. Each
-model is a process of its own; peak is its largest resident size. The seconds
-are of a second call, and of one machine: they say what to expect, no more.
+The weights are random and in float32; the batch is 4, and there are ten classes
+with prompts of 16 tokens. CLIP's ViTs train LoRA in both towers, its ResNets
+prompts, and DINOv2 LoRA with a linear head. Each model runs in a process of its
+own; the peak is its largest resident size. The seconds are those of a second
+call on one machine, so they only indicate what to expect.
 """
 
 import argparse
@@ -77,7 +78,14 @@ MODELS: dict[str, ClipConfig | Dinov2Config] = {
 def tokens(
   config: ClipConfig, classes: int, length: int, learned: int = 0
 ) -> Tokens:
-  """Random words, `length` tokens in all; learned ones come first."""
+  """Returns prompts of random words, with the learned tokens first.
+
+  Args:
+    config: of the model.
+    classes: the number of prompts, C.
+    length: the number of tokens of each prompt, start and end included.
+    learned: the number of learned tokens.
+  """
   rng = np.random.default_rng(0)
   end = config.end_token
   ids = rng.integers(0, end - 1, (classes, length)).astype(np.int32)
@@ -88,7 +96,7 @@ def tokens(
 
 
 def random_params(config: ClipConfig | Dinov2Config) -> dict:
-  """Weights of the right shapes, on the host."""
+  """Returns random weights of the model's shapes, on the host."""
   rng = np.random.default_rng(0)
 
   def random(path, leaf) -> np.ndarray:
@@ -102,7 +110,7 @@ def random_params(config: ClipConfig | Dinov2Config) -> dict:
 
 
 def make(name: str) -> tuple[Any, dict, int]:
-  """The classifier, random weights, and the side of an image."""
+  """Returns the classifier, random weights and the image size in pixels."""
   config = MODELS[name]
   params = random_params(config)
   if isinstance(config, Dinov2Config):
@@ -118,7 +126,7 @@ def make(name: str) -> tuple[Any, dict, int]:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-  """The second of two answers, and its seconds."""
+  """Calls twice; returns the second result and its seconds."""
   jax.block_until_ready(call())
   start = time.perf_counter()
   out = jax.block_until_ready(call())
@@ -127,8 +135,9 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def measure(name: str) -> dict[str, Any]:
   classifier, host, side = make(name)
-  # Of the checkpoint: the constant scale of a linear head is not in it, and
-  # batch norm's statistics are not counted as parameters.
+  # Counts the parameters of the checkpoint. The statistics of batch norm are
+  # not counted as parameters, and the constant scale of a linear head is not in
+  # the checkpoint.
   leaves = jax.tree_util.tree_leaves_with_path(host)
   counted = [
     leaf.size

@@ -1,4 +1,4 @@
-"""Scoring a pool, ours against transformers' CLIPModel in PyTorch.
+"""Times scoring a pool against transformers' CLIPModel in PyTorch.
 
   python benchmarks/speed/inference.py --out=inference.json
   python benchmarks/speed/inference.py --models=ViT-B/32 --threads=1
@@ -6,19 +6,23 @@
   python benchmarks/speed/inference.py --models=ViT-B/16 --dtype=bfloat16 \
     --images=16384 --batches=128,1024 --square=8192
 
-uint8 images in, unit features and logits of 100 classes out, both on the host:
-ours by `scoring.encode_pool` in tiles, PyTorch's in batches of --batches,
-eagerly and compiled; --dtype, random weights, the same images. Gate: no slower
-than any. `matrix rate` is no program: its seconds are what so many operations
-take at the rate of 2048 x 2048 products (--square) in the same type, jax's or
-PyTorch's, whichever is quicker, timed in the same turns; the ratio is the share
-of that rate that ours gets. Gate: 0.8. Images are a multiple of the tile, so
-that none of them is padding; compilation is apart.
+Both take uint8 images and return unit features and the logits of 100 classes,
+all on the host: ours with `scoring.encode_pool` in tiles, PyTorch's in batches
+of --batches, both eager and compiled. The images, the random weights and the
+type (--dtype) are the same. Gate: ours is no slower than any of PyTorch's.
 
-PyTorch's eager products are MKL's, which on an AMD processor reach half of the
-matrix rate that XLA does: read the ratio beside both rates, which stand in the
-notes. With `--cpu` and `--threads=1` seconds are the process's own, for a
-machine with other work on it. All cores, unless --threads says otherwise.
+`matrix rate` is not a program: its seconds are those that the same number of
+operations would take at the rate of a 2048 x 2048 matrix product (--square) in
+the same type. That rate is jax's or PyTorch's, whichever is higher, timed in
+the same turns. The ratio is the share of that rate that ours reaches. Gate:
+0.8. The number of images is a multiple of the tile, so that there is no
+padding; compilation is not included.
+
+PyTorch's eager products use MKL, which on an AMD processor reaches half the
+matrix rate that XLA does: read the ratio beside both rates, which are in the
+notes. With `--cpu` and `--threads=1` the seconds are CPU seconds of the
+process, for a machine that also does other work. By default all cores are used;
+--threads sets other numbers.
 """
 
 import itertools
@@ -40,7 +44,7 @@ TIMES, CLASSES = 4, 100
 def ours(
   work: workload.Work, images: workload.Pictures, tile: int
 ) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], np.ndarray, int]:
-  """The pass, the class embeddings that it compares with, and its tile."""
+  """Returns the scoring pass, its class embeddings [C, D] and its tile."""
   scorer = scoring.make_scorer(work.classifier, work.mesh, tile=tile)
   tile = scorer.tile
   texts = scorer.embed(work.params, {})
@@ -102,10 +106,11 @@ def measure(own: Any, name: str) -> list[timing.Row]:
 
 
 def agree(ours: tuple, theirs: tuple, dtype: str) -> float:
-  """The largest gap of features or logits, relative.
+  """Returns the largest relative difference of the features or the logits.
 
-  Raises AssertionError over 1e-2, of TF32 on a GPU and far more than of
-  float32, or ten times that in bfloat16.
+  Raises:
+    AssertionError: it is over 1e-2, which allows for TF32 on a GPU (float32
+      needs far less), or over 1e-1 in bfloat16.
   """
   pairs = zip(ours, theirs, strict=True)
   gap = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)

@@ -1,14 +1,15 @@
-"""What a pool's size and the number of classes cost in memory.
+"""Measures how memory depends on the pool's size and the number of classes.
 
   python benchmarks/speed/memory.py
   python benchmarks/speed/memory.py --only=scoring --images=2000,20000
 
-Scoring: the peak of a process that encodes and compares a stream of images
-(`--model`, 100 classes), less the N (C + D) numbers that it returns. On a CPU
-the device's memory is in it. Gate: ten times the images within 20 %.
+Scoring: the peak of a process that encodes a stream of images and compares them
+with 100 classes (`--model`), minus the N (C + D) numbers that it returns. On a
+CPU this includes the device's memory. Gate: with ten times as many images, the
+result is at most 20 % larger.
 
-Training: temporary memory of the compiled step of prompts (24 tokens) on
-ViT-B/32 by the number of classes, with and without `model.remat`.
+Training: the temporary memory of the compiled training step for prompts of 24
+tokens on ViT-B/32, by the number of classes, with and without `model.remat`.
 """
 
 import argparse
@@ -32,7 +33,7 @@ CLASSES, MIB = 100, 2**20
 
 
 class Stream:
-  """Images that are made when they are asked for, and not kept."""
+  """Random images that are made when they are read and not kept."""
 
   def __init__(self, count: int, side: int):
     self.count, self.side = count, side
@@ -46,7 +47,10 @@ class Stream:
 
 
 def peak_of_scoring(model: str, images: int) -> dict[str, float]:
-  """MiB of this process, which must be a new one: a peak never falls."""
+  """Returns the memory of scoring in MiB; needs a new process.
+
+  The peak of a process never falls.
+  """
   work = workload.make(model, "none", classes=CLASSES, length=16)
   scorer = scoring.make_scorer(work.classifier, work.mesh)
   side = workload.config_of(model).image_size
@@ -59,7 +63,10 @@ def peak_of_scoring(model: str, images: int) -> dict[str, float]:
 
 
 def scored(model: str, sizes: list[int]) -> bool:
-  """A row per size; whether the largest is within 20 % of the smallest."""
+  """Prints a row per size of the pool.
+
+  Returns whether the last is at most 20 % larger than the first.
+  """
   print("| images | returned, MiB | peak, MiB | the rest | of the first |")
   print("|---|---|---|---|---|")
   rest = []
@@ -75,7 +82,7 @@ def scored(model: str, sizes: list[int]) -> bool:
 
 
 def temporaries(model: str, classes: int, *, remat: bool) -> float:
-  """MiB of the compiled step."""
+  """Returns the temporary memory of the compiled step in MiB."""
   work = workload.make(model, "prompts", classes=classes, length=24)
   own = work.classifier
   classifier = TextClassifier(

@@ -1,15 +1,16 @@
-"""Time and peak memory of selecting, each method in a process of its own.
+"""Measures time and peak memory of the selection of each acquisition method.
 
   taskset -c 0 python benchmarks/speed/method_costs.py --rows=13500,200000
 
-Synthetic pool: unit features [N, 512] around 200 centers, 100 classes, 500
-labels, 100 picks. Seconds are the process's CPU time, so that other work on the
-machine does not count; pinned to one core it is the time to wait. They are of a
-second call, compilation apart, unless the first took over 20 seconds and is all
-there is. Memory is
-the process's peak beyond what it held with the pool in hand, over the size of
-the pool (its features and logits): at most a small multiple for every method.
-`neighbors` is the pass that CEC and the score stage need, k = 10.
+Each method runs in a process of its own, on a synthetic pool: unit features
+[N, 512] around 200 centers, 100 classes, 500 labels and 100 picks. Seconds are
+CPU time, so that other work on the machine does not count; on a single core
+they equal the waiting time. They are those of a second call, without
+compilation; if the first call takes over 20 seconds, it is the only one. Memory
+is the peak of the process minus its peak when the pool was complete, divided by
+the size of the pool (its features and logits). It should be a small multiple
+for every method. `neighbors` is the search that CEC and the score stage need,
+with k = 10.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def make_pool(rows: int) -> acquisition.PoolView:
     labels=labels,
     class_embeddings=texts,
     logit_scale=np.float32(20),
-    # Any will do for the time: a real search is timed as `neighbors`.
+    # The values do not affect the time. A real search is timed as `neighbors`.
     neighbor_indices=rng.integers(0, rows, (rows, 10)).astype(np.int32),
     neighbor_similarities=np.full((rows, 10), 0.5, np.float32),
     predicted_loss=rng.standard_normal(rows, np.float32),
@@ -54,12 +55,12 @@ def make_pool(rows: int) -> acquisition.PoolView:
 
 
 def peak() -> float:
-  """MiB."""
+  """Returns the peak memory of this process in MiB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(name: str, rows: int) -> dict:
-  """Run in a process of its own: the peak never falls."""
+  """Measures one method; needs a new process because the peak never falls."""
   pool = make_pool(rows)
   before = peak()
 

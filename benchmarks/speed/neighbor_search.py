@@ -1,23 +1,24 @@
-"""Exact nearest neighbors against faiss's flat index and scikit-learn.
+"""Times exact nearest neighbors against faiss's flat index and scikit-learn.
 
   python benchmarks/speed/neighbor_search.py --out=runs/neighbor_search.json
   python benchmarks/speed/neighbor_search.py --rows=27000 --threads=1
   python benchmarks/speed/neighbor_search.py --small
 
-All N rows of a pool made by `method_costs.py` search for their k = 10 nearest
-others, D = 512, float32: ours by `nearest_neighbors`, faiss-cpu by IndexFlatIP
-(built within the time, k + 1 asked for and the row itself dropped),
-scikit-learn by NearestNeighbors, brute force, Euclidean: for unit rows the
-same order. A ratio is the peer's seconds over ours, calls in turn, our
-compilation apart. Gate: no slower than faiss; scikit-learn has none.
+For each of the N rows of a pool of `method_costs.py`, the k = 10 nearest other
+rows are searched (D = 512, float32). Ours is `nearest_neighbors`. faiss-cpu
+uses IndexFlatIP; its index is built within the measured time, k + 1 rows are
+searched, and the row itself is removed. scikit-learn uses NearestNeighbors,
+brute force and Euclidean, which gives the same order for unit rows. The ratio
+is the peer's seconds over ours. The calls alternate, and our compilation is not
+included. Gate: no slower than faiss; there is none for scikit-learn.
 
-`differ` counts the places, of N k, where the peer names another row than we do;
-`beyond ties` those of them where its row is less similar, or ours is, by more
-than 1e-5 in float64. That must be none.
+`differ` is the number of the N k places where the peer returns another row than
+we do. `beyond ties` is the number of those places where the similarities of the
+two rows differ by more than 1e-5 in float64; it must be 0.
 
-At 200,000 rows a call takes minutes: one of each unless --repeats says more.
-Each of --rows and of --threads is a process of its own, so a peer that is not
-installed is left out in one line, and the rest goes on.
+At 200,000 rows a call takes minutes, so each is made once unless --repeats says
+otherwise. Each combination of --rows and --threads runs in a process of its
+own. A peer that is not installed is reported in one line and left out.
 """
 
 import math
@@ -41,7 +42,7 @@ def ours(x: np.ndarray) -> np.ndarray:
 
 
 def compile_ours(rows: int, features: int) -> None:
-  """The same program on one real row: the count of rows is no shape."""
+  """Compiles our program by running it with the same shapes on one row."""
   mesh = sharding.make_mesh()
   unit = math.gcd(neighbors.QUERIES, TILE)
   padded = sharding.padded(rows, mesh.devices.size, unit)
@@ -61,7 +62,7 @@ def with_faiss(x: np.ndarray) -> np.ndarray:
 
 
 def without_self(found: np.ndarray) -> np.ndarray:
-  """Of k + 1 found, the row itself dropped, or the last if it is not there."""
+  """Removes the row itself from its k + 1 neighbors, or else the last one."""
   itself = found == np.arange(len(found))[:, None]
   itself[:, -1] |= ~itself.any(axis=1)
   return found[~itself].reshape(len(found), K)
@@ -83,7 +84,7 @@ PEERS = {
 def differences(
   x: np.ndarray, ours: np.ndarray, theirs: np.ndarray
 ) -> dict[str, Any]:
-  """Where two answers are not the same, and whether that is a tie."""
+  """Counts the places where two answers differ, and those that are no ties."""
   row, column = np.nonzero(ours != theirs)
   queries = x[row].astype(np.float64)
   gap = np.einsum("nd,nd->n", queries, x[ours[row, column]])
@@ -101,7 +102,7 @@ def measure(own: Any, rows: int) -> list[Row]:
   calls: dict[str, Any] = {"ours": ours, **peers}
   compile_ours(*x.shape)
   for search in peers.values():
-    search(x[:1000])  # loads what is loaded once
+    search(x[:1000])  # The first call loads libraries.
   seconds, found = in_turn(
     {name: lambda _, search=call: search(x) for name, call in calls.items()},
     own.repeats or (5 if rows <= 50_000 else 1),

@@ -1,4 +1,4 @@
-"""What the kernel takes of a training step, to get it its memory.
+"""Measures the kernel's share of a training step: page faults and their time.
 
   python benchmarks/speed/page_faults.py --classes=397
   python benchmarks/speed/page_faults.py --classes=397 --peer
@@ -6,10 +6,10 @@
     python benchmarks/speed/page_faults.py --classes=397
   python benchmarks/speed/page_faults.py --small
 
-LoRA on ViT-B/32 as in `train_step.py`, one core: steps in a row, or with --peer
-each after one of PyTorch's. A line a step: seconds, of these the process's own
-and the kernel's, page faults, and the most memory that it has had so far. The
-first compiles.
+The steps are those of LoRA on ViT-B/32 in `train_step.py`, on one core. With
+--peer, each step follows one of PyTorch's. There is a row per step: its
+seconds; the CPU seconds of the process itself and of the kernel; the page
+faults; and the peak memory so far. The first step compiles.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> int:
   flags.add_argument("--peer", action="store_true")
   flags.add_argument("--small", action="store_true", help="a tiny model")
   own = flags.parse_args()
-  # Before jax's backend and PyTorch, which count the cores when they start.
+  # This comes first because jax's backend and PyTorch count the cores when they
+  # start.
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   work = workload.make(
     workload.TINY if own.small else "ViT-B/32",

@@ -1,10 +1,11 @@
-"""The same work in PyTorch: transformers' CLIPModel, LoRA, CoOp's prompts.
+"""The PyTorch peer: transformers' CLIPModel with LoRA or CoOp's prompts.
 
-`Peer` has the weights, prompts and adapter of one of our classifiers, and does
-what it does in the way that PyTorch's users do it: scaled-dot-product
-attention, nothing frozen asks for a gradient, LoRA in modules that wrap the
-projections. What is frozen is in the type that ours computes in, what is
-trained and the losses in float32. `torch.compile` is the caller's choice.
+A `Peer` has the weights, prompts and adapter of one of our classifiers and
+performs the same work in the way usual in PyTorch: scaled-dot-product
+attention, no gradients for frozen parameters, and LoRA in modules that wrap the
+projections. Frozen weights have the type that our model computes in; the
+trained parameters and the losses are float32. The caller decides whether to use
+`torch.compile`.
 """
 
 import math
@@ -26,12 +27,15 @@ from cpeal_jax.training.recipe import Recipe
 GPU = torch.cuda.is_available() and jax.default_backend() == "gpu"
 DEVICE = "cuda" if GPU else "cpu"
 if GPU:
-  # What XLA does with a float32 product by default.
+  # XLA computes float32 products this way by default.
   torch.set_float32_matmul_precision("high")
 
 
 def working(listed: str) -> list[str]:
-  """Of `eager,compiled` those that work here; tells in one line what fails."""
+  """Returns the kinds of `eager,compiled` that work here.
+
+  If `torch.compile` fails, prints why in one line and leaves it out.
+  """
   kinds = listed.split(",")
   if "compiled" in kinds:
     try:
@@ -64,7 +68,7 @@ class LoraLinear(torch.nn.Module):
 
 
 class Peer(torch.nn.Module):
-  """A classifier of ours, in PyTorch."""
+  """One of our classifiers in PyTorch."""
 
   def __init__(self, work: Work):
     super().__init__()
@@ -101,14 +105,17 @@ class Peer(torch.nn.Module):
     self.mean, self.std = mean[:, None, None], std[:, None, None]
 
   def image_features(self, images: torch.Tensor) -> torch.Tensor:
-    """[B, S, S, 3] uint8 to unit rows."""
+    """Encodes uint8 images [B, S, S, 3] to unit features [B, D]."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     pixels = ((pixels - self.mean) / self.std).to(self.dtype)
     out = self.clip.get_image_features(pixels)
     return F.normalize(out.pooler_output.float(), dim=-1)
 
   def class_embeddings(self) -> torch.Tensor:
-    """As CLIPTextModel, but with learned tokens where there are any."""
+    """Encodes the prompts to unit embeddings [C, D].
+
+    This is CLIPTextModel's computation, with learned tokens at their slots.
+    """
     text = self.clip.text_model
     x = text.embeddings.token_embedding(self.ids)
     if self.context is not None:
@@ -139,7 +146,7 @@ def _tokens(tokens: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-  """`losses.uncertainty_calibration_loss`, balanced."""
+  """Computes the balanced `losses.uncertainty_calibration_loss`."""
   probs = logits.softmax(-1)
   u = torch.clamp(-(probs * (probs + 1e-6).log()).sum(-1), min=0)
   right = (logits.argmax(-1) == labels).float()
@@ -154,7 +161,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def make_encode(
   peer: Peer, texts: np.ndarray, batch: int, *, compiled: bool
 ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-  """uint8 images -> (features, logits), on the host."""
+  """Returns a function from uint8 images to features and logits on the host."""
   peer.eval()
   own = tensor(texts)
 
@@ -179,7 +186,11 @@ def make_encode(
 def make_step(
   peer: Peer, recipe: Recipe, *, compiled: bool
 ) -> Callable[..., dict[str, float]]:
-  """(images, labels, rate, weight) -> terms; SGD as `training.make_step`."""
+  """Returns a step of SGD as in `training.make_step`.
+
+  The step takes images, labels, the learning rate and the weight of the
+  calibration loss, and returns the loss terms.
+  """
   peer.train()
   trained = [x for x in peer.parameters() if x.requires_grad]
   optimizer = torch.optim.SGD(
@@ -203,7 +214,7 @@ def make_step(
 
 
 def product(size: int, times: int, dtype: str) -> Callable[[], Any]:
-  """As `workload.product`."""
+  """Returns the call of `workload.product` in PyTorch."""
   own = getattr(torch, dtype)
   x = torch.full((size, size), 1 / math.sqrt(size), device=DEVICE, dtype=own)
 

@@ -1,31 +1,37 @@
-"""A round and a whole trajectory on EuroSAT against two in PyTorch.
+"""Times a round and a whole run on EuroSAT against two versions in PyTorch.
 
   python benchmarks/speed/round.py --root=DIR/eurosat --weights=CLIP \
     --out=runs/round.json
   python benchmarks/speed/round.py --rounds=3 --epochs=10 --adapters=lora ...
   python benchmarks/speed/round.py --root=DIR/eurosat --weights=CLIP --small
 
-Entropy with PCB, prompts and LoRA, the presets' recipe (SGD, 0.002, batch 32,
-augmentation, balanced annealed calibration loss), the data set's template for
-LoRA, float32. CLIP is a Hugging Face directory that all read. The peers are in
-`torch_rounds.py`: `reference` follows the released code's passes, `expert` is
-written by who knows better, and has no gate. Ours is `loop.run`, with
-what else it does: zero-shot row, metrics, checkpoints, records; as its command
-does, it keeps its imports out of garbage collection. Neither peer
-validates or searches neighbors, so ours is asked for none and has 100 images
-to validate on; --extras leaves it both, ten neighbors of each image and all
-5,400. The draws are not the same, so accuracies (last round, in the notes)
-agree only roughly.
+The method is entropy with PCB, with prompts and with LoRA. The recipe is that
+of the presets: SGD, rate 0.002, batch 32, augmentation, and the balanced and
+annealed calibration loss, in float32; LoRA uses the data set's template. All
+read CLIP from the same Hugging Face directory.
 
-`trajectory`: seconds from the end of the imports, transformers' too, to the end
-of the last round, with empty caches, so with decoding and our compilation. Each
-is a process of its own, one after the other, --repeats times; its CPU seconds,
-imports included, are in the notes, and tell whether other work was on its
-cores.
-`round`: select, fit and test of one round, paired by its number, rounds 2 and
-on, when all is compiled. What is printed was run: nothing is extrapolated.
-Gates, against `reference`: prompts 10 times as fast, LoRA twice, for both.
---small: 300 images of the pool, 3 rounds, 2 epochs.
+The peers are in `torch_rounds.py`: `reference` follows the passes of the
+released code; `expert` is written for speed and has no gate. Ours is
+`loop.run` with everything else that it does: the zero-shot row, metrics,
+checkpoints and records. Like the command `cpeal_jax.main`, it excludes its
+imports from garbage collection. The peers neither validate nor search
+neighbors, so by default ours searches none and has only 100 images to validate
+on; with --extras it searches ten neighbors of each image and validates on all
+5,400 images. The random draws differ, so the accuracies (of the last round, in
+the notes) agree only roughly.
+
+`trajectory` is the time from the end of the imports (including transformers) to
+the end of the last round. Caches are empty, so this includes decoding and our
+compilation. Each run is a process of its own; the runs alternate, --repeats
+times. Their CPU seconds, including imports, are in the notes; they show whether
+other work used the cores.
+
+`round` is the time to select, fit and test in one round, from round 2 on, when
+everything is compiled; rounds with the same number are paired. All numbers
+printed are measured; nothing is extrapolated.
+
+Gates against `reference`, for both: prompts 10 times as fast, LoRA twice.
+--small uses 300 images of the pool, 3 rounds and 2 epochs.
 """
 
 import json
@@ -41,7 +47,7 @@ from timing import Row, alone, cores, has, parser, report, say
 
 VARIANTS = {"prompts": "cpeal_prompt", "lora": "cpeal_lora"}
 GATES = {"prompts": 10.0, "lora": 2.0}
-# Images of each split; all of those that are not named.
+# How many images of each split to use; a split that is not named is complete.
 SAME, EXTRAS, SMALL = {"val": 100}, {}, {"train": 300, "val": 50, "test": 100}
 
 
@@ -63,13 +69,14 @@ def ours(job: dict[str, Any], folder: str) -> dict[str, Any]:
   import contextlib
   import gc
 
-  # Loaded when weights are read; of the peers too it is among the imports.
+  # A run loads these when it reads weights. They are imported here because the
+  # peers import them before their clock starts.
   from transformers import AutoTokenizer, CLIPConfig  # noqa: F401
 
   from cpeal_jax.run import loop
 
   config = config_of(job, folder)
-  gc.freeze()  # As the command does.
+  gc.freeze()  # The command cpeal_jax.main does this too.
   imported = time.perf_counter()
   with contextlib.redirect_stdout(sys.stderr):
     rows = loop.run(config, f"{folder}/run")
@@ -130,7 +137,10 @@ def peer(job: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def fewer(root: str, counts: dict[str, int], folder: str) -> str:
-  """A root with so many images of each split that `counts` names."""
+  """Makes `folder` a data set root with fewer images and returns it.
+
+  `counts` has the number of images for each split to reduce.
+  """
   source = next(Path(root).glob("split_zhou_*.json"))
   entries = json.loads(source.read_text())
   for name, count in counts.items():
@@ -143,7 +153,7 @@ def fewer(root: str, counts: dict[str, int], folder: str) -> str:
 
 
 def compared(job: dict[str, Any], found: dict[str, list[dict]]) -> list[Row]:
-  """Ours against each peer: a round, and the trajectory."""
+  """Returns two comparisons with each peer: of a round and of the whole run."""
 
   def seconds(arm: str) -> list[float]:
     rounds = [row for run in found[arm] for row in run["rounds"][2:]]

@@ -1,15 +1,18 @@
-"""How time and memory of a round grow, predicted, and held against runs here.
+"""Predicts how the time and memory of a round grow, and checks the predictions.
 
   python benchmarks/speed/scaling.py --plan
   python benchmarks/speed/scaling.py --memory
   taskset -c 0 python benchmarks/speed/scaling.py --check
 
-The plan is what is predicted for pools and chips that are not here, the memory
-that of compiled programs on 1 to 8 devices, the check runs against predictions.
-A stage is a number of floating-point operations, bytes of device memory and
-bytes between devices; its time is the largest of the three over the chip's
-rates. That is a roofline: it knows no latency, no overlap and no host. Formulae
-are in `stages`, each a line; N images, C classes, D features, K picks, P chips.
+--plan predicts time and memory for large pools on accelerators; --memory
+measures the memory of compiled programs on 1 to 8 devices; --check compares
+measured with predicted times on this machine.
+
+The prediction is a roofline model. A stage has a number of floating-point
+operations, of bytes read from device memory and of bytes sent between devices.
+Each is divided by the chip's rate, and the largest of the three times is the
+stage's. The model ignores latency, overlap and the host. The formulas are in
+`stages`, for N images, C classes, D features, K picks and P chips.
 """
 
 import argparse
@@ -20,7 +23,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Before jax: the memory of 8 devices is measured on virtual ones.
+# This must be set before jax is imported. The memory of 8 devices is measured
+# on virtual devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
@@ -38,15 +42,15 @@ NEIGHBORS, LLOYD = 10, 20
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Rates of one device, as published, or measured by `here`.
+  """The rates of one device, either published or measured by `here`.
 
   Attributes:
-    name: in tables.
-    half: bfloat16 operations a second.
-    single: operations a second of a product in full float32.
-    bandwidth: bytes a second of its memory.
-    link: bytes a second to the others.
-    memory: bytes.
+    name: the name in tables.
+    half: operations per second in bfloat16.
+    single: operations per second of a product in full float32.
+    bandwidth: bytes per second from and to its memory.
+    link: bytes per second to the other devices.
+    memory: the size of its memory in bytes.
   """
 
   name: str
@@ -63,15 +67,22 @@ CHIPS = (
   Chip("TPU v5p", 459e12, 459e12 / 6, 2765e9, 600e9, 95e9),
   Chip("H100", 989e12, 67e12, 3350e9, 450e9, 80e9),
 )
-# Operations of one image in CLIP's ViT-B/32 (OpenCLIP's model profile).
+# Operations to encode one image with CLIP's ViT-B/32 (OpenCLIP's profile).
 IMAGE = 8.82e9
-# What a well-fed device gets of its peak.
+# The share of its peak rates that a busy device is assumed to reach.
 REACHED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-  """What one device does in a stage."""
+  """The work of one device in a stage.
+
+  Attributes:
+    single: float32 operations.
+    half: bfloat16 operations.
+    memory: bytes read from the device's memory.
+    link: bytes received from the other devices.
+  """
 
   single: float = 0.0
   half: float = 0.0
@@ -88,18 +99,19 @@ class Load:
 
 
 def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
-  """The load of one device of P, by stage."""
+  """Returns the load of one of P devices, by stage."""
   own, trials = n / p, 2 + math.log(k)
   return {
-    # Each image once; frozen towers once a run.
+    # Each image is encoded once; with a frozen tower, once per run.
     "encode": Load(half=own * IMAGE),
     "logits": Load(single=2 * own * c * d, memory=4 * own * (c + d)),
-    # Every row of the pool passes every device once, as a sum of tiles.
+    # Every device receives every row of the pool once, in tiles that are
+    # combined by sums over the devices.
     "neighbors": Load(single=2 * own * n * d, link=2 * 4 * n * d),
-    # A pass over the features for every pick.
+    # For every pick the features are read once.
     "coreset": Load(memory=4 * own * d * k, single=2 * own * d * k),
     "badge": Load(memory=4 * own * (c + d) * k, single=2 * own * (c + d) * k),
-    # Greedy seeding: a product with a few candidates for every center.
+    # Greedy seeding multiplies the features with a few candidates per center.
     "k-means seeding": Load(
       memory=4 * own * d * k, single=2 * own * d * k * trials
     ),
@@ -108,12 +120,16 @@ def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
 
 
 def bytes_per_device(n: int, c: int, d: int, p: int) -> float:
-  """Features, logits, neighbors (two columns), a few columns more."""
+  """Returns the bytes of one device's share of the pool.
+
+  They are those of features, logits, the neighbors' indices and similarities,
+  and a few more columns.
+  """
   return n / p * 4 * (d + c + 2 * NEIGHBORS + 8)
 
 
 def here() -> Chip:
-  """This CPU core's rates, measured now."""
+  """Measures the rates of this CPU core."""
 
   def rate(call: Callable, x: jax.Array, work: float) -> float:
     call(x).block_until_ready()
@@ -130,7 +146,7 @@ def here() -> Chip:
 
 
 def check(sizes: list[int]) -> None:
-  """Predicted seconds against those of runs, one device."""
+  """Prints predicted and measured seconds on one device."""
   chip = here()
   print(f"{chip.single / 1e9:.0f} GFLOP/s, {chip.bandwidth / 1e9:.1f} GB/s\n")
   print("| stage | N | predicted s | run s | run / predicted |")
@@ -145,7 +161,7 @@ def check(sizes: list[int]) -> None:
 
 
 def _seconds(name: str, pool: acquisition.PoolView) -> float:
-  """Of a second call, which compiles nothing."""
+  """Returns the seconds of a second call, which does not compile."""
   for seed in (0, 1):
     start = time.perf_counter()
     if name == "neighbors":
@@ -157,7 +173,10 @@ def _seconds(name: str, pool: acquisition.PoolView) -> float:
 
 
 def programs(mesh: jax.sharding.Mesh, n: int, c: int, d: int, k: int) -> dict:
-  """Lowered: the neighbor search and what selects, on split rows."""
+  """Returns the lowered programs of neighbor search and selection, by name.
+
+  Their rows are split over the devices of `mesh`.
+  """
 
   def row(*shape: int, dtype: Any = np.float32) -> Any:
     split = sharding.split_rows(mesh)
@@ -201,7 +220,7 @@ def programs(mesh: jax.sharding.Mesh, n: int, c: int, d: int, k: int) -> dict:
 def memory(
   sizes: tuple[int, int] = (65536, 131072), c: int = 100, d: int = 512
 ) -> None:
-  """What one device's compiled programs need more for more rows."""
+  """Prints the bytes per row of the pool that each program needs per device."""
   print("| program | devices | bytes a row, arguments | temporaries | share |")
   print("|---" * 5 + "|")
   first: dict[str, float] = {}
@@ -225,7 +244,7 @@ def memory(
 
 
 def plan(c: int = 1000, d: int = 512) -> None:
-  """Seconds a round and memory a device for pools beyond this machine."""
+  """Prints the predicted seconds and memory per device for large pools."""
   for chip in CHIPS:
     names = list(stages(10**6, c, d, c, 8))
     print(f"\n{chip.name}, C = {c:,}, D = {d}, {c:,} picks; seconds\n")

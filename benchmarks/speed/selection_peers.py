@@ -1,25 +1,28 @@
-"""BADGE, CoreSet and weighted k-means against the straightforward ways.
+"""Times BADGE, CoreSet and weighted k-means against straightforward versions.
 
   python benchmarks/speed/selection_peers.py --out=runs/selection_peers.json
   python benchmarks/speed/selection_peers.py --threads=1,2
   python benchmarks/speed/selection_peers.py --small
 
-Pools made by `method_costs.py`, D = 512, 100 picks of 100 classes. A ratio is
-the peer's seconds over ours, within one run, calls in turn, compiled before.
+The pools are those of `method_costs.py`: D = 512, 100 picks, 100 classes. The
+ratio is the peer's seconds over ours. The calls of one run alternate, and
+compilation is not included.
 
-BADGE, 4,000 images: against numpy and PyTorch that build every gradient
-([N, C D], 0.8 GB) and look at all of them at each pick, building included. All
-get the same Gumbel noise, ours by drawing it, the peers for nothing, and must
-make the same picks. Gate: 50 times as fast.
+BADGE, 4,000 images: the peers are numpy and PyTorch programs that build every
+gradient ([N, C D], 0.8 GB) within the measured time and read all of them at
+each pick. All use the same Gumbel noise and must select the same picks; ours
+draws the noise itself, while the peers are given it. Gate: 50 times as fast.
 
-CoreSet, 13,500 images, 500 labeled: against numpy's loop over centers, once by
-differences, as ours, and once by a matrix-vector product, which is quicker and
-gives up exact ties. Equal picks are asked for of the first. Gate: no slower.
+CoreSet, 13,500 images, 500 labeled: the peer is a numpy loop over the centers.
+It computes distances from differences, as ours does, or from a matrix-vector
+product, which is faster but not exact at ties. The picks must equal those of
+the first. Gate: no slower.
 
-Weighted k-means, 13,500 images, entropies as weights: against scikit-learn's
-Lloyd with one greedy seeding, as many iterations allowed, the same tolerance;
-each repeat another seed. Gate: 1.5 times its time and 1.02 times its inertia,
-medians of ten seeds; inertias are computed alike, in float64.
+Weighted k-means, 13,500 images, entropies as weights: the peer is
+scikit-learn's Lloyd algorithm with one greedy seeding, the same maximum number
+of iterations and the same tolerance. Each repeat has another seed. Gate: at
+most 1.5 times its time and 1.02 times its inertia, as medians over ten seeds.
+Both inertias are computed in float64.
 """
 
 import statistics
@@ -41,7 +44,7 @@ PICKS = 100
 
 
 def noise(key: jax.Array, rows: int, picks: int) -> np.ndarray:
-  """What `badge` draws: by step and image, [picks, rows]."""
+  """Returns the Gumbel noise that `badge` draws, [picks, rows]."""
 
   def at(step):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -53,7 +56,10 @@ def noise(key: jax.Array, rows: int, picks: int) -> np.ndarray:
 
 
 def gradients(pool: acquisition.PoolView) -> np.ndarray:
-  """Of each image's cross entropy, were its prediction right: [N, C D]."""
+  """Returns each image's gradient of the cross entropy, [N, C D].
+
+  The predicted class is taken as the label.
+  """
   logits, features = np.asarray(pool.logits), np.asarray(pool.features)
   a = -special.softmax(logits, axis=1)
   a[np.arange(len(a)), logits.argmax(axis=1)] += 1
@@ -61,7 +67,7 @@ def gradients(pool: acquisition.PoolView) -> np.ndarray:
 
 
 def badge_numpy(pool: acquisition.PoolView, draws: np.ndarray) -> list[int]:
-  """k-means++ on gradients that are there, distances from products."""
+  """Runs k-means++ on stored gradients, with distances from products."""
   g, free = gradients(pool), ~np.asarray(pool.labeled)
   squares = np.einsum("nd,nd->n", g, g)
   picks = [int(np.argmax(np.where(free, squares, -1)))]
@@ -78,7 +84,7 @@ def badge_numpy(pool: acquisition.PoolView, draws: np.ndarray) -> list[int]:
 
 
 def badge_torch(pool: acquisition.PoolView, draws: np.ndarray) -> list[int]:
-  """The same in PyTorch."""
+  """Runs the algorithm of `badge_numpy` in PyTorch."""
   import torch
 
   h, logits = torch.tensor(pool.features), torch.tensor(pool.logits)
@@ -102,7 +108,7 @@ def badge_torch(pool: acquisition.PoolView, draws: np.ndarray) -> list[int]:
 def coreset_numpy(
   pool: acquisition.PoolView, picks: int, products: bool
 ) -> list[int]:
-  """k-center greedy, one center after the other."""
+  """Runs greedy k-center selection, one center after the other."""
   x, free = np.asarray(pool.features), ~np.asarray(pool.labeled)
   nearest = np.full(len(x), np.inf, np.float32)
 
@@ -179,7 +185,7 @@ def clusters(rows: int, repeats: int, count: int) -> list[Row]:
     return np.asarray(found.centers)
 
   def theirs(seed: int) -> np.ndarray:
-    # One seeding, greedy k-means++, and Lloyd: its defaults.
+    # One greedy k-means++ seeding and Lloyd's algorithm are the defaults.
     own = KMeans(count, max_iter=100, random_state=seed)
     return own.fit(x, sample_weight=w).cluster_centers_
 
@@ -215,7 +221,7 @@ def measure(_: Any, part: str, *sizes: int) -> list[Row]:
 
 
 def jobs(small: bool, repeats: int) -> list[tuple[str, int, int, int]]:
-  """Part, images, repeats, and picks or clusters."""
+  """Returns jobs: the part, images, repeats, and picks or clusters."""
   if small:
     return [
       ("badge", 600, 1, 20),

@@ -1,23 +1,25 @@
-"""Start-up to the first training step, without and with compiled programs kept.
+"""Times startup to the first training step, with and without cached programs.
 
   python benchmarks/speed/startup.py --out=runs/startup.json
   python benchmarks/speed/startup.py --batch=4
   python benchmarks/speed/startup.py --small
 
-CLIP ViT-B/32 under LoRA in both towers, ten classes, at its true size: random
-weights are written to a temporary directory in Hugging Face's form. A start is
-a process that imports the program, reads and places the weights, makes a fresh
-adapter and takes a step. Each pair is a cold start, with an empty persistent
-compilation cache, and a warm one, with what the cold one left in it:
+The model is CLIP ViT-B/32 at full size with LoRA in both towers and ten
+classes. Random weights are written to a temporary directory in Hugging Face's
+format. A start is a process that imports the program, reads the weights and
+puts them on the device, makes a fresh adapter and takes a step. Each pair
+consists of a cold start, with an empty persistent compilation cache, and a warm
+start, with the cache that the cold start left:
 
   JAX_COMPILATION_CACHE_DIR=DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 
-`compile to first step` is from weights in place to the end of the first step,
-less the seconds of a second step, which is arithmetic and no start-up. Gate:
-warm at least three times shorter. `whole start` has imports, reading and the
-step's own arithmetic in it, and no gate. The notes are medians of the warm and
-the cold starts: seconds of imports, reading, tracing, lowering and XLA (or its
-cache), and of the step itself.
+`compile to first step` is the time from the weights on the device to the end of
+the first step, minus the seconds of a second step, which are arithmetic and not
+startup. Gate: the warm start is at least three times as fast. `whole start`
+includes the imports, reading the weights and the arithmetic of the step, and
+has no gate. The notes are medians over the warm and the cold starts: seconds of
+imports, reading, tracing, lowering and XLA (or its cache), and of the step
+itself.
 """
 
 import json
@@ -55,7 +57,7 @@ def sizes(small: bool) -> Any:
 
 
 def write(path: Path, small: bool) -> None:
-  """Random weights in a file as Hugging Face's."""
+  """Writes random weights to a file in Hugging Face's format."""
   import jax
   import numpy as np
   from safetensors.numpy import save_file
@@ -74,7 +76,7 @@ def write(path: Path, small: bool) -> None:
 
 
 def start(path: str, small: bool, batch: int) -> dict[str, float]:
-  """One start; seconds of its parts."""
+  """Executes one start and returns the seconds of its parts."""
   begun = time.perf_counter()
   import jax
   import numpy as np
@@ -90,7 +92,7 @@ def start(path: str, small: bool, batch: int) -> dict[str, float]:
   from cpeal_jax.run import loop
   from cpeal_jax.training.recipe import Recipe
 
-  del loop  # what a run imports
+  del loop  # Imported only because a real run imports it.
   parts = dict.fromkeys(EVENTS, 0.0)
 
   def note(event: str, duration_secs: float, **_: str | int) -> None:

@@ -1,11 +1,12 @@
-"""What the speed benchmarks share: two ways timed in turn, a table, JSON.
+"""Shared parts of the speed benchmarks: alternating timing, a table, JSON.
 
-In turn, so that whatever else the machine does meets both alike: a ratio is the
-median over pairs of calls of one repeat, its spread their least and largest.
-Cores are a limit on the process, which every library obeys, and which must be
-there before any is imported: so what is timed runs in a process of its own.
+Calls of the two sides alternate, so that other work on the machine affects both
+alike. The ratio is the median over pairs of calls of one repeat, and its spread
+is the smallest and largest of these. The number of cores is limited by the
+process's affinity, which all libraries respect, but only if it is set before
+they are imported. Each measurement therefore runs in a process of its own.
 
-Every benchmark's JSON has the same form, which `check.py` compares:
+The JSON of every benchmark has the same form, which `check.py` reads:
 
   {"benchmark": NAME, "environment": {...}, "small": BOOL, "rows": [
     {"case": WHAT, "peer": WHO, "ours": [S...], "theirs": [S...],
@@ -56,12 +57,13 @@ class Row:
   """One comparison.
 
   Attributes:
-    case: what was done, with its sizes.
-    peer: who else did it.
-    ours, theirs: seconds of neighboring calls; no `theirs` without a peer.
-    gate: least ratio theirs / ours that is asked for; None for none.
-    notes: what else was found, by name; a False there fails the gate.
-    threads: cores that both had.
+    case: the text that names what was timed, with its sizes.
+    peer: the name of the other program.
+    ours, theirs: the seconds of each pair of calls; `theirs` is empty if there
+      is no peer.
+    gate: the least ratio theirs / ours that is required, or None.
+    notes: other results by name; a value False fails the gate.
+    threads: the number of cores that both could use.
   """
 
   case: str
@@ -100,7 +102,7 @@ class Row:
 
 
 def spread(values: Sequence[float]) -> str:
-  """Median, least and largest."""
+  """Formats the median, smallest and largest value."""
   if not values:
     return "-"
   middle, low, high = statistics.median(values), min(values), max(values)
@@ -115,20 +117,24 @@ def in_turn(
   before: int = 0,
   cpu: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-  """Seconds and answers of each, called with the repeat's number.
+  """Times several calls alternately.
 
-  Whoever is first changes from repeat to repeat. Answers must be ready: a jax
-  array that is still being computed is no answer.
+  Each call receives the number of the repeat. The call that comes first changes
+  from repeat to repeat. A call must return only when its result is ready; it
+  must wait for jax arrays that are still being computed.
 
   Args:
-    calls: by name.
-    repeats: of each.
-    warm: how often each is called before, which is not counted.
-    before: how often each is called right before a call that is counted.
-      Memory that another side has just freed can be slow to get: a virtual
-      machine may have handed it back to its host.
-    cpu: seconds of the process, so that other work does not count; pinned to
-      one core it is the time to wait.
+    calls: the calls by name.
+    repeats: how often each is measured.
+    warm: how often each is called before the first measurement.
+    before: how often each is called right before each of its measurements.
+      Memory that another call has just freed can be slow to get again, because
+      a virtual machine may have returned it to its host.
+    cpu: True to measure CPU seconds of the process, so that other work does not
+      count. On a single core they equal the waiting time.
+
+  Returns:
+    The seconds and the results of each call, by name.
   """
   clock = time.process_time if cpu else time.perf_counter
   for _ in range(warm):
@@ -148,7 +154,7 @@ def in_turn(
 
 
 def has(module: str) -> bool:
-  """Whether a peer is installed; says so in one line if it is not."""
+  """Returns whether a module is installed; prints a line if it is not."""
   there = importlib.util.find_spec(module) is not None
   if not there:
     say(f"{module} is not installed: left out")
@@ -156,14 +162,21 @@ def has(module: str) -> bool:
 
 
 def say(text: str) -> None:
-  """Beside the table, which is all that stdout gets."""
+  """Prints to stderr, because stdout is for the table alone."""
   print(text, file=sys.stderr, flush=True)
 
 
 def parser(
   doc: str | None, *, repeats: int = 5, threads: str = "1", cpu: bool = False
 ) -> argparse.ArgumentParser:
-  """With the flags that all of these benchmarks have; --cpu where asked for."""
+  """Returns a parser with the flags that all of these benchmarks have.
+
+  Args:
+    doc: the description.
+    repeats: the default of --repeats.
+    threads: the default of --threads.
+    cpu: whether to add the flag --cpu.
+  """
   flags = argparse.ArgumentParser(
     description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -180,12 +193,12 @@ def parser(
 
 
 def all_cores() -> str:
-  """As many threads as the process may use cores."""
+  """Returns the number of cores that the process may use, as text."""
   return str(len(os.sched_getaffinity(0)))
 
 
 def cores(listed: str) -> list[int]:
-  """The counts of --threads that there are cores for."""
+  """Parses --threads and leaves out counts that exceed the available cores."""
   most, counts = int(all_cores()), list(map(int, listed.split(",")))
   for count in counts:
     if count > most:
@@ -194,7 +207,16 @@ def cores(listed: str) -> list[int]:
 
 
 def alone(one: Any, threads: int, **variables: str) -> Any:
-  """What this command prints as JSON, given --one=ONE, on so many cores."""
+  """Runs this command again with --one=ONE in a process of its own.
+
+  Args:
+    one: the value of --one, which is passed as JSON.
+    threads: the number of cores that the process may use.
+    **variables: additional environment variables.
+
+  Returns:
+    The value that the process prints as JSON in its last line.
+  """
   allowed = sorted(os.sched_getaffinity(0))
   places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
   environment = {
@@ -219,7 +241,10 @@ def run(
   measure: Callable[..., list[Row]],
   jobs: Sequence[Sequence[Any]],
 ) -> int:
-  """Reports `measure(own, *job)` of every job, each in a process of its own."""
+  """Reports `measure(own, *job)` for every job, each in its own process.
+
+  Returns the exit code.
+  """
   if own.one:
     rows = measure(own, *json.loads(own.one))
     print(json.dumps([vars(row) for row in rows]))
@@ -235,8 +260,8 @@ def run(
 
 
 def environment(own: argparse.Namespace) -> dict[str, Any]:
-  """Where this ran, with what, and what else ran there when it began."""
-  # In a process of its own, since jax would keep the device's memory.
+  """Returns the hardware, the package versions and the load of the machine."""
+  # This runs in a process of its own, because jax reserves device memory.
   ask = "import jax; print(jax.devices()[0].device_kind)"
   device = subprocess.run(
     [sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True
@@ -270,13 +295,16 @@ def line(*cells: Any) -> None:
 
 
 def report(rows: Iterable[Row], own: argparse.Namespace) -> int:
-  """The table, row by row as they come, and JSON; 1 if a gate is missed."""
+  """Prints the table as rows arrive and writes the JSON file.
+
+  Returns the exit code, which is 1 if a gate was missed.
+  """
   where, done = environment(own), []
   print(json.dumps(where) + "\n")
   header(*COLUMNS)
   for row in rows:
     if own.small:
-      row = dataclasses.replace(row, gate=None)  # of other sizes
+      row = dataclasses.replace(row, gate=None)  # Gates are for full sizes.
     line(*row.cells())
     done.append(row)
   if own.out:

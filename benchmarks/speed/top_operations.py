@@ -1,12 +1,14 @@
-"""The operations that took the longest in a profile of `--config.profile`.
+"""Prints the operations that took longest in a profile of `--config.profile`.
 
   python -m cpeal_jax.main --config=... --config.profile=DIR
   python benchmarks/speed/top_operations.py DIR
 
-On a GPU the kernels of all streams, on a CPU the operations of XLA's threads:
-milliseconds, share of all operations' time, how often, program and name. What
-contains others (`while`, `call`, `conditional`) is left out. Stages of a round
-come first, as wall time. The trace itself opens in TensorBoard or Perfetto.
+The stages of a round come first, with their wall time. Then follow the
+operations: on a GPU the kernels of all streams, on a CPU those of XLA's
+threads. Each has its milliseconds, its share of the time of all operations, how
+often it ran, its program and its name. Operations that contain others (`while`,
+`call`, `conditional`) are left out. TensorBoard and Perfetto can open the
+trace.
 """
 
 import argparse
@@ -28,10 +30,10 @@ def newest(directory: Path) -> Path:
 
 
 def times(path: Path) -> tuple[dict[str, float], dict[tuple, list[float]]]:
-  """Milliseconds of the stages, and of each (program, operation)."""
+  """Returns milliseconds of each stage and of each (program, operation)."""
   stages: dict[str, float] = {}
   operations: dict[tuple, list[float]] = collections.defaultdict(list)
-  # Planes live no longer than what gave them.
+  # The planes are valid only as long as `data` exists.
   data = jax.profiler.ProfileData.from_file(str(path))
   for plane in data.planes:
     for line in plane.lines:

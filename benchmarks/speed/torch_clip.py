@@ -1,8 +1,8 @@
-"""A CLIP with prompts or LoRA in PyTorch: what the peers of `round.py` train.
+"""A CLIP with prompts or LoRA in PyTorch, trained by the peers of `round.py`.
 
-Transformers' CLIPModel with its fused attention, float32. Prompts are CoOp's
-class-specific context before the class name; LoRA adds a branch to q, k and v
-of both towers, as the low-rank product, which is the cheap way.
+It is transformers' CLIPModel in float32 with fused attention. The prompts are
+CoOp's class-specific context before the class name. LoRA adds a branch to q, k
+and v of both towers, computed as a low-rank product, which is the cheapest way.
 """
 
 import math
@@ -21,7 +21,7 @@ CONTEXT, RANK, ALPHA, DROPOUT = 16, 4, 4.0, 0.25
 
 
 class LoraLinear(nn.Module):
-  """`x W + b + scale drop(x) A B`; merged, W holds the branch."""
+  """Computes `x W + b + scale dropout(x) A B`; `merge` adds A B to W."""
 
   def __init__(self, base: nn.Linear):
     super().__init__()
@@ -48,14 +48,15 @@ class LoraLinear(nn.Module):
 
 
 class TorchClip(nn.Module):
-  """Pixels and the classes' prompts to scaled cosines.
+  """Maps pixels and the prompts of the classes to scaled cosines.
 
   Args:
     weights: a Hugging Face directory.
     kind: `prompts` or `lora`.
-    classes: their names.
-    template: the text of LoRA, {} is the class.
-    whole: pad prompts to the tower's 77 tokens, else to the longest.
+    classes: the class names.
+    template: the text of a prompt with LoRA, with {} for the class.
+    whole: True to pad prompts to the tower's 77 tokens; False to pad them to
+      the longest prompt.
   """
 
   def __init__(
@@ -80,7 +81,7 @@ class TorchClip(nn.Module):
     self.ids = tokenizer(
       texts, padding=padding, max_length=77, return_tensors="pt"
     ).input_ids
-    # Pooled at the first end token, which also pads.
+    # The feature is taken at the first end token; the others are padding.
     end = self.ids == model.config.text_config.eos_token_id
     self.end = end.int().argmax(dim=1)
     self.context = None
@@ -99,13 +100,13 @@ class TorchClip(nn.Module):
     return [x for x in self.parameters() if x.requires_grad]
 
   def merge(self, yes: bool) -> None:
-    """Folds LoRA into the weights, or takes it out."""
+    """Adds the LoRA branches to the weights, or removes them again."""
     for module in self.modules():
       if isinstance(module, LoraLinear):
         module.merge(yes)
 
   def texts(self) -> torch.Tensor:
-    """Unit features of the classes."""
+    """Returns the unit features of the classes, [C, D]."""
     own = self.clip.text_model
     x = own.embeddings.token_embedding(self.ids)
     if self.context is not None:
@@ -116,7 +117,7 @@ class TorchClip(nn.Module):
     return functional.normalize(self.clip.text_projection(x), dim=-1)
 
   def images(self, pixels: torch.Tensor) -> torch.Tensor:
-    """Unit features of preprocessed images."""
+    """Returns the unit features of preprocessed images, [B, D]."""
     found = self.clip.vision_model(pixels).pooler_output
     return functional.normalize(self.clip.visual_projection(found), dim=-1)
 
@@ -124,7 +125,7 @@ class TorchClip(nn.Module):
     return self.clip.logit_scale.exp() * images @ texts.T
 
   def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-    """Both towers anew, each time."""
+    """Runs both towers, even though the text features may not have changed."""
     return self.compare(self.images(pixels), self.texts())
 
 
@@ -136,7 +137,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 def loss(
   logits: torch.Tensor, labels: torch.Tensor, weight: float
 ) -> torch.Tensor:
-  """Cross entropy and C-PEAL's balanced calibration loss."""
+  """Returns cross entropy plus C-PEAL's balanced calibration loss."""
   right = logits.argmax(dim=1) == labels
   u = torch.tanh(entropy(logits).clamp(min=0))
   parts = -(1 - u[right] + 1e-6).log(), -(u[~right] + 1e-6).log()
@@ -148,7 +149,7 @@ def loss(
 
 
 def to_floats(pixels: np.ndarray, spec: Any) -> torch.Tensor:
-  """uint8 [B, S, S, 3] as the tower wants it, [B, 3, S, S]."""
+  """Converts uint8 pixels [B, S, S, 3] to the tower's input [B, 3, S, S]."""
   x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
   mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
   return (x - mean) / std

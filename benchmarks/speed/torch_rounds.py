@@ -1,27 +1,31 @@
-"""Rounds of entropy and PCB in PyTorch, twice: for `round.py` to compare with.
+"""Rounds of entropy and PCB in PyTorch, in two versions, for `round.py`.
 
-`reference` follows the passes of the released code of C-PEAL. Per round:
+`reference` follows the passes of the released code of C-PEAL. In each round:
 
-  pool       from files, decoded, resized and cropped anew, 32 at a time, as
-             every selector makes a loader of its own and keeps nothing
-  candidates the same again for the tenth of the pool that PCB chooses among:
-             PCB is a selector of its own and asks the model itself
-  texts      padded to 77 tokens and encoded in every forward, of scoring and
-             testing too, as the text tower is part of the model's forward
-  model      read from disk and built anew, as every round starts from CLIP
-  fit        every image from its file for every epoch; augmented; the image
-             tower runs even where it is frozen
-  PCB        a Python loop over picks, with lists of candidates
-  test       from files, 100 at a time
+  pool       is read from files, decoded, resized and cropped again, 32 images
+             at a time, because every selector makes its own loader and keeps
+             nothing
+  candidates are scored a second time (the tenth of the pool that PCB chooses
+             among), because PCB is a selector that calls the model itself
+  texts      are padded to 77 tokens and encoded in every forward pass, also
+             when scoring and testing, because the text tower is part of it
+  model      is read from disk and built again, because every round starts from
+             CLIP
+  fit        reads every image from its file in every epoch and augments it; the
+             image tower runs even if it is frozen
+  PCB        is a Python loop over picks with lists of candidates
+  test       is read from files, 100 images at a time
 
-Not followed: half precision, which CPUs have not; LoRA's branch as a product of
-full size; stale rows and endless draws (its defects); BADGE's loop per image
-and class (`selection_peers.py`). Files are opened by as many threads as cores.
+It does not follow the released code in: half precision, which CPUs lack; LoRA's
+branch as a product of full size; stale rows and endless draws, which are
+defects; and BADGE's loop over images and classes (see `selection_peers.py`).
+Files are opened by as many threads as there are cores.
 
-`expert` is what somebody who knows the method would write: pictures decoded
-once; features once where the image tower is frozen, else in large batches with
-LoRA folded in; prompts cut to the longest; texts encoded once a pass; what PCB
-needs read off the scores; the model kept, and its adapter made anew.
+`expert` is what somebody who knows the method would write. Images are decoded
+once. If the image tower is frozen, features are computed once; otherwise in
+large batches with LoRA merged into the weights. Prompts are cut to the longest,
+and texts are encoded once per pass. PCB uses the scores that exist already. The
+model is kept, and only its adapter is initialized again in each round.
 """
 
 import dataclasses
@@ -42,7 +46,7 @@ BATCH, TESTED, LARGE = 32, 100, 512
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is played: files and labels of two splits, and the recipe."""
+  """The data of a run (files and labels of two splits) and its recipe."""
 
   weights: str
   kind: str
@@ -78,7 +82,7 @@ def rate(epoch: int, epochs: int) -> float:
 
 
 def weight(epoch: int, epochs: int) -> float:
-  """Of the calibration loss, annealed to 1."""
+  """Returns the weight of the calibration loss, which is annealed to 1."""
   first = int(0.1 * epochs)
   if epoch < first:
     return 0.01 * epoch / first
@@ -91,7 +95,7 @@ def pcb(
   budget: int,
   rng: np.random.Generator,
 ) -> list[int]:
-  """One at a time from the rarest class that is still predicted."""
+  """Picks one item at a time from the rarest class that is still predicted."""
   left, picks = list(range(len(predictions))), []
   for _ in range(budget):
     rarest = min({predictions[i] for i in left}, key=lambda c: (counts[c], c))
@@ -102,13 +106,13 @@ def pcb(
 
 
 class Reference:
-  """See above: nothing is kept."""
+  """The version `reference`, which computes everything again each time."""
 
   def __init__(self, task: Task):
     self.task, self.threads = task, ThreadPoolExecutor(task.threads)
 
   def originals(self, rows: list[int]) -> list[Image.Image]:
-    """Of the pool, in RGB."""
+    """Reads images of the pool in RGB."""
     paths = [self.task.pool[i][0] for i in rows]
     return list(self.threads.map(read, paths))
 
@@ -130,7 +134,7 @@ class Reference:
     return torch.cat(found)
 
   def choose(self, model: TorchClip, left: list[int]) -> tuple[list, list]:
-    """Candidates and what the model takes them for."""
+    """Returns PCB's candidates and their predicted classes."""
     pool, count = self.task.pool, int(0.1 * len(self.task.pool))
     scores = entropy(self.scan(model, [pool[i] for i in left], BATCH))
     best = [left[i] for i in scores.argsort(descending=True)[:count].tolist()]
@@ -144,7 +148,7 @@ class Reference:
 
 
 class Expert:
-  """See above: what is frozen is computed once."""
+  """The version `expert`, which computes the output of frozen parts once."""
 
   def __init__(self, task: Task):
     self.task, self.threads = task, ThreadPoolExecutor(task.threads)
@@ -239,7 +243,7 @@ def fit(
 def play(
   task: Task, kind: type[Reference] | type[Expert]
 ) -> list[dict[str, float]]:
-  """All rounds; seconds and accuracy of each."""
+  """Executes all rounds; returns the seconds and the accuracy of each."""
   torch.manual_seed(task.seed)
   arm, rng = kind(task), np.random.default_rng(task.seed)
   labeled, done = [], []

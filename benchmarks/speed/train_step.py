@@ -1,4 +1,4 @@
-"""One training step, ours against the same step in PyTorch.
+"""Times one training step against the same step in PyTorch.
 
   python benchmarks/speed/train_step.py --out=train_step.json
   python benchmarks/speed/train_step.py --classes=10 --adapters=prompts
@@ -6,18 +6,20 @@
   python benchmarks/speed/train_step.py --adapters=lora --dtype=bfloat16 \
     --batch=512 --square=8192 --peers=eager,compiled
 
-uint8 images and labels in, the new adapter out: both towers forward, cross
-entropy and the balanced calibration loss, gradients of the adapter alone, SGD
-with momentum; ViT-B/32, --batch, --dtype, random weights, `training.make_step`
-against transformers' CLIPModel with LoRA modules or CoOp's learned tokens.
-Prompts are as long as the longest in both, 16 tokens for LoRA and 24 for
-learned prompts. Before, three steps of a tiny model without dropout must give
-the same losses to 1e-4; their largest gap is in the notes. A step that counts
-follows one of its own side that doesn't, as in training. Gate: no slower than
+A step takes uint8 images and labels and updates the adapter: both towers
+forward, cross entropy and the balanced calibration loss, gradients of the
+adapter alone, and SGD with momentum. The model is ViT-B/32 with random weights
+(--batch, --dtype). Ours is `training.make_step`; PyTorch's is transformers'
+CLIPModel with LoRA modules or CoOp's learned tokens. Both cut prompts to the
+longest: 16 tokens for LoRA and 24 for learned prompts.
+
+First, three steps of a tiny model without dropout must give the same losses to
+1e-4; their largest difference is in the notes. Each step that is measured
+follows one of the same side that is not, as in training. Gate: no slower than
 PyTorch, eager unless --peers=eager,compiled. `matrix rate` is that of
 `inference.py`; the operations are those of both towers forward and of the
-gradient through those that have an adapter. All cores, unless --threads says
-otherwise.
+gradient through the towers that have an adapter. By default all cores are used;
+--threads sets other numbers.
 """
 
 import dataclasses
@@ -37,7 +39,8 @@ from cpeal_jax.training.recipe import Recipe
 
 RECIPE = Recipe()
 WEIGHT = 1.0
-# Dropout draws differ, so the check is without.
+# The adapter to check instead: dropout masks differ between the two sides, so
+# the check is made without dropout.
 CHECKED = {"lora": "lora-no-dropout"}
 
 
@@ -48,10 +51,10 @@ def batch_of(work: workload.Work, rows: int) -> Batch:
 
 
 def ours(work: workload.Work, batch: Batch, rate: float) -> Callable[[], dict]:
-  """A call is a step from where the last one ended; gives its terms."""
+  """Returns a call that makes the next step and returns its loss terms."""
   recipe = dataclasses.replace(RECIPE, batch=len(batch.labels))
   step = training.make_step(work.classifier, recipe, work.mesh)
-  # A copy: the step takes its state's memory.
+  # A copy, because the step donates the memory of its state.
   adapter = jax.tree.map(np.copy, work.adapter)
   state = training.place(training.init_state(adapter, RECIPE), work.mesh)
   texts = None
@@ -77,9 +80,12 @@ def theirs(
 
 
 def check(peers: Any, adapter: str) -> float:
-  """Largest gap of losses and gradients over three steps, relative.
+  """Returns the largest relative difference of losses and gradient norms.
 
-  The rate is so large that the losses move. Raises AssertionError over 1e-4.
+  Makes three steps with a rate so large that the losses change.
+
+  Raises:
+    AssertionError: the difference is 1e-4 or more.
   """
   length = workload.LENGTHS[adapter]
   work = workload.make(

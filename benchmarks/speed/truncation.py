@@ -1,15 +1,15 @@
-"""The text tower on prompts cut after the longest, against all 77 tokens.
+"""Times the text tower on prompts cut to the longest, against all 77 tokens.
 
   python benchmarks/speed/truncation.py --out=truncation.json
   python benchmarks/speed/truncation.py --classes=100 --threads=1
   python benchmarks/speed/truncation.py --small
 
-Ours against ours, ViT-B/32's text tower, float32, random weights: class
-embeddings of C prompts (`forward`), and the gradient of the adapter through
-them as in training (`both`). A ratio is how many times faster prompts of so
-many tokens were than the same prompts padded to 77; cost that grows with the
-tokens alone would give 77 / tokens. Gate: 0.85 of that. All cores, unless
---threads says otherwise.
+Both sides are our code: ViT-B/32's text tower with random weights in float32.
+`forward` computes the class embeddings of C prompts, and `both` the gradient of
+the adapter through them, as in training. The ratio is how many times as fast
+the cut prompts are as the same prompts padded to 77 tokens. If the cost were
+proportional to the number of tokens, it would be 77 / tokens. Gate: 0.85 of
+that. By default all cores are used; --threads sets other numbers.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ SHARE = 0.85
 
 
 def padded(classifier: TextClassifier) -> TextClassifier:
-  """The same prompts, with end tokens up to all positions."""
+  """Returns the same classifier with its prompts padded to all positions."""
   tokens, config = classifier.tokens, classifier.model.config
   gap = (0, 0), (0, config.positions - tokens.ids.shape[1])
   whole = dataclasses.replace(
@@ -43,7 +43,7 @@ def padded(classifier: TextClassifier) -> TextClassifier:
 def passes(
   classifier: TextClassifier, work: workload.Work
 ) -> dict[str, Callable[[], Any]]:
-  """Compiled at the first call; each waits for its answer."""
+  """Returns the calls to time; each compiles at first and waits to finish."""
   shape = classifier.classes, classifier.model.config.dim
   rng = np.random.default_rng(0)
   toward = rng.standard_normal(shape, np.float32)

@@ -1,6 +1,7 @@
-"""The CLIPs, prompts and pictures that the speed benchmarks work on.
+"""The CLIP models, prompts and images that the speed benchmarks use.
 
-Random weights of true size: what a product costs does not depend on them.
+Weights have the true shapes and random values; the time does not depend on the
+values.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from cpeal_jax.parallel import sharding
 
 PRODUCTS = "jax's product", "PyTorch's product"
 CLIPS = ("ViT-B/32", "ViT-B/16")
-# For a smoke run of seconds: it says that all works, not how fast.
+# A tiny model for a quick run that checks that a benchmark works.
 TINY = "tiny"
 ADAPTERS: dict[str, tuple[Lora | None, Prompts | None]] = {
   "none": (None, None),
@@ -31,12 +32,13 @@ ADAPTERS: dict[str, tuple[Lora | None, Prompts | None]] = {
   "lora-no-dropout": (Lora(dropout=0), None),
   "prompts": (None, Prompts()),
 }
-# Tokens of a prompt: a data set's template; 16 contexts and a name.
+# The tokens of a prompt: either a data set's template, or 16 learned tokens and
+# a class name.
 LENGTHS = {"none": 16, "lora": 16, "lora-no-dropout": 16, "prompts": 24}
 
 
 def config_of(name: str) -> ClipConfig:
-  """Sizes of a model of `full_size`, or of `TINY`."""
+  """Returns the sizes of a model of `full_size`, or of `TINY`."""
   if name == TINY:
     own = full_size.clip(full_size.vit(64, 2, 2), 32, 8, (64, 2), 32)
     text = full_size.vit(64, 2, 2)
@@ -51,11 +53,12 @@ class Work:
   """A classifier with its weights, on the host and on the device.
 
   Attributes:
-    classifier: ours.
+    classifier: our classifier.
     host: `params` as NumPy arrays, for the peers.
-    params: the same on the device.
-    adapter: fresh, but with no factor at 0, so that all gradients flow.
-    mesh: one device.
+    params: the frozen weights on the device.
+    adapter: random adapter variables on the host. Unlike a fresh adapter's, no
+      factor is 0, so all gradients are nonzero.
+    mesh: the mesh, which has one device.
   """
 
   classifier: TextClassifier
@@ -74,15 +77,15 @@ def make(
   scale: float = 100,
   dtype: str = "float32",
 ) -> Work:
-  """A CLIP by name with an adapter of `ADAPTERS` and random prompts.
+  """Makes a CLIP with an adapter and random prompts.
 
   Args:
-    name: of the model.
-    adapter: what is trained.
-    classes: C.
-    length: tokens of every prompt, start and end included.
-    scale: what cosines are multiplied with.
-    dtype: that both towers compute in.
+    name: the name of the model; see `config_of`.
+    adapter: the name of the adapter in `ADAPTERS`.
+    classes: the number of classes, C.
+    length: the number of tokens of every prompt, start and end included.
+    scale: the factor of the cosine similarities in the logits.
+    dtype: the type in which both towers compute.
   """
   config = config_of(name)
   lora, prompts = ADAPTERS[adapter]
@@ -105,7 +108,7 @@ def make(
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-  """Random uint8 images in memory, read as a split is."""
+  """Random uint8 images in memory with the interface of a split."""
 
   pixels: np.ndarray
 
@@ -125,11 +128,12 @@ def pictures(config: ClipConfig, count: int) -> Pictures:
 def tower_operations(
   tower: TowerConfig, tokens: int, *, trained: bool = False
 ) -> float:
-  """Floating-point operations of the blocks' products for one sequence.
+  """Counts the floating-point operations of the blocks for one sequence.
 
-  In the last block one token alone asks. With `trained` the gradient's too: the
-  weights are frozen, so a linear map has one more product, and each of
-  attention's two has two.
+  Only matrix products count. The last block computes the queries and the output
+  of one token only. With `trained`, the gradient counts too: the weights are
+  frozen, so each linear map has one more product, and each of attention's two
+  products has two more.
   """
   width, times = tower.width, (2, 3) if trained else (1, 1)
 
@@ -142,7 +146,7 @@ def tower_operations(
 
 
 def image_operations(config: ClipConfig, *, trained: bool = False) -> float:
-  """Of encoding one image; a multiplication and its addition are two."""
+  """Counts the operations to encode one image; a multiply-add counts as two."""
   tower = config.vision
   assert isinstance(tower, TowerConfig)
   patches = (config.image_size // config.patch_size) ** 2
@@ -152,7 +156,7 @@ def image_operations(config: ClipConfig, *, trained: bool = False) -> float:
 
 
 def step_operations(work: Work, batch: int) -> float:
-  """Of a training step, without the adapter's own."""
+  """Counts the operations of a training step, except those of the adapter."""
   own, model = work.classifier, work.classifier.model
   images = batch * image_operations(model.config, trained=own.trains_images)
   classes, length = own.tokens.ids.shape
@@ -161,7 +165,7 @@ def step_operations(work: Work, batch: int) -> float:
 
 
 def product(size: int, times: int, dtype: str) -> Callable[[], Any]:
-  """Square products, for the machine's matrix rate."""
+  """Returns a call that computes square products, to time the matrix rate."""
   x = jnp.full((size, size), size**-0.5, dtype)
   square = jax.jit(lambda x: x @ x)
 
@@ -179,14 +183,14 @@ def against_rate(
   product: float,
   gate: float | None,
 ) -> timing.Row:
-  """How near `ours` comes to the matrix rate, the larger of those timed.
+  """Compares `ours` with the matrix rate, the highest rate of the products.
 
   Args:
-    case: what was done.
-    seconds: of `ours`, and of products by `PRODUCTS`.
-    operations: of `ours`.
-    product: operations of a product.
-    gate: least share.
+    case: the text that names what was timed.
+    seconds: the seconds of `ours` and of the products named in `PRODUCTS`.
+    operations: the operations of one call of `ours`.
+    product: the operations of one call of a product.
+    gate: the least share of the matrix rate to reach, or None.
   """
   middle = {kind: statistics.median(x) for kind, x in seconds.items()}
   rates = {kind: product / middle[kind] for kind in PRODUCTS if kind in middle}
