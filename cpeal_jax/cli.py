@@ -62,12 +62,15 @@ def main() -> None:
     sys.stdout.write(f"cpeal_jax {__version__}\n")
     sys.exit(0)
   if words[0] not in COMMANDS:
-    from cpeal_jax.errors import nearest
+    from cpeal_jax.errors import InputError, nearest
 
-    sys.stderr.write(
-      f"error: unknown command {words[0]!r}; choose from: "
-      f"{', '.join(COMMANDS)}.{nearest(words[0], COMMANDS)}\n"
+    choices = ["--help", "--version"] if words[0][:1] == "-" else [*COMMANDS]
+    kind = "option" if words[0][:1] == "-" else "command"
+    error = InputError(
+      f"unknown {kind} {words[0]!r}; choose from: {', '.join(choices)}."
+      f"{nearest(words[0], choices)}"
     )
+    sys.stderr.write(f"error: {error}\n")
     sys.exit(2)
   COMMANDS[words[0]](words[1:])
 

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from cpeal_jax import config as config_lib
-from cpeal_jax.config import load, presets
+from cpeal_jax.config import load, overrides
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.parallel import processes
 from cpeal_jax.progress import say, steady_streams
@@ -97,7 +97,7 @@ def parse(argv: list[str]) -> config_lib.Config:
     InputError: a flag or key is unknown, a value is of another type, or there
       is no such config.
   """
-  words, overrides = split_overrides(argv[1:])
+  words, changes = overrides.split(argv[1:])
   for name in FLAGS:  # A program may call `main` more than once.
     flags.FLAGS[name].unparse()
   try:
@@ -113,27 +113,7 @@ def parse(argv: list[str]) -> config_lib.Config:
     raise InputError(f"unexpected argument {rest[1]!r}; flags start with --.")
   if not flags.FLAGS.config:
     raise InputError("--config is missing: try --config=quickstart.")
-  return load.load(flags.FLAGS.config, overrides)
-
-
-def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-  """Splits words into plain flags and those that set config keys.
-
-  The latter are returned as `--config.KEY=VALUE`, even if the value was the
-  next word.
-  """
-  plain, overrides = [], []
-  rest = iter(words)
-  for word in rest:
-    if not re.match(r"--?config\.", word):
-      plain.append(word)
-      continue
-    word = f"--{word.lstrip('-')}"
-    if "=" not in word:
-      value = next(rest, None)
-      word = word if value is None else f"{word}={value}"
-    overrides.append(word)
-  return plain, overrides
+  return load.load(flags.FLAGS.config, changes)
 
 
 def usage() -> str:
@@ -146,10 +126,15 @@ def usage() -> str:
   for name in FLAGS:
     lines.append(f"  --{name}")
     lines += indented(flags.FLAGS[name].help)
-  lines += ["", "Configs:"]
-  lines += indented(", ".join(load.named_configs()))
-  lines += ["", "Variants of these configs (quickstart has only some of them):"]
-  lines += indented(", ".join(presets.PRESETS))
+  lines += [
+    "",
+    "Configs, with their variants, of which the first is the default:",
+  ]
+  by_variants: dict[tuple[str, ...], list[str]] = {}
+  for name in load.named_configs():
+    by_variants.setdefault(load.variants(name), []).append(name)
+  for variants, names in by_variants.items():
+    lines += indented(f"{', '.join(names)}: {', '.join(variants)}")
   return "\n".join([*lines, *config_lib.help_lines()])
 
 

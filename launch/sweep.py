@@ -37,6 +37,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import NoReturn
 
 from etils import epath
 from sweep_runs import ENDS, OVER, Run, View, look, write_table
@@ -207,6 +209,18 @@ def verdict(runs: list[Run], *, stopped: bool) -> int:
   return next((code for state, code in codes if state in states), 0)
 
 
+def beside(name: str) -> str:
+  """Returns the path of a script in this folder, quoted for a shell.
+
+  It is relative where the folder lies in the current one, as in a checkout.
+  """
+  path = Path(__file__).resolve().with_name(name)
+  here = Path.cwd()
+  return shlex.quote(
+    str(path.relative_to(here) if path.is_relative_to(here) else path)
+  )
+
+
 def elsewhere(runs: list[Run], options: argparse.Namespace) -> int:
   """Prints the commands that run the unfinished runs on other machines.
 
@@ -219,7 +233,7 @@ def elsewhere(runs: list[Run], options: argparse.Namespace) -> int:
   lines = [shlex.join(run.flags) for run in unfinished]
   if options.where == "tpu":
     for number, line in enumerate(lines):
-      tool = f"NAME=sweep-{number} launch/tpu_pod.sh"
+      tool = f"NAME=sweep-{number} {beside('tpu_pod.sh')}"
       steps = ("create", "wait", "install", f"run -- {line}")
       chain = " && ".join(f"{tool} {step}" for step in steps)
       print(f"{chain}; {tool} delete")
@@ -230,7 +244,8 @@ def elsewhere(runs: list[Run], options: argparse.Namespace) -> int:
     else:
       files.write_atomic(table, "".join(line + "\n" for line in lines))
     tasks = f"--array=0-{len(unfinished) - 1}%{options.jobs}"
-    print(f"RUNS={shlex.quote(str(table))} sbatch {tasks} launch/slurm.sbatch")
+    variable = f"RUNS={shlex.quote(str(table))}"
+    print(f"{variable} sbatch {tasks} {beside('slurm.sbatch')}")
   return verdict(runs, stopped=False)
 
 
@@ -243,6 +258,13 @@ def numbers(text: str) -> list[int]:
   return parsed
 
 
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line, without the usage."""
+
+  def error(self, message: str) -> NoReturn:
+    raise InputError(f"{message}.")
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
   """Parses and checks the command line.
 
@@ -251,7 +273,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   Raises:
     InputError: an option has an invalid value.
   """
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument

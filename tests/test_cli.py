@@ -11,7 +11,7 @@ import pytest
 import cpeal_jax
 from cpeal_jax import cli
 from cpeal_jax import config as config_lib
-from cpeal_jax.config import load, presets
+from cpeal_jax.config import load, overrides, presets
 from cpeal_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,18 @@ def test_a_mistyped_command_is_one_line(tmp_path):
   assert done.stderr.startswith("error: unknown command 'swep'")
   assert "Did you mean 'sweep'" in done.stderr
   assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_mistyped_option_is_one_line(tmp_path):
+  done = cpeal("--verson", cwd=tmp_path)
+  assert done.returncode == 2
+  assert "Did you mean '--version'" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  for words in (["--seeds=1"], ["--configs=quickstart", "--jobs=x"], ["-q"]):
+    done = cpeal("sweep", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_commands_pass_their_words_on(tmp_path):
@@ -122,6 +134,48 @@ def test_overrides_are_read_by_the_type_of_the_key():
   assert (config.train.augment, config.budget) == (False, "5")
 
 
+def test_keys_on_a_command_line():
+  words = ["--workdir=w", "--config.seed", "-1", "--config.train.augment"]
+  words += ["--noconfig.model.remat", "-config.rounds=2", "--dry_run"]
+  others, changes = overrides.split([*words, "--", "--config.seed=3"])
+  assert others == ["--workdir=w", "--dry_run", "--", "--config.seed=3"]
+  assert changes == [
+    "--config.seed=-1",
+    "--config.train.augment=true",
+    "--config.model.remat=false",
+    "--config.rounds=2",
+  ]
+  for words, message in (
+    (["--config.seed"], "give --config.seed=VALUE"),
+    (["--config.seed", "--dry_run"], "give --config.seed=VALUE"),
+    (["--config.sed"], "Did you mean 'seed'"),
+    (["--noconfig.seed"], "give --config.seed=VALUE"),
+    (["--noconfig.model.remat=1"], "give --config.model.remat=VALUE"),
+  ):
+    with pytest.raises(InputError, match=message):
+      overrides.split(words)
+
+
+def test_keys_that_a_file_does_not_mention_have_their_defaults(tmp_path):
+  path = tmp_path / "few.py"
+  path.write_text(
+    "from ml_collections import ConfigDict\n\n"
+    "def get_config():\n"
+    "  return ConfigDict({'rounds': 3, 'train': {'learning_rate': 1}})\n"
+  )
+  config = load.load(str(path))
+  assert (config.rounds, config.train.learning_rate) == (3, 1.0)
+  assert set(config_lib.flatten(config)) == set(config_lib.NAMES)
+
+
+def test_variants_of_every_named_config():
+  assert load.variants("quickstart")[0] == "cpeal_lora"
+  assert load.variants("aptos")[0] == "peal"
+  for name in load.named_configs():
+    for variant in load.variants(name):
+      assert load.load(f"{name}:{variant}").variant == variant
+
+
 GOOD = "from cpeal_jax.config import base\n\ndef get_config():\n  c = base()\n"
 
 
@@ -157,13 +211,19 @@ def test_an_error_in_a_config_file_is_one_line(tmp_path, text, words):
   [
     ("eurosatt", "Did you mean 'eurosat'"),
     ("eurosat:cpeal_lore", "cpeal_lora"),
-    ("mine.py:small", "has no variants"),
-    ("absent/config.json", "is no file"),
+    ("mine.py:small", "takes no variant"),
+    ("absent/config.json", "there is no such file"),
     ("config.json", "no config.json of a workdir"),
     ("broken.json", "is not JSON"),
     ("edited.json", "rounds is 'abc'"),
     ("typo.json", "Did you mean 'seed'"),
-    ("folder", "is no file"),
+    ("folder", "no file but a directory; give a file"),
+    ("run", "give --config=run/config.json"),
+    ("needy.py", "needs a variant"),
+    ("gs://bucket/run", "give the config.json"),
+    ("quickstart:peal", "needs a DINOv2"),
+    ("binary.py", "binary.py: SyntaxError"),
+    ("later.json", "has schema_version 9"),
     (".", "is no file"),
     ("mine.txt", "no Python file"),
   ],
@@ -178,7 +238,12 @@ def test_a_config_that_is_not_there_or_damaged(
   Path("broken.json").write_text("{" * 100_000)
   Path("edited.json").write_text('{"schema_version": 1, "rounds": "abc"}')
   Path("typo.json").write_text('{"schema_version": 1, "sed": 1}')
+  Path("later.json").write_text('{"schema_version": 9}')
+  Path("needy.py").write_text(GOOD.replace("()", "(variant)", 1))
+  Path("binary.py").write_bytes(b"\0\xff")
   Path("folder").mkdir()
+  Path("run").mkdir()
+  Path("run/config.json").write_text("{}")
   with pytest.raises(InputError) as error:
     load.load(source)
   assert words in str(error.value)

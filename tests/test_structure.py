@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "errors",
     "models",
     "parallel",
+    "storage",
     "training",
   },
 }

@@ -4,27 +4,32 @@
 `config.json` of a workdir are all configs.
 """
 
-import importlib.util
+import inspect
 import json
-import os
-import traceback
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import ml_collections
+from etils import epath
 
-from cpeal_jax.config.check import NAMES, Config, base, refuse_unknown
+from cpeal_jax.config import overrides as overrides_lib
+from cpeal_jax.config import python_file
+from cpeal_jax.config.check import NAMES, Config, base
 from cpeal_jax.config.keys import KEYS
+from cpeal_jax.config.presets import PRESETS
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.errors import InputError, nearest
+from cpeal_jax.storage import files
 
-PREFIX = "--config."
-# The keys of its section `model` that a workdir's config.json has besides the
-# settings.
-RECORDED = ("sha256", "descriptors_sha256")
-TRUE, FALSE = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
+# What a workdir's config.json has besides the settings. A user may have edited
+# the file, so its digest is not checked.
+RECORDED = (
+  "schema_version",
+  "content_sha256",
+  "model.sha256",
+  "model.descriptors_sha256",
+)
 
 
 def data_folder(name: str) -> Path:
@@ -43,76 +48,56 @@ def named_configs() -> tuple[str, ...]:
   return tuple(sorted(path.stem for path in folder.glob("*.py")))
 
 
+def variants(name: str) -> tuple[str, ...]:
+  """Returns the variants of a named config, its default first."""
+  module = python_file.module(data_folder("configs") / f"{name}.py")
+  default = inspect.signature(module.get_config).parameters["variant"].default
+  allowed = getattr(module, "VARIANTS", PRESETS)
+  others = [word for word in allowed if word != default]
+  return default, *others
+
+
 def load(source: str, overrides: Sequence[str] = ()) -> Config:
   """Reads a config and sets keys in it.
 
+  Keys that the config does not mention have their defaults.
+
   Args:
     source: a name of `named_configs`; or the path of a Python file with a
-      function `get_config`; or the path of a workdir's config.json. `:VARIANT`
-      may follow a name or the path of a Python file.
+      function `get_config`; or the path or bucket address of a workdir's
+      config.json. `:VARIANT` may follow a name or the path of a Python file.
     overrides: words such as `--config.seed=3`.
 
   Raises:
-    InputError: there is no such config or variant, the file has an error, or
-      an override names an unknown key or a value of another type.
+    InputError: there is no such config or variant, the file has an error or
+      sets an unknown key, or an override names an unknown key or a value of
+      another type.
   """
-  if source.endswith(".json"):
-    config = _from_json(Path(source))
+  path, variant = _find(source)
+  if path.suffix == ".json":
+    if variant is not None:
+      raise InputError(f"{path} takes no variant; leave :{variant} out.")
+    values = _recorded(path)
   else:
-    config = _from_python(source)
-  before = _known_set(config)
-  for word in overrides:
-    set_key(config, word)
-  if before and _known_set(config) != before:
-    given = {word.removeprefix(PREFIX).partition("=")[0] for word in overrides}
-    _leave_known_set(config, before, given)
+    values = python_file.settings(Path(path), variant)
+  config = base()
+  for name, value in values.items():
+    if name not in NAMES:
+      raise InputError(
+        f"{path}: unknown config key {name!r}.{nearest(name, NAMES)}"
+      )
+    _set(config, name, _typed(path, name, value))
+  made_for = _known_set(config)
+  changes = dict(map(overrides_lib.parse, overrides))
+  for name, value in changes.items():
+    _set(config, name, value)
+  if made_for and _known_set(config) != made_for:
+    _leave_known_set(config, made_for, changes)
   return config
 
 
-def _known_set(config: Config) -> str:
-  """The known data set that a config is for; empty for one of one's own."""
-  is_digits = config.dataset.layout == "digits"
-  return config.dataset.name or ("digits" if is_digits else "")
-
-
-def _leave_known_set(config: Config, before: str, given: set[str]) -> None:
-  """Takes back what a config sets for the data set that was overridden.
-
-  Args:
-    config: its data set is another one now.
-    before: the known set that it was made for.
-    given: names of the keys that were set by hand, which stay.
-  """
-  entry = CATALOGUE.get(config.dataset.name)
-  theirs = CATALOGUE.get(before)
-  follows = theirs is None or config.model.template == theirs.template
-  if "model.template" not in given and follows:
-    default = KEYS[NAMES.index("model.template")].default
-    config.model.template = entry.template if entry else default
-  if "dataset.duplicates" not in given:
-    config.dataset.duplicates = "allow" if entry else "refuse"
-
-
-def set_key(config: Config, word: str) -> None:
-  """Sets one key from a word such as `--config.train.batch=16`.
-
-  Raises:
-    InputError: an unknown key, or a value that is not of the key's type.
-  """
-  name, equals, text = word.removeprefix(PREFIX).partition("=")
-  if name not in NAMES:
-    raise InputError(f"unknown config key {name!r}.{nearest(name, NAMES)}")
-  key = KEYS[NAMES.index(name)]
-  if not equals:
-    raise InputError(f"{word} has no value; write {PREFIX}{name}=VALUE.")
-  try:
-    value = _parse(text, type(key.default))
-  except ValueError as error:
-    kind = {int: "a whole number", float: "a number", bool: "either"}
-    what = kind.get(type(key.default), "")
-    raise InputError(
-      f"{PREFIX}{name}={text!r}; give {what} {key.allowed.phrase}."
-    ) from error
+def _set(config: Config, name: str, value: Any) -> None:
+  """Sets the key of a dotted name."""
   *groups, leaf = name.split(".")
   section = config
   for group in groups:
@@ -120,153 +105,104 @@ def set_key(config: Config, word: str) -> None:
   section[leaf] = value
 
 
-def _parse(text: str, kind: type) -> Any:
-  """Returns the text as a value of the type `kind`.
+def _known_set(config: Config) -> str:
+  """Returns the known data set of a config; empty for a user's own data."""
+  is_digits = config.dataset.layout == "digits"
+  return config.dataset.name or ("digits" if is_digits else "")
 
-  Raises:
-    ValueError: the text is no such value.
+
+def _leave_known_set(config: Config, before: str, changes: dict) -> None:
+  """Resets what a config sets for the data set that an override replaced.
+
+  Args:
+    config: the config after the overrides, which name another data set.
+    before: the known data set that the config was made for.
+    changes: the overrides by key. Keys among them are not reset.
   """
-  if kind is bool:
-    if text.lower() not in TRUE + FALSE:
-      raise ValueError(text)
-    return text.lower() in TRUE
-  return kind(text)
+  entry = CATALOGUE.get(config.dataset.name)
+  previous = CATALOGUE.get(before)
+  follows = previous is None or config.model.template == previous.template
+  if "model.template" not in changes and follows:
+    default = KEYS[NAMES.index("model.template")].default
+    config.model.template = entry.template if entry else default
+  if "dataset.duplicates" not in changes:
+    config.dataset.duplicates = "allow" if entry else "refuse"
 
 
-def _from_python(source: str) -> Config:
-  """Returns the config that a Python file's function `get_config` makes."""
-  stem, _, variant = source.rpartition(":")
-  # If the colon is part of a folder's or file's name, no variant follows it.
-  if not stem or "/" in variant or Path(source).is_file():
-    stem, variant = source, ""
-  path = _find(stem)
-  module = _run(path, lambda: _import(path))
-  get_config = getattr(module, "get_config", None)
-  if not callable(get_config):
-    raise InputError(f"{path} has no function get_config.")
-  if variant and not _takes_argument(get_config):
-    raise InputError(
-      f"--config={source}: {path} has no variants; leave :{variant} out."
-    )
-  config = _run(path, lambda: get_config(*filter(None, [variant])))
-  if not isinstance(config, ml_collections.ConfigDict):
-    raise InputError(
-      f"{path}: get_config returned {type(config).__name__}, not a config; "
-      "start from cpeal_jax.config.base()."
-    )
-  refuse_unknown(config)
-  return config
-
-
-def _find(stem: str) -> Path:
-  """Returns the path of the config file that `stem` names or is the path of."""
-  if stem in named_configs():
-    return data_folder("configs") / f"{stem}.py"
+def _find(source: str) -> tuple[Path | epath.Path, str | None]:
+  """Returns the file that a source means, and the variant after its colon."""
+  ending = re.fullmatch(r"(.*\.(?:py|json))(?::(.*))?", source, re.DOTALL)
+  stem, colon, after = source.partition(":")
+  if ending:
+    stem, variant = ending.groups()
+  else:
+    variant = after if colon else None
+  names = named_configs()
+  if stem in names:
+    return data_folder("configs") / f"{stem}.py", variant
+  if files.is_remote(source):
+    if not stem.endswith(".json"):
+      raise InputError(
+        f"--config={source}; of a bucket, give the config.json of a workdir."
+      )
+    files.reach(stem)
+    return epath.Path(stem), variant
   path = Path(stem).expanduser()
   # Commands for a checkout give paths such as configs/eurosat.py. They should
   # also work with an installed wheel.
-  parts = path.parts
-  if not path.exists() and parts[:-1] == ("configs",) and path.suffix == ".py":
+  if not path.exists() and path.parts[:-1] == ("configs",):
     path = data_folder("configs") / path.name
-  if path.is_file():
-    return path
-  names = named_configs()
-  if path.exists():
-    raise InputError(
-      f"--config={stem} is no file; give a config's file or name."
-    )
-  raise InputError(
-    f"--config={stem}: there is no such file, and no config of this name."
-    f"{nearest(path.stem, names)} The names are {', '.join(names)}."
-  )
-
-
-def _import(path: Path) -> ModuleType:
-  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-  if spec is None or spec.loader is None:
-    raise InputError(f"--config={path} is no Python file; give one, or a name.")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def _run(path: Path, call: Any) -> Any:
-  """Calls a function that runs the code of the config file at `path`.
-
-  Raises:
-    InputError: the code raised an error; the message names file and line.
-  """
-  try:
-    return call()
-  except InputError:
-    raise
-  except SyntaxError as error:
-    raise InputError(
-      f"{path}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-    ) from error
-  except (Exception, SystemExit) as error:
-    lines = [
-      frame.lineno
-      for frame in traceback.extract_tb(error.__traceback__)
-      if os.path.realpath(frame.filename) == os.path.realpath(path)
-    ]
-    place = f"{path}, line {lines[-1]}" if lines else str(path)
-    what = " ".join(str(error).split()) or "no reason given"
-    raise InputError(
-      f"{place}: {type(error).__name__}: {what[:200]}"
-    ) from error
-
-
-def _takes_argument(function: Any) -> bool:
-  code = getattr(function, "__code__", None)
-  # The flag 0x04 marks a function with *args.
-  return code is None or code.co_argcount > 0 or bool(code.co_flags & 0x04)
-
-
-def _from_json(path: Path) -> Config:
-  """Returns a config with the settings that a workdir's config.json records."""
+  if path.is_dir() and stem:
+    inside = path / "config.json"
+    hint = f"give --config={inside}" if inside.is_file() else "give a file"
+    raise InputError(f"--config={source} is no file but a directory; {hint}.")
   if not path.is_file():
     raise InputError(
-      f"--config={path} is no file; give a workdir's config.json."
+      f"--config={source}: there is no such file, and no config of this name."
+      f"{nearest(path.stem, names)} The names are {', '.join(names)}."
     )
+  if path.suffix not in (".py", ".json"):
+    raise InputError(
+      f"--config={source} is no Python file; give one, a workdir's "
+      "config.json, or a name."
+    )
+  return path, variant
+
+
+def _recorded(path: Path | epath.Path) -> dict[str, Any]:
+  """Returns the settings in a workdir's config.json, by dotted name."""
   try:
     content = json.loads(path.read_bytes().decode("utf-8-sig"))
   except OSError as error:
     raise InputError(
-      f"--config={path} cannot be read: {error.strerror}."
+      f"--config={path} cannot be read: {error.strerror or error}."
     ) from error
   except (ValueError, RecursionError) as error:
     raise InputError(f"--config={path} is not JSON: {error}.") from error
   if not isinstance(content, dict) or "schema_version" not in content:
     raise InputError(f"--config={path} is no config.json of a workdir.")
-  # A user may have edited the file, so its digest is not checked.
-  bookkeeping = ("schema_version", "content_sha256")
-  settings = {k: v for k, v in content.items() if k not in bookkeeping}
-  config = base()
-  for name, value in _leaves(settings):
-    if name in {f"model.{key}" for key in RECORDED}:
-      continue
-    if name not in NAMES:
-      raise InputError(f"{path}: unknown key {name!r}.{nearest(name, NAMES)}")
-    *groups, leaf = name.split(".")
-    section = config
-    for group in groups:
-      section = section[group]
-    default = section[leaf]
-    if isinstance(default, float) and type(value) is int:
-      value = float(value)
-    if type(value) is not type(default):
-      raise InputError(
-        f"{path}: {name} is {value!r}, of type {type(value).__name__}; give a "
-        f"value of type {type(default).__name__}."
-      )
-    section[leaf] = value
-  return config
+  version = content["schema_version"]
+  if version != files.SCHEMA_VERSION:
+    raise InputError(
+      f"--config={path} has schema_version {version!r}; this version reads "
+      f"{files.SCHEMA_VERSION}. Use the cpeal_jax that wrote it."
+    )
+  values = dict(python_file.leaves(content))
+  return {k: v for k, v in values.items() if k not in RECORDED}
 
 
-def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      yield from _leaves(value, f"{prefix}{name}.")
-    else:
-      yield f"{prefix}{name}", value
+def _typed(path: Path | epath.Path, name: str, value: Any) -> Any:
+  """Returns a file's value in the type of the key's default.
+
+  Raises:
+    InputError: the value is of another type.
+  """
+  kind = type(KEYS[NAMES.index(name)].default)
+  if kind is float and type(value) is int:
+    return float(value)
+  if type(value) is not kind:
+    raise InputError(
+      f"{path}: {name} is {value!r}, of type {type(value).__name__}; give a "
+      f"value of type {kind.__name__}."
+    )
+  return value
