@@ -129,6 +129,9 @@ install() {
   )
   local line
   line=$(printf ' && %s' "${steps[@]}")
+  if ! git cat-file -e HEAD:cpeal_jax 2> /dev/null; then
+    die "install packs HEAD of a git checkout of cpeal_jax: call it in one."
+  fi
   do_ git archive --format=tar.gz --output="$packed" HEAD
   tpus tpu-vm scp "$packed" "$name:" --worker=all
   do_ rm "$packed"

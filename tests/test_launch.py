@@ -461,6 +461,14 @@ def test_tpu_installs_this_checkout_with_a_new_enough_python():
   assert line.endswith("-e './cpeal_jax[tpu]'")
 
 
+def test_tpu_installs_from_a_checkout_alone(tmp_path):
+  words = ("--dry_run", "install")
+  done = call(LAUNCH / "tpu_pod.sh", *words, cwd=tmp_path, **SLICE)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: install packs HEAD of a git checkout")
+  assert done.stdout == ""
+
+
 def fake(folder, name, code):
   """A program of the given name, first on the path of what is called."""
   (folder / "bin").mkdir(exist_ok=True)
@@ -715,7 +723,7 @@ def test_sweep_plays_two_real_runs_and_then_skips_them(
   more = ("--seeds=1-4", "--where=slurm", "--jobs=8", *flags)
   _, out, _ = say(monkeypatch, capsys, tmp_path, *more)
   assert out.splitlines()[-1] == (
-    "RUNS=runs/sweep.txt sbatch --array=0-1%8 launch/slurm.sbatch"
+    f"RUNS=runs/sweep.txt sbatch --array=0-1%8 {LAUNCH / 'slurm.sbatch'}"
   )
   table = (tmp_path / "runs" / "sweep.txt").read_text().splitlines()
   assert ["--config.seed=3" in table[0], "--config.seed=4" in table[1]] == [
@@ -727,7 +735,7 @@ def test_sweep_plays_two_real_runs_and_then_skips_them(
 def test_sweep_prints_a_slice_a_run(tmp_path, monkeypatch, capsys):
   words = ("--seeds=1-2", "--where=tpu", "--dry_run", f"--out={tmp_path}")
   _, out, _ = say(monkeypatch, capsys, tmp_path, *words)
-  tool = "NAME=sweep-1 launch/tpu_pod.sh"
+  tool = f"NAME=sweep-1 {LAUNCH / 'tpu_pod.sh'}"
   config = QUICKSTART.replace("configs=", "config=")
   folder = tmp_path / "quickstart" / "cpeal_lora" / "seed2"
   assert out.splitlines()[1] == (
