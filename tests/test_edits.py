@@ -200,6 +200,34 @@ def test_overwrite_keeps_what_the_run_did_not_write(run):
   assert record.finished_rounds(run) == 0
 
 
+@pytest.mark.parametrize("step", range(8))
+def test_an_interrupted_overwrite_can_be_repeated(run, monkeypatch, step):
+  """The files of a user do not make a half-removed run a foreign folder."""
+  (run / "notes.txt").write_text("mine")
+  steps = 0
+
+  def counted(function):
+    def call(*args):
+      nonlocal steps
+      steps += 1
+      if steps > step:
+        raise KeyboardInterrupt
+      return function(*args)
+
+    return call
+
+  with monkeypatch.context() as patched:
+    for name in ("_remove", "_remove_if_empty", "write_json", "write_parquet"):
+      patched.setattr(workdir, name, counted(getattr(workdir, name)))
+    with pytest.raises(KeyboardInterrupt):
+      reopen(run, overwrite=True, seed=2)
+  reopen(run, overwrite=True, seed=2)
+  assert record.finished_rounds(run) == 0
+  assert not (run / "rounds").exists()
+  assert files.read_json(run / "config.json")["seed"] == 2
+  assert (run / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["rounds", "checkpoints", "rounds/001"])
 def test_overwrite_removes_nothing_through_a_link(run, tmp_path, name):
   elsewhere = tmp_path / "elsewhere"

@@ -42,8 +42,9 @@ ROUND_FILES = (
   "label_config.xml",
 )
 DERIVED_FILES = ("report.html", "results.csv", "metrics.jsonl")
-# A first start writes these files and then config.json, and --overwrite removes
-# config.json before them. So a folder with a config.json has them too.
+# A first start writes these files and then config.json, so a folder with a
+# config.json has them too. --overwrite replaces all three and never removes
+# them: without them, a folder with files of the user would be no workdir.
 FIRST_FILES = ("environment.json", "manifest.parquet")
 LOCK = "lock"
 # Matches the name of a checkpoint: of orbax, complete or not, or in a bucket.
@@ -172,7 +173,7 @@ def open_workdir(
       _clear(root)
   config = json.loads(json.dumps(config, allow_nan=False))
   rows = {k: pa.array(v, pa.string()) for k, v in manifest.items()}
-  if not (root / "config.json").exists():
+  if overwrite or not (root / "config.json").exists():
     write_json(root / "environment.json", environment)
     write_parquet(root / "manifest.parquet", rows)
     write_json(root / "config.json", config)
@@ -326,7 +327,7 @@ def _refuse_links(root: epath.Path) -> None:
 
 
 def _clear(root: epath.Path) -> None:
-  """Removes the files of an earlier run, starting with its last round.
+  """Removes the rounds of an earlier run, starting with the last one.
 
   Only files with the names that a run writes are removed.
   """
@@ -347,7 +348,7 @@ def _clear(root: epath.Path) -> None:
       else:
         path.unlink()
     _remove_if_empty(checkpoints)
-  _remove(root, (*DERIVED_FILES, "config.json", *FIRST_FILES))
+  _remove(root, DERIVED_FILES)
 
 
 def _remove(folder: epath.Path, names: Collection[str]) -> None:
