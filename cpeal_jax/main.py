@@ -200,7 +200,7 @@ def main(argv: list[str]) -> int:
     processes.leave(error, code)
     return code
   except Exception as error:
-    if reason := _out_of_memory(error):
+    if reason := _out_of_memory(error) or _about_a_file(error):
       sys.stderr.write(f"error: {reason}\n")
     else:
       traceback.print_exc()
@@ -217,6 +217,13 @@ def _out_of_memory(error: Exception) -> str:
       "number of prompts, or set model.remat=True."
     )
   return ""
+
+
+def _about_a_file(error: Exception) -> str:
+  """Returns a line about an OSError of one file; empty for other errors."""
+  if not isinstance(error, OSError) or error.filename is None:
+    return ""
+  return f"{error.filename}: {error.strerror}"
 
 
 def end(code: int) -> NoReturn:

@@ -213,6 +213,8 @@ def test_an_error_in_a_config_file_is_one_line(tmp_path, text, words):
     ("eurosat:cpeal_lore", "cpeal_lora"),
     ("mine.py:small", "takes no variant"),
     ("absent/config.json", "there is no such file"),
+    ("a" * 300, "there is no such file"),
+    ("a/" * 3000 + "b.py", "there is no such file"),
     ("config.json", "no config.json of a workdir"),
     ("broken.json", "is not JSON"),
     ("edited.json", "rounds is 'abc'"),

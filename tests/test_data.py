@@ -107,6 +107,8 @@ def test_coop_image_dir(coop):
   )
   in_root = write_split(coop / "small", SPLIT)
   assert load_coop(in_root).train.ids[0] == "a/1.png"
+  with pytest.raises(InputError, match=r"image folder .*a does not exist"):
+    load_coop(in_root, image_dir="a" * 300)
 
 
 def test_coop_split_file(coop):
@@ -114,8 +116,9 @@ def test_coop_split_file(coop):
   with pytest.raises(InputError, match=r"several split files .*Other.*Pets"):
     load_coop(coop)
   assert len(load_coop(coop, split_file="split_zhou_Other.json").train) == 3
-  with pytest.raises(InputError, match=r"gone.json does not exist"):
-    load_coop(coop, split_file="gone.json")
+  for absent in ("gone.json", "a" * 300):
+    with pytest.raises(InputError, match=f"{absent} does not exist"):
+      load_coop(coop, split_file=absent)
   for path in coop.glob("*.json"):
     path.unlink()
   with pytest.raises(InputError, match=r"no split_zhou_\*.json .*download"):
@@ -139,6 +142,7 @@ def test_coop_split_file(coop):
     (changed("val", ("/a/1.png", 0, "cat")), "inside the image folder"),
     (changed("val", ("a/9.png", 0, "lion")), r"label 0 has several names"),
     (changed("val", ("a/9.png", 0, "cat")), r"1 of 6 files .* e.g. a/9.png;"),
+    (changed("val", ("a" * 300, 0, "cat")), r"1 of 6 files .* e.g. a{300};"),
   ],
 )
 def test_coop_refuses(coop, content, message):

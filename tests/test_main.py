@@ -50,6 +50,18 @@ def test_a_failure_waits_for_no_thread():
   assert time.monotonic() - start < 100
 
 
+def test_an_error_of_the_system_about_a_file_is_one_line():
+  """A disk that is full or a file that may not be read is no bug of ours."""
+  code = (
+    "from cpeal_jax import main\n"
+    "main.run = lambda argv: open('x' * 300)\n"
+    "main.end(main.main([]))"
+  )
+  done = run(code=code)
+  assert done.returncode == 1
+  assert done.stderr == f"error: {'x' * 300}: File name too long\n"
+
+
 def test_quickstart_offline_with_empty_caches(tmp_path):
   start = time.monotonic()
   done = run(

@@ -6,6 +6,7 @@
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,13 +151,15 @@ def _find(source: str) -> tuple[Path | epath.Path, str | None]:
   path = Path(stem).expanduser()
   # Commands for a checkout give paths such as configs/eurosat.py. They should
   # also work with an installed wheel.
-  if not path.exists() and path.parts[:-1] == ("configs",):
+  if not os.path.exists(path) and path.parts[:-1] == ("configs",):
     path = data_folder("configs") / path.name
-  if path.is_dir() and stem:
+  if os.path.isdir(path) and stem:
     inside = path / "config.json"
-    hint = f"give --config={inside}" if inside.is_file() else "give a file"
+    hint = (
+      f"give --config={inside}" if os.path.isfile(inside) else "give a file"
+    )
     raise InputError(f"--config={source} is no file but a directory; {hint}.")
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise InputError(
       f"--config={source}: there is no such file, and no config of this name."
       f"{nearest(path.stem, names)} The names are {', '.join(names)}."

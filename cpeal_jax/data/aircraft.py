@@ -1,5 +1,6 @@
 """Reads FGVC Aircraft as it is published: image lists and their variants."""
 
+import os
 from pathlib import Path
 
 from cpeal_jax.data import files, pools
@@ -47,7 +48,7 @@ def load_aircraft(
 
 def _lines(path: Path) -> list[str]:
   """The lines of a text file that are not blank."""
-  if not path.exists():
+  if not os.path.exists(path):
     raise InputError(
       f"{path} cannot be read; fgvc-aircraft-2013b.tar.gz has it in data/"
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from cpeal_jax.data import catalogue, files, pools
@@ -28,7 +29,7 @@ def load_aptos(
   """
   root = Path(root)
   source = root / "train.csv"
-  if not source.exists():
+  if not os.path.exists(source):
     raise InputError(f"{source} cannot be read; {catalogue.find('aptos').get}")
   table = csv.DictReader(io.StringIO(read_text(source), newline=""))
   try:

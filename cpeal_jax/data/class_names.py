@@ -7,6 +7,7 @@ the prompt and 54 % with "Annual Crop Land".
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def read_class_names(path: Path | str) -> dict[str, str]:
       twice.
   """
   path = Path(path)
-  if path.exists() and not path.is_file():
+  if os.path.exists(path) and not os.path.isfile(path):
     raise InputError(f"dataset.class_names={path} is no file; give a text file")
   try:
     text = path.read_bytes().decode("utf-8-sig")

@@ -41,7 +41,7 @@ def load_coop(
       itself.
   """
   root = Path(root)
-  if not root.is_dir():
+  if not os.path.isdir(root):
     raise InputError(
       f"data root {root} does not exist; download the data set's images and"
       " CoOp's split_zhou_*.json, and put both there"
@@ -79,7 +79,7 @@ def read_split(source: Path) -> tuple[tuple[str, ...], Entries]:
 def _split_file(root: Path, given: Path | str | None) -> Path:
   """The path of the split file: the given one, or the only one in the root."""
   if given is not None:
-    if not (root / given).exists():
+    if not os.path.exists(root / given):
       raise InputError(f"split file {root / given} does not exist")
     return root / given
   found = sorted(root.glob("split_zhou_*.json"))
@@ -169,7 +169,7 @@ def _image_dir(
 ) -> PurePosixPath:
   """The folder that the split's paths start from, relative to the root."""
   if given is not None:
-    if not (root / given).is_dir():
+    if not os.path.isdir(root / given):
       raise InputError(f"image folder {root / given} does not exist")
     return PurePosixPath(given)
   beside = [entry.name for entry in os.scandir(root) if entry.is_dir()]
@@ -181,7 +181,7 @@ def _image_dir(
     found = [
       folder
       for folder in folders
-      if any((root / folder / p).is_file() for p in files.spellings(path))
+      if any(os.path.isfile(root / folder / p) for p in files.spellings(path))
     ]
     if len(found) > 1:
       raise InputError(

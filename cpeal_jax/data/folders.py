@@ -1,5 +1,6 @@
 """Class folders: `root/<class>/<image>` or `root/<split>/<class>/<image>`."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,7 +49,7 @@ def load_folders(
       folder that may not be read.
   """
   root = Path(root)
-  if not root.is_dir():
+  if not os.path.isdir(root):
     raise InputError(
       f"data root {root} does not exist; make a folder per class there, with"
       " the images of that class in it"

@@ -1,6 +1,7 @@
 """Reads ImageNet in CoOp's layout: `images/{train,val}/SYNSET/*.JPEG`."""
 
 import collections
+import os
 from pathlib import Path
 
 from cpeal_jax.data import catalogue, files, pools, scan
@@ -68,7 +69,7 @@ def load_imagenet(
 def _names_from_file(root: Path, synsets: list[str]) -> dict[str, str]:
   """The unambiguous class names in `classnames.txt`, by synset."""
   source = root / "classnames.txt"
-  if not source.exists():
+  if not os.path.exists(source):
     return {}
   pairs = (line.split(" ", 1) for line in read_text(source).splitlines())
   names = {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}

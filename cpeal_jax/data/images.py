@@ -209,7 +209,7 @@ def image_spec(path: Path | str) -> ImageSpec:
 
 def _settings(path: Path) -> tuple[Path, dict[str, Any]]:
   """Returns the file that counts, and the image processor's settings in it."""
-  path = path / "preprocessor_config.json" if path.is_dir() else path
+  path = path / "preprocessor_config.json" if os.path.isdir(path) else path
   nested = path.with_name("processor_config.json")
   if path.name == "preprocessor_config.json" and os.path.lexists(nested):
     config = read_object(nested)

@@ -107,7 +107,7 @@ def subfolders(folder: Path) -> list[str]:
   Raises:
     InputError: the folder may not be read.
   """
-  if not folder.is_dir():
+  if not os.path.isdir(folder):
     return []
   return [
     entry.name

@@ -6,6 +6,7 @@ are matched by their names, since TFDS numbers them in another order.
 
 import collections
 import functools
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -94,7 +95,7 @@ def _index(name: str, splits: dict[str, records.Records]) -> Index:
 def _with_split_file(
   name: str, index: Index, source: Path, check_counts: bool
 ) -> pools.Dataset:
-  if not source.exists():
+  if not os.path.exists(source):
     raise InputError(f"split file {source} does not exist")
   classes, entries = coop.read_split(source)
   counts = {split: len(listed) for split, listed in entries.items()}

@@ -81,7 +81,7 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
     InputError: something is wrong with the data, the weights or the budget, or
       the devices cannot share the batch evenly.
   """
-  if config.profile and Path(config.profile).is_file():
+  if config.profile and os.path.isfile(Path(config.profile)):
     raise InputError(f"profile={config.profile} is a file; give a directory.")
   pretrained = load_backbone(config)
   spec = images.image_spec(pretrained.preprocessor)
