@@ -18,7 +18,7 @@ from pathlib import Path
 from cpeal_jax import acquisition
 from cpeal_jax import config as config_lib
 from cpeal_jax.run import build, loop
-from cpeal_jax.run.plan import make_plan
+from cpeal_jax.run.plan import make_plan, shared_settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # This recipe was chosen with random labels on the validation split; see
@@ -123,29 +123,18 @@ def load(options: argparse.Namespace, values: dict, seed: int):
   return config
 
 
-def family(config) -> tuple:
-  """Returns a key that is equal for runs that may share an experiment.
-
-  See `loop.run`.
-  """
-  free = ("seed", "rounds", "round0", "acquisition.", "oracle.")
-  values = config_lib.flatten(config).items()
-  head = config.acquisition.name == "learning_loss"
-  return head, *(str(v) for k, v in values if not k.startswith(free))
-
-
 def run(options: argparse.Namespace) -> None:
   """Executes every arm and seed that is not finished, seed by seed."""
   experiments: dict[tuple, build.Experiment] = {}
   for seed in options.seeds:
     for name, values in arms_of(options).items():
       config = load(options, values, seed)
-      own = family(config)
-      if own not in experiments:
-        experiments[own] = build.build(config, make_plan(config))
+      shared = tuple(map(str, shared_settings(config).items()))
+      if shared not in experiments:
+        experiments[shared] = build.build(config, make_plan(config))
       start = time.monotonic()
       folder = workdir(options, name, seed)
-      loop.run(config, folder, experiment=experiments[own])
+      loop.run(config, folder, experiment=experiments[shared])
       print(f"== {name}, seed {seed}: {time.monotonic() - start:.0f} s")
 
 

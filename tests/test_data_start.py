@@ -155,3 +155,14 @@ def test_names_with_line_breaks_stay_in_their_line(tmp_path, capsys):
   code, _, said = dry_run(root, capsys)
   assert code == main.USAGE
   assert len(said.splitlines()) == 1
+
+
+def test_the_disk_of_a_dry_run_has_no_pixels_that_are_not_kept(capsys):
+  def disk(*words):
+    flags = ("--config=quickstart", "--dry_run", *words)
+    assert main.main(["main", *flags]) == main.FINISHED
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("disk:")]
+    return int(line.split()[2])
+
+  assert disk() >= disk("--config.dataset.store_gb=0") + 2

@@ -199,6 +199,27 @@ def test_cold_starts(cache, tmp_path, shared, start):
   assert all(row["reason"].startswith(name) for row in picks(tmp_path))
 
 
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"budget": "5"}, "budget was 'num_classes' and is '5'"),
+    ({"train.epochs": 7}, "train.epochs was"),
+    ({"dataset.root": "elsewhere"}, "dataset.root was '' and is 'elsewhere'"),
+    ({"acquisition.name": "learning_loss"}, "a loss head was False"),
+    ({"acquisition.bald.dropout": 0.2}, "acquisition.bald.dropout was"),
+    ({"rounds": 10_000}, "but the pool has"),
+  ],
+)
+def test_an_experiment_of_another_config_is_refused(
+  cache, tmp_path, shared, changes, words
+):
+  """Its data, steps or compiled functions would be used without a word."""
+  config = quickstart(cache, **{**PROMPTS, **changes})
+  with pytest.raises(InputError, match=words):
+    loop.run(config, tmp_path / "run", experiment=shared)
+  assert not (tmp_path / "run").exists()
+
+
 def test_selective_querying_asks_less(cache, tmp_path, shared):
   """Sure picks take the prediction; the others what the data set says."""
   changes = {

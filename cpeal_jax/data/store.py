@@ -54,6 +54,15 @@ class ImageStore:
     return len(self.ok)
 
 
+def kept_bytes(images: int, spec: ImageSpec, limit_bytes: int) -> int:
+  """Returns the size of the file with a split's pixels; 0 if there is none.
+
+  There is none if it would be larger than `limit_bytes`.
+  """
+  size = math.prod((images, spec.size, spec.size, 3))
+  return size if size <= limit_bytes else 0
+
+
 def open_store(
   split: Split,
   spec: ImageSpec,
@@ -86,7 +95,7 @@ def open_store(
   cache_dir = Path(cache_dir)
   mask_file, pixel_file = _files(split, spec, cache_dir, fingerprint)
   shape = (len(split), spec.size, spec.size, 3)
-  streams = math.prod(shape) > limit_bytes
+  streams = not kept_bytes(len(split), spec, limit_bytes)
 
   @functools.cache
   def threads() -> int:

@@ -155,7 +155,10 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
     recipe.epochs * batches.steps_per_epoch(plan.budget * (r + 1), recipe.batch)
     for r in range(config.rounds)
   )
-  pixels = images * plan.spec.size**2 * 3
+  limit = int(config.dataset.store_gb * 2**30)
+  pixels = sum(
+    store.kept_bytes(len(split), plan.spec, limit) for split in dataset.splits
+  )
   features = images * plan.pretrained.config.dim * 4
   # For each parameter: its value and one moment of sgd, or two of adamw.
   numbers = 2 if recipe.optimizer == "sgd" else 3

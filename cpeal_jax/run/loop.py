@@ -25,7 +25,7 @@ from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
 from cpeal_jax.run.fitting import Preempted
 from cpeal_jax.run.journal import Journal
-from cpeal_jax.run.plan import make_plan
+from cpeal_jax.run.plan import make_plan, refuse_other_settings
 from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.storage import checkpoint, record
 from cpeal_jax.storage import workdir as workdirs
@@ -54,15 +54,16 @@ def run(
     stop: asked after every training step whether to save and end.
     experiment: what `build` returned for another config, so that many
       trajectories in one process share data and compiled functions. The two
-      configs may differ only in seed, rounds, round0, acquisition and oracle,
-      and `learning_loss` must be the method of both or of neither, since it
-      trains a head. None builds a new one.
+      configs may differ only in what `plan.shared_settings` leaves out: seed,
+      rounds, round0, most of acquisition, oracle and checkpoint. None builds a
+      new one.
 
   Returns:
     The rows of metrics of all rounds of the workdir, ordered by round.
 
   Raises:
-    InputError: bad data, weights or settings, or a workdir of another config.
+    InputError: bad data, weights or settings, a workdir of another config, or
+      an experiment of a config that differs in more.
     TrainingError: the loss or a logit is not finite.
     Preempted: `stop` returned True; the workdir can be resumed.
   """
@@ -72,6 +73,8 @@ def run(
   # leave half a run.
   if experiment is None:
     experiment = _build(config, workdir, overwrite=overwrite)
+  else:
+    refuse_other_settings(experiment.plan, config)
   with _opened(config, experiment, epath.Path(workdir), overwrite) as journal:
     pool = experiment.plan.dataset.train
     with checkpoint.open_checkpoints(

@@ -8,6 +8,7 @@ after the plan.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -31,6 +32,21 @@ from cpeal_jax.run.models import (
 )
 from cpeal_jax.training.recipe import Recipe
 
+# Settings, or the first words of settings, that may differ between the runs of
+# one experiment; and settings among these that are compiled into its functions.
+PER_RUN = (
+  "name",
+  "variant",
+  "seed",
+  "rounds",
+  "round0",
+  "profile",
+  "acquisition.",
+  "oracle.",
+  "checkpoint.",
+)
+COMPILED_IN = ("acquisition.bald.noise", "acquisition.bald.dropout")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
@@ -47,6 +63,7 @@ class Plan:
     mesh: the devices.
     budget: number of labels bought in a round.
     cache: directory for decoded images and features.
+    settings: what `shared_settings` returned for the config.
     notes: lines for a person about the data set and the prompts.
   """
 
@@ -59,7 +76,52 @@ class Plan:
   mesh: jax.sharding.Mesh
   budget: int
   cache: Path
+  settings: Mapping[str, object]
   notes: tuple[str, ...] = ()
+
+
+def shared_settings(config: config_lib.Config) -> dict[str, object]:
+  """Returns the settings, by name, that all runs of one experiment must share.
+
+  An `Experiment` holds data, weights and compiled functions. All settings
+  decide what they are, except those of `PER_RUN`. Learning Loss trains a head,
+  so there is an entry for whether it is the method.
+  """
+  values = {
+    name: value
+    for name, value in config_lib.flatten(config).items()
+    if name in COMPILED_IN or not name.startswith(PER_RUN)
+  }
+  return values | {"trains a loss head": recipe_of(config).loss_head}
+
+
+def refuse_other_settings(plan: Plan, config: config_lib.Config) -> None:
+  """Refuses a config that cannot use what was built for another one.
+
+  Raises:
+    InputError: naming the settings that differ, or the labels that the pool
+      lacks.
+  """
+  wanted = shared_settings(config)
+  differ = [name for name in wanted if wanted[name] != plan.settings[name]]
+  if differ:
+    details = "; ".join(
+      f"{name} was {plan.settings[name]!r} and is {wanted[name]!r}"
+      for name in differ
+    )
+    raise InputError(
+      f"the experiment was built with other settings: {details}. Build one for "
+      "this config, or pass experiment=None."
+    )
+  _refuse_budget(plan.budget, config.rounds, len(plan.dataset.train))
+
+
+def _refuse_budget(budget: int, rounds: int, pool: int) -> None:
+  if budget * rounds > pool:
+    raise InputError(
+      f"budget {budget} x {rounds} rounds = {budget * rounds} labels, but the "
+      f"pool has {pool} images: lower budget or rounds."
+    )
 
 
 def cache_directory(config: config_lib.Config) -> Path:
@@ -95,11 +157,7 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
   budget = config_lib.labels_per_round(
     config.budget, classes=len(dataset.classes), pool=pool
   )
-  if budget * config.rounds > pool:
-    raise InputError(
-      f"budget {budget} x {config.rounds} rounds = {budget * config.rounds} "
-      f"labels, but the pool has {pool} images: lower budget or rounds."
-    )
+  _refuse_budget(budget, config.rounds, pool)
   classifier, zero_shot = classifiers(config, pretrained, spec, dataset.classes)
   recipe, mesh = recipe_of(config), sharding.make_mesh(config.parallel.devices)
   training.refuse_batch(recipe, mesh)
@@ -113,6 +171,7 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
     mesh=mesh,
     budget=budget,
     cache=cache_directory(config),
+    settings=shared_settings(config),
     notes=(*dataset.notes, *repeated, *_template_note(config)),
   )
 
