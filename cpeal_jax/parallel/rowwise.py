@@ -126,8 +126,9 @@ def per_device(
       )
 
     # With this attribute tests and benchmarks lower the program without a call.
-    # It is a function of (mesh, sorted static arguments) that returns the jitted
-    # function of (blocks per device, replicated arguments, row arguments).
+    # It is a function of (mesh, sorted static arguments) that returns the
+    # jitted function of (blocks per device, replicated arguments, row
+    # arguments).
     vars(call)["program"] = compiled
     return call
 

@@ -34,7 +34,7 @@ from cpeal_jax.training.recipe import (
 
 
 class TrainingError(RuntimeError):
-  """Training cannot go on; the message names round, epoch, step and term."""
+  """Training cannot go on; the message says in which round and why."""
 
 
 @flax.struct.dataclass
@@ -48,7 +48,8 @@ class TrainState:
   """
 
   # The annotations have no shapes, since jaxtyping would check them, and tree
-  # maps also put shardings and other objects that are no arrays into the fields.
+  # maps also put shardings and other objects that are not arrays into these
+  # fields.
   step: Any
   adapter: dict
   optimizer: Any
@@ -298,7 +299,7 @@ def fit(
     left to do.
 
   Raises:
-    TrainingError: a term of the loss is not finite.
+    TrainingError: a term of the loss, or the gradient, is not finite.
   """
   values: dict[str, float] = {}
   for number, batch in enumerate(batches, start=int(state.step)):
