@@ -32,9 +32,9 @@ IGNORED = re.compile(
   r"attn_mask|input_resolution|context_length|vocab_size"
 )
 # If cosines are multiplied by exp(20), softmax gives nearly all probability to
-# the most similar class. A value above 20 is taken for the factor itself instead
-# of its logarithm. Its exponential may overflow: exp(100) is not finite in
-# float32.
+# the most similar class. A value above 20 is taken for the factor itself
+# instead of its logarithm. Its exponential may overflow: exp(100) is not finite
+# in float32.
 MAX_LOGIT_SCALE = 20
 
 
