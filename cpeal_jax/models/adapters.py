@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 TOWERS = ("vision", "text")
 MATRICES = ("q", "k", "v", "out")
 SCALINGS = ("rank_stabilized", "standard")
-# Where the class name stands among the context tokens.
+# Where the class name stands relative to the context tokens.
 POSITIONS = ("end", "middle", "front")
 
 
@@ -34,8 +34,8 @@ class Lora:
     scaling: `rank_stabilized` for alpha / sqrt(r), as in C-PEAL's code, or
       `standard` for alpha / r.
     dropout: the dropout rate on the branch's input, used in training only.
-    towers, matrices: which towers, and which of the projections q, k, v and
-      out in them, have a LoRA branch.
+    towers: the towers that have LoRA branches.
+    matrices: the projections among q, k, v and out that have a branch.
     layers: the blocks that have a branch, counted from 0; None means all.
   """
 
@@ -49,7 +49,7 @@ class Lora:
 
   @property
   def scale(self) -> float:
-    """The factor of A B that is added to the pretrained kernel."""
+    """The number s in W + s A B, where W is the pretrained kernel."""
     root = math.sqrt(self.rank)
     return self.alpha / (root if self.scaling == SCALINGS[0] else self.rank)
 
@@ -84,8 +84,8 @@ def dropout(
 
   One random 32-bit word serves four values if the rate is a multiple of
   1 / 256. Otherwise it serves two, and the rate is rounded to a multiple of
-  1 / 65,536. One word per value took a third of a training step with many
-  prompts.
+  1 / 65,536. Drawing one word per value took a third of the time of a training
+  step with many prompts.
   """
   bits = 8 if (rate * 256).is_integer() else 16
   values_per_word, threshold = 32 // bits, round(rate * 2**bits)
@@ -95,7 +95,8 @@ def dropout(
     key, (*x.shape[:-1], -(-x.shape[-1] // values_per_word))
   )
   # Without the barrier XLA would fuse the random generator into each of the
-  # parts below, and into the gradient, and so draw the same words repeatedly.
+  # parts below, and into the gradient, and so compute the same words again each
+  # time.
   words = jax.lax.optimization_barrier(words)
   parts = [
     (words >> (bits * i)) & (2**bits - 1) for i in range(values_per_word)

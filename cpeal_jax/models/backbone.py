@@ -1,6 +1,7 @@
-"""A kind of pretrained model, and everything that can be done with it.
+"""The interface of a backbone, which is a kind of pretrained model.
 
-A new backbone is a file with such a record and a line in `backbones`.
+To add a backbone, write a file with a class that fulfills `Backbone`, and add
+an instance of it to `backbones.BACKBONES`.
 """
 
 import dataclasses
@@ -24,13 +25,13 @@ class Pretrained(Protocol):
   """A pretrained model as read from disk.
 
   Attributes:
-    source: hub id or directory, as the user gave it.
-    directory: where its files are.
-    weights: the file that `params` were read from.
-    config: record of its sizes; `config.dim` is D, the length of a feature.
-    params: the weights, float32, on the host; never trained.
-    sha256: of the weights' file; identifies them in every record.
-    preprocessor: file with the settings of the image processor.
+    source: the hub id or directory, as the user gave it.
+    directory: the directory with the checkpoint's files.
+    weights: the file that `params` were read from, or the index of several.
+    config: the model's sizes; `config.dim` is D, the length of a feature.
+    params: the weights, float32, on the host; they are never trained.
+    sha256: the hex digest of the weights; records identify them by this.
+    preprocessor: the file with the image processor's settings.
   """
 
   @property
@@ -57,12 +58,14 @@ class Pretrained(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-  """How classes are put into words; a model without texts ignores it.
+  """How a prompt is made of a class name; a model without texts ignores this.
 
   Attributes:
-    template: prompt of a class, with {} for its name.
-    trained: text that LoRA is trained with, `template` or `x16`.
-    descriptors: json file of traits by class; empty for none.
+    template: the prompt of a class, with {} in the place of its name.
+    trained: the prompt that LoRA is trained with: `template`, or `x16`, which
+      has 16 times the word "X" before the class name.
+    descriptors: the path of a JSON file with the traits of each class; empty
+      for prompts without traits.
     descriptor_average: one of `text_classifier.DESCRIPTOR_AVERAGES`.
     descriptor_wording: one of `descriptors.WORDINGS`.
   """
@@ -76,13 +79,14 @@ class Wording:
 
 @runtime_checkable
 class Backbone(Protocol):
-  """What the rest of the package asks of a kind of pretrained model.
+  """What the rest of the package needs of a kind of pretrained model.
 
   Attributes:
-    name: for messages.
-    adapters: values of `adapter.kind` that are trained on it.
-    has_texts: whether it has a text tower, and so a zero-shot answer.
-    towers: towers that can have LoRA.
+    name: the name that messages use.
+    adapters: the values of `adapter.kind` that this backbone supports.
+    has_texts: whether the model has a text tower, and so can classify
+      zero-shot.
+    towers: the towers that can have LoRA.
   """
 
   @property
@@ -101,16 +105,16 @@ class Backbone(Protocol):
     """Reads the `Pretrained` of a directory or hub id.
 
     Raises:
-      InputError: missing, unreadable or unfitting files.
+      InputError: if files are missing or unreadable, or do not fit together.
     """
     ...
 
   def refuse_size(self, pretrained: Any, size: int) -> None:
-    """InputError if the model cannot take images of `size` pixels a side."""
+    """Raises an InputError if images of `size` x `size` pixels do not fit."""
     ...
 
   def refuse_lora(self, pretrained: Any, lora: Lora) -> None:
-    """InputError if LoRA is asked for where the model has no place for it."""
+    """Raises an InputError if the model cannot have LoRA where `lora` says."""
     ...
 
   def classifiers(
@@ -126,49 +130,56 @@ class Backbone(Protocol):
     dtype: DTypeLike,
     remat: bool,
   ) -> tuple[Classifier, Classifier]:
-    """The classifier that is trained, and the one without an adapter.
+    """Returns the classifier to train, and one that has no adapter.
 
     Args:
       pretrained: the model.
       classes: class names, in the order of the logits.
-      mean, std: of the preprocessing, RGB in [0, 1].
-      lora, prompts: the adapter; at most one of them.
-      wording: how classes are put into words.
-      dtype: number type that the towers compute in.
-      remat: whether blocks are recomputed for their gradients.
+      mean, std: by these the preprocessing normalizes each color channel (RGB),
+        whose values are in [0, 1] before.
+      lora, prompts: the adapter's settings; at most one of the two is given.
+      wording: how a prompt is made of a class name.
+      dtype: the number type that the towers compute in.
+      remat: whether a block's intermediate values are recomputed for its
+        gradient instead of kept.
     """
     ...
 
   def formats(self, pretrained: Any, lora: Lora | None) -> tuple[str, ...]:
-    """Formats of `cpeal_jax.export` that can hold the adapted model."""
+    """Returns the formats of `cpeal_jax.export` for the adapted model."""
     ...
 
   def tensor_names(self, pretrained: Any) -> tuple[Row, ...]:
-    """Rows (our path, name in transformers, conversion) of its weights."""
+    """Returns (path in `params`, transformers' name, conversion) by tensor."""
     ...
 
   def transformers_files(
     self, pretrained: Any, tensors: dict[str, np.ndarray], preprocessor: dict
   ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """The weights in transformers' naming, and JSON files that it needs.
+    """Converts a model's files to those that transformers reads.
 
     Args:
       pretrained: the model.
-      tensors: of its weights' file.
-      preprocessor: the preprocessing, as preprocessor_config.json has it.
+      tensors: the tensors of the model's weights file, by name.
+      preprocessor: the content for preprocessor_config.json.
+
+    Returns:
+      The weights by transformers' names, and the JSON files, by name, that
+      transformers needs and the model's directory lacks.
     """
     ...
 
 
 def refuse_layers(lora: Lora, config: Any) -> None:
-  """Refuses LoRA on blocks that no adapted tower has.
+  """Refuses block numbers in `lora.layers` that no adapted tower has.
 
   Args:
-    lora: the adapter.
-    config: sizes, with a record for each tower, such as `config.vision`.
+    lora: the adapter's settings.
+    config: the model's sizes; those of a tower are an attribute of the tower's
+      name, such as `config.vision`.
 
   Raises:
-    InputError: naming the block numbers that are too high.
+    InputError: if block numbers are too high; the message lists them.
   """
   deepest = max(getattr(config, tower).layers for tower in lora.towers)
   high = [number for number in lora.layers or () if number >= deepest]

@@ -1,4 +1,4 @@
-"""The backbones: a new one is a file with its record and a line here."""
+"""The list of all backbones; each is an instance from a file of its own."""
 
 from cpeal_jax.models.backbone import Backbone
 from cpeal_jax.models.clip_backbone import ClipBackbone
@@ -8,7 +8,7 @@ BACKBONES: tuple[Backbone, ...] = (
   ClipBackbone(),
   Dinov2Backbone(),
 )
-# Each kind of adapter and the backbone that it is trained on.
+# The backbone of each kind of adapter, a value of `adapter.kind`.
 BY_ADAPTER: dict[str, Backbone] = {
   kind: backbone for backbone in BACKBONES for kind in backbone.adapters
 }

@@ -1,4 +1,4 @@
-"""What scoring and training ask of a model: pixels in, logits out."""
+"""The interface of a classifier, by which scoring and training use a model."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,23 +11,29 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 @runtime_checkable
 class Classifier(Protocol):
-  """A model with its classes. It holds no weights, and every method is pure.
+  """A model that computes the logits of a given list of classes.
 
-  `params` are the pretrained weights, which are never trained; `adapter` is
-  the tree of variables that is trained, {} for the pretrained model.
+  It holds no weights, and its methods are pure functions. Their argument
+  `params` has the pretrained weights, which are never trained. `adapter` is the
+  tree of variables that are trained; it is {} for the pretrained model.
+
+  Shapes: B or N images of S x S pixels, C classes, D dimensions of an image
+  feature, E dimensions of a class embedding.
 
   Attributes:
-    model: the Flax module, with the record of its sizes and of its LoRA.
-    classes: number of classes, C.
-    prompts: the texts that images are compared with; empty without texts.
-    has_texts: whether class embeddings are points among the image features.
-      Only then is there a zero-shot answer, and only then can a method that
-      compares images with classes be used.
-    trains_images: whether the image tower has an adapter; if not, features
-      are computed once.
+    model: the Flax module; its attributes give its sizes and its LoRA.
+    classes: C, the number of classes.
+    prompts: the texts that images are compared with; empty for a model without
+      texts.
+    has_texts: whether class embeddings are text features, which have the same
+      space as image features. Only then can the model classify zero-shot, and
+      only then do methods apply that compare images with classes.
+    trains_images: whether the image tower has an adapter. If it has none, the
+      image features are computed only once.
     trains_texts: whether the class embeddings change in training.
-    widest_activation: numbers in the largest activation of one image, which
-      sets how many images a CPU takes at a time; 0 where it is not known.
+    widest_activation: how many numbers the largest activation of one image
+      has; 0 if that is not known. It determines how many images a CPU takes at
+      a time.
   """
 
   @property
@@ -52,13 +58,16 @@ class Classifier(Protocol):
   def widest_activation(self) -> int: ...
 
   def init(self, params: dict, key: PRNGKeyArray) -> dict:
-    """Returns a fresh adapter, which leaves the pretrained answers as is."""
+    """Returns an adapter to start training from."""
     ...
 
   def class_embeddings(
     self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
   ) -> Float[Array, "C E"]:
-    """What `logits` compares features with; `dropout` switches training on."""
+    """Returns what `logits` compares image features with.
+
+    `dropout` is the random key of dropout in training, or None for no dropout.
+    """
     ...
 
   def image_features(
@@ -69,7 +78,7 @@ class Classifier(Protocol):
     *,
     dropout: PRNGKeyArray | None = None,
   ) -> Float[Array, "B D"]:
-    """Unit image features; `dropout` switches training on."""
+    """Returns image features of length 1; `dropout` is as above."""
     ...
 
   def logits(
@@ -78,15 +87,18 @@ class Classifier(Protocol):
     class_embeddings: Float[ArrayLike, "C E"],
     logit_scale: Float[ArrayLike, ""],
   ) -> Float[Array, "N C"]:
-    """Logits from unit features; `logit_scale` is CLIP's logarithm."""
+    """Computes logits from image features of length 1.
+
+    `logit_scale` is the logarithm of the factor of the cosines, as in CLIP.
+    """
     ...
 
   def head(self, params: dict, adapter: dict) -> dict[str, np.ndarray]:
-    """The tensors that turn unit features into logits, for an export."""
+    """Returns tensors, by name, from which an export computes logits."""
     ...
 
   def card(self) -> dict[str, Any]:
-    """What an export's classes.json says about prompts."""
+    """Returns the entries about prompts of an export's classes.json."""
     ...
 
 
@@ -95,7 +107,7 @@ def to_pixels(
   mean: tuple[float, float, float],
   std: tuple[float, float, float],
 ) -> Float[Array, "B S S 3"]:
-  """What a tower is fed: `(x / 255 - mean) / std` by channel."""
+  """Converts bytes to a tower's input: `(x / 255 - mean) / std` by channel."""
   center, spread = (
     jnp.asarray(x, jnp.float32)[None, None, None] for x in (mean, std)
   )
@@ -107,7 +119,10 @@ def cosine_logits(
   class_embeddings: Float[ArrayLike, "C D"],
   logit_scale: Float[ArrayLike, ""],
 ) -> Float[Array, "N C"]:
-  """`exp(logit_scale) f . t` in float32; CLIP's scale stays frozen."""
+  """Returns `exp(logit_scale) f . t` for each feature f and class embedding t.
+
+  The product is computed in float32. `logit_scale` is not trained.
+  """
   cosines = jnp.matmul(
     features,
     jnp.asarray(class_embeddings).T,

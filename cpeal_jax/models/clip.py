@@ -25,9 +25,11 @@ from cpeal_jax.models.transformer import (
   Transformer,
 )
 
-# Where the text tower is pooled: at the first end token, or at the largest id,
-# as OpenAI's code does. They are one place, unless tokens were added behind the
-# end token; the vocabulary may be padded behind it.
+# Which token's state is the text tower's output: that of the first end token,
+# or, as in OpenAI's code, that of the token with the largest id. Both are the
+# same token unless tokens with larger ids than the end token's were added to
+# the vocabulary. Padding of the vocabulary does not matter, since no prompt has
+# its ids.
 POOLS = ("end_token", "largest_id")
 
 
@@ -158,10 +160,11 @@ class TextTower(nn.Module):
       config, "text", self.lora, self.dtype, self.remat, name="blocks"
     )
     # Prompts are padded with end tokens, as Hugging Face's tokenizer does, so
-    # only the first end token of a row is part of the prompt.
+    # only the first end token of a row is part of the prompt. argmax returns
+    # the first of several maxima.
     largest = self.config.pool == "largest_id"
-    sought = ids if largest else ids == self.config.end_token
-    end = jnp.argmax(sought, axis=1)
+    values = ids if largest else ids == self.config.end_token
+    end = jnp.argmax(values, axis=1)
     x = blocks(x, train=train, at=end)
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(
@@ -173,7 +176,7 @@ def refuse_lora(config: ClipConfig, lora: Lora | None) -> None:
   """Refuses LoRA on an image tower that is a ResNet.
 
   Raises:
-    InputError: if `lora` applies to the image tower and that is a ResNet.
+    InputError: if `lora` has the image tower and that tower is a ResNet.
   """
   resnet = isinstance(config.vision, ResNetConfig)
   if lora is not None and resnet and "vision" in lora.towers:
@@ -187,8 +190,8 @@ def refuse_lora(config: ClipConfig, lora: Lora | None) -> None:
 class Clip(nn.Module):
   """Both towers of a CLIP, with LoRA or learnable prompts if configured.
 
-  The collection `params` has the pretrained weights, and `adapter` has what is
-  trained.
+  The variable collection `params` has the pretrained weights, and `adapter` has
+  all that is trained.
 
   Attributes:
     config: the sizes.

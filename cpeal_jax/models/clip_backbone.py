@@ -1,4 +1,7 @@
-"""CLIP as a backbone: LoRA or learned prompts, compared with texts."""
+"""CLIP as a backbone, which compares images with texts.
+
+Its adapter is LoRA or learned prompts.
+"""
 
 import dataclasses
 
@@ -26,7 +29,7 @@ from cpeal_jax.models.weights import Pretrained
 
 @dataclasses.dataclass(frozen=True)
 class ClipBackbone:
-  """A `Backbone`: any CLIP with a causal text tower."""
+  """The `Backbone` of every CLIP with a causal text tower."""
 
   name: str = "CLIP"
   adapters: tuple[str, ...] = ("lora", "prompts")
@@ -39,8 +42,8 @@ class ClipBackbone:
   def refuse_size(self, pretrained: Pretrained, size: int) -> None:
     if size != pretrained.config.image_size:
       raise InputError(
-        f"{pretrained.preprocessor.name} crops to {size} pixels, the "
-        f"weights want {pretrained.config.image_size}."
+        f"{pretrained.preprocessor.name} crops to {size} pixels, but the "
+        f"weights are for {pretrained.config.image_size} pixels."
       )
 
   def refuse_lora(self, pretrained: Pretrained, lora: Lora) -> None:
@@ -60,10 +63,11 @@ class ClipBackbone:
     dtype: DTypeLike,
     remat: bool,
   ) -> tuple[TextClassifier, TextClassifier]:
-    """The trained and the zero-shot classifier, over the same class names.
+    """Returns the classifier to train and the zero-shot classifier.
 
     Raises:
-      InputError: prompts that are too long or alike, or bad descriptors.
+      InputError: if a prompt is too long, if the prompts of two classes have
+        the same tokens, or if the descriptors do not fit.
     """
     tokenizer, sizes = pretrained.tokenizer, pretrained.config
     dtype = jnp.dtype(dtype)
@@ -78,18 +82,18 @@ class ClipBackbone:
         wording.descriptor_wording,
       )
 
-    def fixed(template: str) -> text.Tokens:
+    def fill_template(template: str) -> text.Tokens:
       texts = text.from_template(phrases, template)
       tokens = text.tokenize(texts, tokenizer, positions=sizes.positions)
       return dataclasses.replace(tokens, owners=owners)
 
-    def compare(model: Clip, tokens: text.Tokens) -> TextClassifier:
+    def with_prompts(model: Clip, tokens: text.Tokens) -> TextClassifier:
       return TextClassifier(
         model, tokens, mean, std, wording.descriptor_average
       )
 
-    plain = fixed(wording.template)
-    text.refuse_alike(plain, classes)
+    template_tokens = fill_template(wording.template)
+    text.refuse_alike(template_tokens, classes)
     if prompts is not None:
       tokens = text.tokenize_with_context(
         phrases,
@@ -100,28 +104,34 @@ class ClipBackbone:
       )
       tokens = dataclasses.replace(tokens, owners=owners)
     elif wording.trained == "x16":
-      # The released LoRA code has frozen X's where CoOp's context would be.
-      tokens = fixed(" ".join(["X"] * 16) + " {}.")
+      # C-PEAL's released LoRA code has the word "X" 16 times, never trained, in
+      # the place of CoOp's learnable context.
+      tokens = fill_template(" ".join(["X"] * 16) + " {}.")
     else:
-      tokens = plain
+      tokens = template_tokens
     trained = Clip(sizes, lora=lora, prompts=prompts, dtype=dtype, remat=remat)
-    return compare(trained, tokens), compare(Clip(sizes, dtype=dtype), plain)
+    zero_shot = Clip(sizes, dtype=dtype)
+    return (
+      with_prompts(trained, tokens),
+      with_prompts(zero_shot, template_tokens),
+    )
 
   def formats(
     self, pretrained: Pretrained, lora: Lora | None
   ) -> tuple[str, ...]:
-    """What can hold the adapted model.
+    """Returns the formats of `cpeal_jax.export` for the adapted model.
 
-    transformers has no ResNet CLIP. PEFT names modules as transformers' code
-    does and wants a base that transformers can load, which the files of
-    OpenCLIP and the msgpack of transformers 4 are not.
+    A CLIP with a ResNet has neither of the formats `transformers` and `peft`,
+    since transformers has no such model. `peft` needs a base model that
+    transformers can load; it cannot load OpenCLIP's files, nor the .msgpack
+    files of transformers 4.
     """
     if lora is None:
       return ("prompts", "head")
     if isinstance(pretrained.config.vision, ResNetConfig):
       return ("head",)
-    loads = (pretrained.directory / "config.json").is_file()
-    if not loads or pretrained.weights.suffix == ".msgpack":
+    has_hf_config = (pretrained.directory / "config.json").is_file()
+    if not has_hf_config or pretrained.weights.suffix == ".msgpack":
       return ("transformers", "head")
     return ("transformers", "peft", "head")
 

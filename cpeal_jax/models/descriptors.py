@@ -1,9 +1,10 @@
 """Descriptor augmentation: several prompts per class, one for each trait.
 
-The options AS and AE of PCB (Bang et al. 2024, arXiv 2311.11178): for example
-"river, which has winding water." and "river, which is a band of blue." are two
-prompts of the class "river". `Classifier.class_embeddings` averages the
-prompts of a class.
+For example, "river, which has winding water." and "river, which is a band of
+blue." are two prompts of the class "river". `TextClassifier.class_embeddings`
+averages over the prompts of a class. These are the options AS (average
+similarity) and AE (average embedding) of PCB (Bang et al. 2024, arXiv
+2311.11178).
 """
 
 import collections
@@ -15,10 +16,10 @@ from cpeal_jax.data.reading import read_json, shown
 from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.models.text import readable
 
-# How a trait follows the class name: as a clause of its own, or literally as in
-# PCB's released code.
+# How a trait follows the class name: as a grammatical relative clause, or
+# always after the words "which is/has", as in PCB's released code.
 WORDINGS = ("grammatical", "faithful")
-# A descriptor that begins with one of these words already is a clause.
+# A trait that begins with one of these words has a verb already.
 VERBS = ("is", "are", "has", "have", "can", "may", "often", "usually", "which")
 ARTICLES = ("a", "an", "the")
 
@@ -62,7 +63,7 @@ def with_descriptors(
     The phrases, ordered by class, and the class index of each phrase.
 
   Raises:
-    InputError: if classes have no descriptor; the message names the first.
+    InputError: if classes have no descriptor; the message names the first five.
   """
   keys = matched(classes, list(descriptors))
   traits = [() if key is None else descriptors[key] for key in keys]
@@ -73,8 +74,8 @@ def with_descriptors(
       f"{name!r}{nearest(name, unused)}" for name in missing[:5]
     )
     raise InputError(
-      f"{len(missing)} of {len(classes)} classes have no descriptor; the first "
-      f"is {similar.removesuffix('?')}. In the file that model.descriptors "
+      f"{len(missing)} of {len(classes)} classes have no descriptor, such as "
+      f"{similar.removesuffix('?')}. In the file that model.descriptors "
       "names, rename the keys to these class names, or add them."
     )
   pairs = [
@@ -95,50 +96,53 @@ def with_descriptors(
 def matched(
   classes: Sequence[str], keys: Sequence[str]
 ) -> tuple[str | None, ...]:
-  """Finds the key of each class, by the first rule that finds one.
+  """Finds the key that means each class.
+
+  These rules are tried in order, until one of them finds a key:
 
   1. The same name, regardless of case, with underscores read as spaces, as in
      PCB's released code.
   2. The same words in another order, regardless of punctuation: CoOp's Cars
-     have the year first ("2012 Audi TTS Coupe"), PCB's file has it last.
+     have the year first ("2012 Audi TTS Coupe"), and PCB's file has it last.
   3. One of a key's alternatives: "Industrial Buildings" of CoOp's EuroSAT is
      "industrial buildings or commercial buildings" in PCB's file.
 
   Returns:
-    A key for each class, or None.
+    The key of each class, or None for a class without a key.
 
   Raises:
     InputError: if a rule finds several keys for a class, or several classes
       for a key.
   """
-  found: dict[str, str] = {}
+  key_by_class: dict[str, str] = {}
   for rule in (_same_name, _same_words, _alternatives):
-    left = [key for key in keys if key not in found.values()]
+    unused = [key for key in keys if key not in key_by_class.values()]
     table = collections.defaultdict(list)
-    for key in left:
+    for key in unused:
       for form in rule(key):
         table[form].append(key)
     for name in classes:
-      if name in found:
+      if name in key_by_class:
         continue
-      # Only a key has alternatives: "Sea or Lake" is one class.
-      plain = _same_words if rule is _alternatives else rule
-      (form,) = plain(name)
+      # Only a key is split into alternatives, since "Sea or Lake" as the name
+      # of a class means one class.
+      class_rule = _same_words if rule is _alternatives else rule
+      (form,) = class_rule(name)
       if len(table[form]) > 1:
         raise InputError(
           f"class {name!r} could be {' or '.join(map(repr, table[form]))} in "
           "the file that model.descriptors names: rename one of them."
         )
       for key in table[form]:
-        found[name] = key
-  for key, count in collections.Counter(found.values()).items():
+        key_by_class[name] = key
+  for key, count in collections.Counter(key_by_class.values()).items():
     if count > 1:
-      names = [repr(name) for name in found if found[name] == key]
+      names = [repr(n) for n, used in key_by_class.items() if used == key]
       raise InputError(
         f"descriptors {key!r} could be of the classes {' or '.join(names)}: "
         "give each class its own key in the file that model.descriptors names."
       )
-  return tuple(found.get(name) for name in classes)
+  return tuple(key_by_class.get(name) for name in classes)
 
 
 def _same_name(name: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class Dinov2Config:
     image_size: the image side, in pixels, that the checkpoint's position
       embeddings were made for; other sizes resize them.
     patch_size: the side of a patch in pixels.
-    registers: R, the number of register tokens; 0 for the first models.
+    registers: R, the number of register tokens; 0 for models without them.
     antialias: how position embeddings are resized, see `resize_matrix`.
   """
 
@@ -67,8 +67,8 @@ def config_from_hf(
     path: the file, for messages.
 
   Raises:
-    InputError: if the model has a gated perceptron (ViT-g), or naming a field
-      that cannot be.
+    InputError: if the model has a gated perceptron (ViT-g), or if a field has
+      an impossible value; the message names the field.
   """
   # Older files leave out settings that have transformers' default value.
   fields = Fields(path, raw)
@@ -100,11 +100,12 @@ def resize_matrix(
 ) -> Float[np.ndarray, "new old"]:
   """Returns the matrix that resizes `old` samples to `new` as PyTorch does.
 
-  Bicubic interpolation with Keys' kernel and half-pixel centers. Without
-  `antialias` (models without registers) the kernel's parameter a is -0.75 and
-  the border sample is repeated. With `antialias` (models with registers) a is
-  -0.5, the kernel is stretched when the result is smaller, and each row is
-  normalized to sum 1 over the samples inside the border.
+  The interpolation is bicubic, with Keys' kernel and half-pixel centers.
+  Without `antialias` (models without registers) the kernel's parameter a is
+  -0.75, and samples beyond the border equal the border sample. With `antialias`
+  (models with registers) a is -0.5, the kernel is stretched if `new` is smaller
+  than `old`, and each row is normalized to sum 1 over the samples inside the
+  border.
   """
   a, stretch = (-0.5, max(old / new, 1.0)) if antialias else (-0.75, 1.0)
   reach = math.ceil(2 * stretch) + 1
@@ -113,8 +114,9 @@ def resize_matrix(
   samples = np.floor(centers).astype(int)[:, None] + np.arange(
     -reach, reach + 1
   )
+  # Each old sample's distance x from the center of each new sample.
   x = np.abs(samples - centers[:, None]) / stretch
-  # Keys' kernel is one cubic for |x| <= 1, another for 1 < |x| < 2, then 0.
+  # Keys' kernel is one cubic for x <= 1, another for 1 < x < 2, and 0 beyond.
   inner = ((a + 2) * x - (a + 3)) * x * x + 1
   outer = a * (((x - 5) * x + 8) * x - 4)
   weights = np.where(x <= 1, inner, np.where(x < 2, outer, 0))
@@ -123,7 +125,8 @@ def resize_matrix(
     weights = weights / weights.sum(axis=1, keepdims=True)
   matrix = np.zeros((new, old))
   rows = np.broadcast_to(np.arange(new)[:, None], samples.shape)
-  # Clipping repeats the border: weights beyond it add up on its sample.
+  # Clipping repeats the border sample: the weights of all samples beyond the
+  # border are added to its weight.
   np.add.at(matrix, (rows, np.clip(samples, 0, old - 1)), weights)
   return matrix.astype(np.float32)
 
@@ -225,7 +228,8 @@ class Dinov2(nn.Module):
     leading = class_token[None]
     if self.config.registers:
       shape = (self.config.registers, config.width)
-      # Registers stand for no place in the image, so they have no position.
+      # Registers stand for no place in the image, so they have no position
+      # embedding.
       leading = jnp.concatenate(
         [leading, self.param("registers", normal, shape)]
       )

@@ -1,4 +1,7 @@
-"""DINOv2 as a backbone: a linear head on its features, with or without LoRA."""
+"""DINOv2 as a backbone, with a linear head on its features.
+
+The head is trained alone or together with LoRA.
+"""
 
 import dataclasses
 
@@ -18,7 +21,7 @@ from cpeal_jax.models.tensors import Row
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Backbone:
-  """A `Backbone` without texts: DINOv2, with or without registers."""
+  """The `Backbone` of every DINOv2, with or without registers."""
 
   name: str = "DINOv2"
   adapters: tuple[str, ...] = ("head", "lora_head")
@@ -29,11 +32,12 @@ class Dinov2Backbone:
     return dinov2_weights.load_dinov2(source)
 
   def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
-    # Position embeddings are resized, so any size from a patch on will do.
+    # Position embeddings are resized to the image, so any size fits that is at
+    # least the size of a patch.
     if size < pretrained.config.patch_size:
       raise InputError(
-        f"preprocessor_config.json crops to {size} pixels, less than a "
-        f"patch of {pretrained.config.patch_size}."
+        f"preprocessor_config.json crops to {size} pixels, which is less than "
+        f"a patch of {pretrained.config.patch_size} pixels."
       )
 
   def refuse_lora(self, pretrained: PretrainedDinov2, lora: Lora) -> None:
@@ -52,12 +56,15 @@ class Dinov2Backbone:
     dtype: DTypeLike,
     remat: bool,
   ) -> tuple[LinearClassifier, LinearClassifier]:
-    """The trained classifier, and one that has no LoRA and no trained head."""
+    """Returns the classifier to train, and one that has no LoRA.
+
+    The second one is used with an empty adapter, so its head is all zeros.
+    """
     del prompts, wording
 
-    def with_head(branch: Lora | None) -> LinearClassifier:
+    def with_head(lora: Lora | None) -> LinearClassifier:
       model = Dinov2(
-        pretrained.config, lora=branch, dtype=jnp.dtype(dtype), remat=remat
+        pretrained.config, lora=lora, dtype=jnp.dtype(dtype), remat=remat
       )
       return LinearClassifier(model, len(classes), mean, std)
 
@@ -66,9 +73,10 @@ class Dinov2Backbone:
   def formats(
     self, pretrained: PretrainedDinov2, lora: Lora | None
   ) -> tuple[str, ...]:
-    """What can hold the adapted model.
+    """Returns the formats of `cpeal_jax.export` for the adapted model.
 
-    PEFT wants module names that last, and transformers 5 renamed DINOv2's.
+    `peft` is not among them: PEFT's files contain transformers' module names,
+    and those of DINOv2 were changed by transformers 5.
     """
     del pretrained
     return ("head",) if lora is None else ("transformers", "head")

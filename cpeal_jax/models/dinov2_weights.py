@@ -1,7 +1,8 @@
 """Reads a pretrained DINOv2 from a Hugging Face directory or hub id.
 
-As for CLIP, each tensor of the file must have its leaf in the model and each
-leaf its tensor; all mismatches are reported in one message.
+As for CLIP, each tensor of the file must belong to a leaf of the model's
+weights, and each leaf must have its tensor. All mismatches are reported in one
+message.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ from cpeal_jax.models.tensors import (
 )
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
-# The token that replaces masked patches; only pre-training uses it.
+# A tensor without a leaf: the token that replaces masked patches, which only
+# DINOv2's pretraining uses.
 IGNORED = re.compile(r"embeddings\.mask_token")
 
 
@@ -101,16 +103,16 @@ def convert(tensors: Mapping[str, np.ndarray], config: Dinov2Config) -> dict:
   """Returns the `params` of a `LinearClassifier`.
 
   These are the tower's weights in float32 and the constant `logit_scale` =
-  ln(D) / 2. With this scale a linear head sees each unit feature as a vector
-  of mean square 1, which is the size that a layer norm gives.
+  ln(D) / 2. With this scale, sqrt(D), the input of the linear head is a vector
+  whose mean square is 1, as after a layer norm.
 
   Args:
     tensors: the tensors of a checkpoint, by Hugging Face names.
     config: the sizes.
 
   Raises:
-    InputError: listing every tensor that is missing, left over, of a wrong
-      shape or type, or not finite.
+    InputError: if tensors are missing, left over, of a wrong shape or type, or
+      not finite; the message lists them all.
   """
   refuse_depth(tensors, config.vision.layers)
   params = fill(tensors, shapes(config), key_table(config), ignored=IGNORED)

@@ -16,8 +16,9 @@ from cpeal_jax.models.sizes import (
   image_sizes,
 )
 
-# What configs from before transformers 4.24 give as the end token. It is not
-# the tokenizer's, and transformers then pools at the largest id.
+# The end token's id in config files from before transformers 4.24. It is not
+# the tokenizer's id of the end token. transformers pools the text tower at the
+# largest id if the config has this id, and so does this package.
 OLD_END_TOKEN = 2
 
 
@@ -31,7 +32,8 @@ def config_from_hf(
     path: the file, for messages.
 
   Raises:
-    InputError: if a tower is missing, or naming a field that cannot be.
+    InputError: if a tower is missing, or if a field has an impossible value;
+      the message names the field.
   """
   vision, text = (_tower(raw, path, name) for name in ("vision", "text"))
   common = {"activation": "quick_gelu", "epsilon": 1e-5}
@@ -52,7 +54,11 @@ def config_from_hf(
 
 
 def _tower(raw: dict[str, Any], path: Path, tower: str) -> Fields:
-  """Returns a tower's object; the old `..._config_dict` goes before."""
+  """Returns the object with a tower's sizes.
+
+  If the file has both `vision_config` and the older `vision_config_dict`, the
+  older one counts, as in transformers; and likewise for the text tower.
+  """
   old, new = f"{tower}_config_dict", f"{tower}_config"
   name = new if raw.get(old) is None else old
   if not raw.get(name):

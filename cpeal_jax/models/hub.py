@@ -1,4 +1,7 @@
-"""Finds a checkpoint's files: in a directory, on the hub or in its cache."""
+"""Finds a checkpoint's files in a directory, on the hub or in the hub's cache.
+
+The hub is Hugging Face's.
+"""
 
 import dataclasses
 import os
@@ -29,9 +32,9 @@ class Layout:
     return tuple(dict.fromkeys((self.config, self.weights, self.preprocessor)))
 
   def missing(self, names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the files that are not among `names`.
+    """Returns the layout's files that are not among `names`.
 
-    `PROCESSOR` stands for a preprocessor_config.json that is not there.
+    A `PROCESSOR` file among `names` counts as a preprocessor_config.json.
     """
     present = set(names)
     if PROCESSOR in present:
@@ -46,11 +49,12 @@ OPEN_CLIP = Layout(
   "open_clip_config.json",
 )
 FLAX = Layout("flax_model.msgpack")
-# Weights in several files, with a table of which tensor is in which.
+# Weights in several files. Their index says which file each tensor is in.
 SHARDED = Layout(INDEX)
-# Used only if there is no other file, and no conversion of it on the hub.
+# Used only if there is no other file of weights, and no conversion of this one
+# on the hub.
 PICKLED = Layout("pytorch_model.bin")
-# In order of preference.
+# All layouts, the preferred ones first.
 LAYOUTS = (SAFETENSORS, OPEN_CLIP, FLAX, SHARDED, PICKLED)
 SMALL_FILES = (
   "config.json",
@@ -67,14 +71,14 @@ CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")
 
 
 def choose(directory: Path, names: Iterable[str]) -> Layout | None:
-  """Returns the preferred layout of which all files are there, or None.
+  """Returns the first of `LAYOUTS` whose files all exist, or None.
 
-  timm's repositories hold OpenCLIP's files beside a config.json and a
-  model.safetensors of the image tower alone. So if OpenCLIP's files are there,
-  a config.json counts only if its model_type is "clip".
+  timm's repositories have OpenCLIP's files, and also a config.json and a
+  model.safetensors that hold only the image tower. So if OpenCLIP's files
+  exist, the other layouts count only if config.json has the model_type "clip".
 
   Args:
-    directory: where config.json can be read if it is there.
+    directory: the directory with config.json, if the checkpoint has that file.
     names: the checkpoint's file names.
   """
   names = set(names)
@@ -91,8 +95,8 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
 
 def preprocessor_file(directory: Path, layout: Layout) -> Path:
   """Returns the file with the image processor's settings."""
-  own = directory / layout.preprocessor
-  return own if os.path.lexists(own) else directory / PROCESSOR
+  settings = directory / layout.preprocessor
+  return settings if os.path.lexists(settings) else directory / PROCESSOR
 
 
 def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
@@ -148,7 +152,7 @@ def _entries(path: Path) -> list[str] | None:
   """Returns the names in a directory, or None if there is nothing at `path`.
 
   Raises:
-    InputError: if the directory cannot be read, or if it is a file.
+    InputError: if `path` is a file, or a directory that cannot be read.
   """
   try:
     return os.listdir(path)
@@ -166,10 +170,11 @@ def _entries(path: Path) -> list[str] | None:
 
 
 def _lacks(names: Iterable[str], kind: str) -> str:
-  """Says what the layout with most files there lacks.
+  """Says which files are missing for the layout that has the fewest missing.
 
-  A directory with none of the files holds no model of the kind; with some of
-  them it holds one that is not whole.
+  If none of any layout's files is among `names`, the message says that the
+  directory holds no model of the kind. Otherwise it says that the model is not
+  whole.
   """
   present = set(names)
   wanted = {name for layout in LAYOUTS for name in layout.files}
@@ -195,16 +200,16 @@ def _lacks(names: Iterable[str], kind: str) -> str:
 
 
 def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
-  """Downloads a checkpoint; offline, takes it from the hub's local cache.
+  """Downloads a checkpoint, or takes it from the local cache when offline.
 
-  If the repository offers only a pickle, or none of the known layouts, the
-  hub's own safetensors conversion is used where there is one.
+  If the repository has only a pickle, or none of the known layouts, the hub's
+  own safetensors conversion is used if it exists.
   """
   import huggingface_hub  # Slow to import, and not needed for local weights.
 
-  # Which exceptions a failed request raises depends on the version of
-  # huggingface_hub. Any of them means that the network fails or that the hub
-  # has no such name.
+  # A failed request raises different exceptions in different versions of
+  # huggingface_hub. Each of them means that the network does not work or that
+  # the hub has no such name.
   try:
     names = huggingface_hub.HfApi().list_repo_files(source)
   except Exception as error:
@@ -241,7 +246,8 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
 def _conversion(source: str) -> str | None:
   """Returns the git reference of the hub's own safetensors conversion.
 
-  None if the hub has not converted the repository, see `CONVERTER`.
+  Returns None if the hub has not converted the repository. `CONVERTER` says how
+  a conversion is recognized.
   """
   import huggingface_hub
 
@@ -281,7 +287,7 @@ def _from_cache(source: str, reason: str) -> tuple[Path, Layout]:
         shard_names(directory / INDEX)
       ):
         continue
-    except (OSError, ValueError):  # Not there, or not whole.
+    except (OSError, ValueError):  # The copy is missing or incomplete.
       continue
     if layout is not None:
       copies.append((directory, layout))

@@ -1,4 +1,4 @@
-"""An image tower under a linear head: a classifier without texts (PEAL)."""
+"""A classifier without texts: an image tower and a linear head, as in PEAL."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from cpeal_jax.models.classifier import cosine_logits, to_pixels
 from cpeal_jax.models.clip import normalize
 from cpeal_jax.models.dinov2 import Dinov2
 
-# The head's entry among the adapter's variables.
+# The key of the head's weights in the adapter.
 HEAD = "head"
 
 
@@ -21,21 +21,23 @@ HEAD = "head"
 class LinearClassifier:
   """A `Classifier` whose class embeddings are the rows of a linear head.
 
-  Logits are `sqrt(D) f . w + b` for the unit feature f. So the head sees a
-  vector whose mean square is 1, while whatever compares images (neighbors,
-  featdist, clusters) sees unit features as with CLIP. Dividing by the norm
-  loses little, since it is the norm of a layer-normed state and nearly the
-  same for all images. The weights w [C, D] and biases b [C] start at 0, so an
-  untrained head gives all classes the same probability.
+  The logits are `sqrt(D) f . w + b` for an image feature f of length 1. So the
+  input of the head, sqrt(D) f, has the mean square 1, while all code that
+  compares images (neighbors, featdist, clusters) gets features of length 1, as
+  with CLIP. Dividing a feature by its norm loses little information, since the
+  norm of a layer norm's output is nearly the same for all images. The weights
+  w [C, D] and biases b [C] start at 0, so an untrained head gives all classes
+  the same probability.
 
-  PEAL (arXiv 2406.09296) trains the head beside LoRA; linear probing trains it
-  alone. The paper does not say which feature it takes; this is the class
-  token's, the usual one.
+  PEAL (arXiv 2406.09296) trains the head together with LoRA; linear probing
+  trains it alone. The paper does not say which feature the head takes. Here it
+  is the class token's, which is the usual choice.
 
   Attributes:
-    model: the image tower with its LoRA, if any.
-    classes: number of classes, C.
-    mean, std: of the checkpoint's preprocessing, RGB in [0, 1].
+    model: the image tower, with LoRA if it is trained.
+    classes: C, the number of classes.
+    mean, std: by these the preprocessing normalizes each color channel (RGB),
+      whose values are in [0, 1] before.
   """
 
   model: Dinov2
@@ -45,17 +47,20 @@ class LinearClassifier:
 
   @property
   def prompts(self) -> tuple[str, ...]:
-    """Empty: there are no texts."""
+    """Empty, since there are no texts."""
     return ()
 
   @property
   def has_texts(self) -> bool:
-    """False: the rows of the head are no points among the image features."""
+    """False, since the rows of the head are not text features."""
     return False
 
   @property
   def widest_activation(self) -> int:
-    """Numbers in the perceptron of a block for one image."""
+    """How many numbers one image has in the perceptron of a block.
+
+    The image is assumed to have the side `Dinov2Config.image_size`.
+    """
     config = self.model.config
     tokens = (config.image_size // config.patch_size) ** 2 + 1
     return tokens * config.vision.mlp
@@ -67,11 +72,14 @@ class LinearClassifier:
 
   @property
   def trains_texts(self) -> bool:
-    """True: the head stands for the class embeddings, and it is trained."""
+    """True, since the head is trained: its rows are the class embeddings."""
     return True
 
   def init(self, params: dict, key: PRNGKeyArray) -> dict:
-    """A fresh adapter, in which LoRA's B and the head are 0."""
+    """Returns an adapter to start training from.
+
+    LoRA's B and the head are 0.
+    """
     patch = self.model.config.patch_size
     _, state = self.model.apply(
       {"params": params},
@@ -89,7 +97,10 @@ class LinearClassifier:
   def class_embeddings(
     self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
   ) -> Float[Array, "C E"]:
-    """The head's rows, each followed by its bias (E = D + 1); 0 without one."""
+    """Returns the rows of the head, each followed by its bias: E = D + 1.
+
+    They are zeros if `adapter` has no head.
+    """
     del params, dropout
     if HEAD not in adapter:
       return jnp.zeros((self.classes, self.model.config.dim + 1))
@@ -104,7 +115,10 @@ class LinearClassifier:
     *,
     dropout: PRNGKeyArray | None = None,
   ) -> Float[Array, "B D"]:
-    """Unit image features; `dropout` switches training on."""
+    """Returns image features of length 1.
+
+    `dropout` is the random key of dropout in training, or None for no dropout.
+    """
     features: Any = self.model.apply(
       {"params": params, "adapter": adapter},
       to_pixels(images, self.mean, self.std),
@@ -119,16 +133,19 @@ class LinearClassifier:
     class_embeddings: Float[ArrayLike, "C E"],
     logit_scale: Float[ArrayLike, ""],
   ) -> Float[Array, "N C"]:
-    """The head's logits; `logit_scale` is the logarithm of sqrt(D)."""
+    """Computes the head's logits; `logit_scale` is the logarithm of sqrt(D)."""
     head = jnp.asarray(class_embeddings)
     return (
       cosine_logits(features, head[:, :-1], logit_scale) + head[None, :, -1]
     )
 
   def head(self, params: dict, adapter: dict) -> dict[str, np.ndarray]:
-    """Weight [C, D] and bias [C]: logits are `features @ weight.T + bias`."""
+    """Returns the tensors `weight` [C, D] and `bias` [C].
+
+    Logits are `features @ weight.T + bias`, for features of length 1.
+    """
     trained = jax.device_get(adapter[HEAD])
-    # The constant scale goes into the weight.
+    # The weight includes the constant scale sqrt(D).
     scale = np.float32(np.exp(np.asarray(params["logit_scale"])))
     return {
       "weight": scale * trained["kernel"],
@@ -136,5 +153,5 @@ class LinearClassifier:
     }
 
   def card(self) -> dict[str, Any]:
-    """No class has a prompt."""
+    """Returns an empty list of prompts for each class."""
     return {"prompts": [[] for _ in range(self.classes)]}

@@ -1,10 +1,10 @@
 """Tables that say which tensor of a checkpoint becomes which leaf of `params`.
 
-There are three ways to name the tensors: that of Hugging Face's PyTorch models
-(`hf`), that of its Flax models (`flax`, where kernels are [in, out] already),
-and OpenAI's, which OpenCLIP also uses (`openai`).
+Three kinds of names are known: those of Hugging Face's PyTorch models (`hf`),
+those of its Flax models (`flax`, where kernels are [in, out] already), and
+OpenAI's, which OpenCLIP also uses (`openai`).
 
-In this module `ours` is a path in `params`, `theirs` a name in the file.
+In this module `ours` is a path in `params`, and `theirs` is a name in the file.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +40,7 @@ def _third(x: np.ndarray, part: int, turn: Turn) -> np.ndarray:
   return turn(np.array_split(x, 3)[part])
 
 
-# All leaves outside the transformer blocks.
+# Hugging Face's names of all leaves outside the transformer blocks.
 HF: tuple[Row, ...] = (
   ("logit_scale", "logit_scale", same),
   ("vision/class_token", "vision_model.embeddings.class_embedding", same),
@@ -76,8 +76,8 @@ HF_BLOCK: tuple[tuple[str, str], ...] = (
   ("norm1", "layer_norm1"),
   ("norm2", "layer_norm2"),
 )
-# All leaves of the text tower, and of the vision transformer, outside the
-# blocks.
+# OpenAI's names of all leaves outside the transformer blocks: those of the text
+# tower, and those of an image tower that is a vision transformer.
 OPENAI_TEXT: tuple[Row, ...] = (
   ("logit_scale", "logit_scale", same),
   ("text/tokens", "token_embedding.weight", same),
@@ -96,7 +96,8 @@ OPENAI_VIT: tuple[Row, ...] = (
   ("vision/norm_out/bias", "visual.ln_post.bias", same),
   ("vision/projection/kernel", "visual.proj", same),
 )
-# (module in our block, module in OpenAI's block), without the fused q, k, v.
+# (module in our block, module in OpenAI's block). The tensor that holds q, k
+# and v together is not listed.
 OPENAI_BLOCK: tuple[tuple[str, str], ...] = (
   ("attention/out", "attn.out_proj"),
   ("mlp1", "mlp.c_fc"),
@@ -117,7 +118,8 @@ def _pairs(ours: str, theirs: str, turn: Turn = transpose) -> Iterator[Row]:
   """Yields the rows of weight and bias of a dense layer or a layer norm.
 
   Args:
-    ours: the module's path; if its last part begins with "norm" it is a norm.
+    ours: the module's path. The module is a layer norm if the path's last part
+      begins with "norm".
     theirs: the module's name in the file.
     turn: the conversion of a dense layer's weight.
   """
@@ -187,9 +189,11 @@ def _openai_resnet(config: ResNetConfig) -> Iterator[Row]:
     """Yields the rows of a convolution and of the batch norm after it.
 
     Args:
-      our_conv: the path of our convolution; the norm's has "norm" for "conv".
-      parent: the name of the module in the file that holds both, or "".
-      conv, norm: their names in it.
+      our_conv: the path of our convolution. The path of our norm has "norm" in
+        the place of "conv".
+      parent: the file's name, with a period, for the module that contains the
+        convolution and the norm; "" if they are in the tower itself.
+      conv, norm: the file's names for the convolution and the norm in `parent`.
     """
     our_norm = our_conv.replace("conv", "norm")
     yield (
@@ -246,9 +250,12 @@ def key_table(config: ClipConfig, naming: str = "hf") -> tuple[Row, ...]:
 
 
 def naming_of(names: Iterable[str]) -> str:
-  """Tells the naming of a file, a key of `NAMINGS`, from its tensors' names.
+  """Returns the kind of names that a file has, a key of `NAMINGS`.
 
-  It is `hf` if the names fit none of the others.
+  It is `hf` if the names fit none of the other kinds.
+
+  Args:
+    names: the names of all tensors of the file.
   """
   names = set(names)
   if any(name.startswith("visual.") for name in names):

@@ -1,8 +1,8 @@
 """Reads the sizes of a CLIP from an `open_clip_config.json`.
 
-A config is accepted only if the towers of this package compute what it asks
-for: settings that they do not have must be off. The activation is exact GELU
-unless `quick_gelu` is set, as in OpenCLIP.
+A config is accepted only if the towers of this package compute exactly what it
+describes, so all settings that this package does not support must be off. The
+activation is exact GELU unless `quick_gelu` is set, as in OpenCLIP.
 """
 
 import re
@@ -27,30 +27,32 @@ HARMLESS = re.compile(
   r"patch_dropout|attn_pooler_\w+|timm_(?!model_name)\w+|hf_tokenizer_name|"
   r"tokenizer_kwargs|hf_(model_pretrained|proj_type|pooler_type)|pad_id"
 )
-# The accepted values of settings that choose one of several ways, by tower.
+# The settings that have a name as their value, and the accepted names.
 SUPPORTED = {
   "vision_cfg": {"pos_embed_type": ("learnable",), "pool_type": ("tok",)},
   "text_cfg": {"pool_type": ("argmax",)},
 }
-# The settings that `config_from_open_clip` reads from the towers' sections.
+# The settings that `config_from_open_clip` reads from `vision_cfg`.
 VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size"}
+# The highest accepted values of sizes; for all others it is MAX_WIDTH.
 HIGHEST = {
   "layers": MAX_BLOCKS,
   "image_size": MAX_SIDE,
   "vocab_size": MAX_VOCABULARY,
 }
+# The settings that `config_from_open_clip` reads from `text_cfg`.
 TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 
 
 def _unsupported(
   section: str, settings: dict[str, Any], sizes: set[str]
 ) -> list[str]:
-  """Describes the settings that ask for what these towers do not compute.
+  """Returns a description of each setting that this package does not support.
 
   Args:
     section: the section's name in the file, for the descriptions.
     settings: the section's content.
-    sizes: the names of settings that are read elsewhere.
+    sizes: the names of the settings that other functions read and check.
   """
   return [
     f"{section}.{name} is {shown(value)}"
@@ -68,13 +70,13 @@ def config_from_open_clip(
   """Reads the sizes from the content of an `open_clip_config.json`.
 
   Args:
-    raw: its content.
+    raw: the file's content.
     path: the file, for messages.
 
   Raises:
-    InputError: if a size is missing or cannot be, if there is no causal text
-      tower, or if settings ask for what the towers do not compute (the message
-      lists all of those).
+    InputError: if a size is missing or impossible, if there is no causal text
+      tower, or if settings are not supported; the message lists all of these
+      settings.
   """
   model = raw.get("model_cfg")
   if not isinstance(model, dict):
@@ -85,11 +87,11 @@ def config_from_open_clip(
       f"{path} has no vision_cfg and text_cfg: a CLIP with a causal text tower "
       "is needed."
     )
-  images, words = (
+  vision_fields, text_fields = (
     Fields(path, tower, f"model_cfg.{name}.")
     for name, tower in (("vision_cfg", vision), ("text_cfg", text))
   )
-  epsilons = [_epsilon(images), _epsilon(words)]
+  epsilons = [_epsilon(vision_fields), _epsilon(text_fields)]
   common = {"norm_kwargs", "image_size"}
   model_settings = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
   model_settings |= {"init_logit_scale", "output_dict", "cast_dtype"}
@@ -101,7 +103,7 @@ def config_from_open_clip(
   if unsupported:
     raise InputError(
       f"{path} does not describe a CLIP with a causal text tower pooled at its "
-      f"end token, which alone is supported: {'; '.join(unsupported)}."
+      f"end token, and no other is supported: {'; '.join(unsupported)}."
     )
   quick = model.get("quick_gelu")
   if quick not in (None, False, True):
@@ -110,9 +112,9 @@ def config_from_open_clip(
   (dim,) = _sizes(path, model, "embed_dim")
   width, layers, heads = _sizes(path, text, "width", "layers", "heads")
   vocabulary, positions = _sizes(path, text, "vocab_size", "context_length")
-  tower, patch = _vision(images, activation, epsilons[0])
-  # A ResNet (patch 0) has its heads in the attention pooling, where there are
-  # 32 * width channels.
+  tower, patch = _vision(vision_fields, activation, epsilons[0])
+  # A ResNet (patch 0) has attention heads only in its attention pooling, whose
+  # input has 32 * width channels.
   if tower.width * (1 if patch else 32) % tower.heads or width % heads:
     raise InputError(f"{path} has a tower whose heads do not divide its width.")
   side = vision.get("image_size")
@@ -120,14 +122,16 @@ def config_from_open_clip(
     side = side[0]
   (side,) = _sizes(path, {"image_size": side}, "image_size")
   if side < (patch or 32):
-    images.refuse("image_size", f"at least a patch of {patch or 32} pixels")
+    vision_fields.refuse(
+      "image_size", f"at least a patch of {patch or 32} pixels"
+    )
   return ClipConfig(
     vision=tower,
     text=TowerConfig(
       width=width,
       layers=layers,
       heads=heads,
-      mlp=scaled(words, width),
+      mlp=scaled(text_fields, width),
       activation=activation,
       epsilon=epsilons[1],
     ),
@@ -135,8 +139,9 @@ def config_from_open_clip(
     patch_size=patch,
     vocabulary=vocabulary,
     positions=positions,
-    # OpenCLIP pools at the largest token id. The end token is the last entry of
-    # the vocabulary of CLIP's tokenizers, but the vocabulary may be padded.
+    # The end token is the last entry of the vocabulary of CLIP's tokenizers.
+    # This id is wrong if the vocabulary is padded, but it is not used for
+    # pooling, since OpenCLIP pools at the largest token id.
     end_token=vocabulary - 1,
     dim=dim,
     pool="largest_id",
@@ -148,9 +153,9 @@ def _vision(
 ) -> tuple[TowerConfig | ResNetConfig, int]:
   """Returns the image tower's sizes and its patch size in pixels.
 
-  The tower is a ResNet, with patch size 0, if `layers` is a list: the depths
-  of its four stages. Attention heads are 64 channels wide unless `head_width`
-  says otherwise.
+  If `layers` is a list, the tower is a ResNet with these four stage depths, and
+  the patch size is returned as 0. Attention heads are 64 channels wide unless
+  the file gives `head_width`.
   """
   path, settings = fields.path, {"head_width": 64, **fields.values}
   width, head = _sizes(path, settings, "width", "head_width")
@@ -174,10 +179,10 @@ def _vision(
 
 
 def _sizes(path: Path, settings: dict, *names) -> tuple[int, ...]:
-  """Returns the named settings, each of which must be a positive integer.
+  """Returns the named settings, which must be positive integers within bounds.
 
   Raises:
-    InputError: listing the settings that are not.
+    InputError: if settings are not; the message lists them.
   """
 
   def fits(name: str) -> bool:
@@ -188,7 +193,7 @@ def _sizes(path: Path, settings: dict, *names) -> tuple[int, ...]:
   wrong = [name for name in names if not fits(name)]
   if wrong:
     raise InputError(
-      f"{path} must give a positive whole number that is no absurd size for "
+      f"{path} must give a positive whole number of a plausible size for "
       + ", ".join(f"{name} (not {shown(settings.get(name))})" for name in wrong)
       + "."
     )
@@ -196,7 +201,7 @@ def _sizes(path: Path, settings: dict, *names) -> tuple[int, ...]:
 
 
 def _epsilon(fields: Fields) -> float:
-  """Returns a tower's layer-norm epsilon; PyTorch's 1e-5 if there is none."""
+  """Returns a tower's layer-norm epsilon; by default PyTorch's, 1e-5."""
   if not fields.values.get("norm_kwargs"):
     return 1e-5
   norm = fields.object("norm_kwargs")

@@ -4,8 +4,9 @@ It has three stem convolutions, average pooling instead of strided
 convolutions in the blocks, and attention pooling instead of a mean at the end.
 It is never trained: it takes no LoRA, and its batch norms are constants.
 
-Shapes: B images, H rows, W columns, C input channels, O output channels,
-I x J output rows and columns, D joint dimension.
+Shapes: B images of S x S pixels; feature maps with H rows and W columns; C
+input channels, O output channels, I output rows, J output columns; D joint
+dimension.
 """
 
 import dataclasses
@@ -19,8 +20,9 @@ from jaxtyping import Array, Float
 
 from cpeal_jax.models.adapters import Linear
 
-# A bottleneck outputs this many times as many channels as it has inside.
+# A bottleneck's output has this many times the channels of its 3x3 convolution.
 EXPANSION = 4
+# The epsilon of the batch norms.
 EPSILON = 1e-5
 
 
@@ -42,8 +44,8 @@ class ResNetConfig:
     """Lists all bottlenecks in order.
 
     Returns:
-      (stage, index in the stage, channels inside, stride, whether the shortcut
-      has a convolution) of each.
+      For each bottleneck: (stage, index in the stage, channels of its 3x3
+      convolution, stride, whether its shortcut has a convolution).
     """
     return tuple(
       (stage, i, self.width * 2**stage, 2 if stage and not i else 1, not i)
@@ -53,7 +55,10 @@ class ResNetConfig:
 
 
 class Convolution(nn.Module):
-  """2-D convolution without bias, padded so that stride 1 keeps H and W."""
+  """2-D convolution of odd kernel size, without bias.
+
+  It is padded so that a stride of 1 keeps H and W.
+  """
 
   features: int
   size: int
@@ -101,9 +106,10 @@ class FrozenNorm(nn.Module):
 
 
 def pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B I J C"]:
-  """Average-pools windows of `stride` x `stride`; returns x for stride 1.
+  """Average-pools windows of `stride` x `stride` pixels.
 
-  Rows and columns at the end that do not fill a window are dropped.
+  For stride 1 it returns x itself, since a window is then one pixel. Rows and
+  columns at the end that do not fill a window are dropped.
   """
   window = (stride, stride)
   return x if stride == 1 else nn.avg_pool(x, window, strides=window)
@@ -112,12 +118,13 @@ def pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B I J C"]:
 class Bottleneck(nn.Module):
   """Residual block of 1x1, 3x3 and 1x1 convolutions.
 
-  All convolutions have stride 1; a larger stride is done by average pooling.
+  All convolutions have stride 1; average pooling shrinks height and width.
 
   Attributes:
-    features: the channels inside; the output has `EXPANSION` times as many.
+    features: the channels of the first and second convolution; the output has
+      `EXPANSION` times as many.
     stride: the factor by which height and width shrink.
-    projects: True if the shortcut has a convolution of its own.
+    projects: True if the shortcut has a convolution.
   """
 
   features: int
@@ -141,10 +148,10 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-  """Attention pooling over all places of the feature map.
+  """Attention pooling over all pixels of the feature map.
 
-  The only query is the mean over the places; keys and values are that mean and
-  all places. Returns the projected output of the query.
+  The only query is from the mean over the pixels; keys and values are from that
+  mean and from all pixels. Returns the projected output for the query.
 
   Attributes:
     side: height and width of the feature map.
@@ -168,18 +175,25 @@ class AttentionPool(nn.Module):
     x = x + positions.astype(self.dtype)[None]
 
     def project(name: str, x: Array) -> Array:
-      # [B, places, W] -> [B, places, heads, W / heads]
+      # [B, tokens, C] -> [B, tokens, heads, C / heads]
       y = Linear(width, dtype=self.dtype, name=name)(x)
       return y.reshape(batch, -1, self.heads, width // self.heads)
 
-    # Only the output at the mean, token 0, is read, so only it has a query.
+    # Only the output for the mean, token 0, is used, so only it has a query.
     q, k, v = project("q", x[:, :1]), project("k", x), project("v", x)
     y = jax.nn.dot_product_attention(q, k, v).reshape(batch, width)
     return Linear(self.dim, dtype=self.dtype, name="out")(y)
 
 
 class ResNetTower(nn.Module):
-  """The image tower; returns its pooled and projected features."""
+  """The image tower; returns pooled and projected features.
+
+  Attributes:
+    config: the sizes.
+    image_size: S, the side of an image in pixels.
+    dim: D.
+    dtype: the type that the tower computes in.
+  """
 
   config: ResNetConfig
   image_size: int

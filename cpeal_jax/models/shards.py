@@ -18,7 +18,7 @@ def shard_names(index: Path) -> tuple[str, ...]:
 
   Raises:
     InputError: if the index cannot be read or has another form, or if it names
-      anything but a safetensors file of its own directory.
+      anything but safetensors files in its directory.
   """
   return tuple(sorted(set(weight_map(index).values())))
 
@@ -27,13 +27,13 @@ def weight_map(index: Path) -> dict[str, str]:
   """Returns the name of the file that holds each tensor.
 
   Raises:
-    InputError: as `shard_names`.
+    InputError: in the same cases as `shard_names`.
   """
   table = Fields(index, read_object(index)).object("weight_map")
   if not table.values:
     raise InputError(f"{index}: weight_map is empty; it must name tensors.")
   for tensor, name in table.values.items():
-    # A name is a name in one's own directory: no path, no parent.
+    # A name may not be a path, so that no file outside the directory is read.
     if (
       not isinstance(name, str)
       or not name.endswith(".safetensors")
@@ -49,7 +49,7 @@ def combined_sha256(digests: dict[str, str]) -> str:
   """Returns one digest for weights in several files.
 
   It is the SHA-256 of what the command `sha256sum` prints for the files in the
-  order of their names: a line `DIGEST  NAME` for each.
+  order of their names, which is a line `DIGEST  NAME` for each file.
 
   Args:
     digests: the hex digest of each file by its name.

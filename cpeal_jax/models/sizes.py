@@ -1,7 +1,7 @@
-"""Reads the sizes that all config files give, each within bounds.
+"""Reads a model's sizes from a config file and refuses sizes beyond bounds.
 
-Sizes beyond the bounds are in no published model. Computing with them would
-take hours, or fill the memory, before they were found wrong.
+No published model has sizes beyond these bounds. Computing with larger ones
+would take hours, or fill the memory, before the mistake was found.
 """
 
 from cpeal_jax.data.reading import Fields
@@ -32,25 +32,25 @@ def hf_tower(
       instead.
 
   Raises:
-    InputError: naming a field that is missing or cannot be.
+    InputError: if a field has an impossible value; the message names it.
   """
-  wide = fields.whole("hidden_size", width, high=MAX_WIDTH)
+  hidden_size = fields.whole("hidden_size", width, high=MAX_WIDTH)
   if mlp is None:
-    inside = scaled(fields, wide)
+    mlp_size = scaled(fields, hidden_size)
   else:
-    inside = fields.whole("intermediate_size", mlp, high=MAX_WIDTH)
+    mlp_size = fields.whole("intermediate_size", mlp, high=MAX_WIDTH)
   tower = TowerConfig(
-    width=wide,
+    width=hidden_size,
     layers=fields.whole("num_hidden_layers", 12, high=MAX_BLOCKS),
     heads=fields.whole("num_attention_heads", heads, high=MAX_WIDTH),
-    mlp=inside,
+    mlp=mlp_size,
     activation=fields.word("hidden_act", activation, ACTIVATIONS),
     epsilon=fields.number("layer_norm_eps", epsilon, low=0, high=1),
   )
   if tower.width % tower.heads:
-    heads_at = f"{fields.within}num_attention_heads"
+    heads_name = f"{fields.within}num_attention_heads"
     raise InputError(
-      f"{fields.path}: {heads_at} is {tower.heads}, which does not divide "
+      f"{fields.path}: {heads_name} is {tower.heads}, which does not divide "
       f"{fields.within}hidden_size, {tower.width}."
     )
   return tower
@@ -58,21 +58,22 @@ def hf_tower(
 
 def scaled(fields: Fields, width: int) -> int:
   """Returns the perceptron's size, `mlp_ratio` (4 by default) times `width`."""
-  inside = int(width * fields.number("mlp_ratio", 4.0, low=0, high=1000))
-  if not inside:
+  size = int(width * fields.number("mlp_ratio", 4.0, low=0, high=1000))
+  if not size:
     fields.refuse("mlp_ratio", "so large that the perceptron is not empty")
-  return inside
+  return size
 
 
 def image_sizes(fields: Fields, *, side: int, patch: int) -> tuple[int, int]:
-  """Reads the side of an image and of a patch in pixels; three channels.
+  """Reads the side of an image and the side of a patch, in pixels.
 
   Args:
     fields: the object with the sizes.
     side, patch: transformers' defaults.
 
   Raises:
-    InputError: naming a field that cannot be.
+    InputError: if a field has an impossible value, or if images do not have
+      three channels; the message names the field.
   """
   if fields.values.get("num_channels", 3) != 3:
     fields.refuse("num_channels", "3, for red, green and blue")

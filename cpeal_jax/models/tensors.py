@@ -1,7 +1,8 @@
 """Reads the tensors of a checkpoint file and puts them into a weight tree.
 
-A table of names says which tensor becomes which leaf. Nothing is unpickled
-except through torch's restricted loader.
+A table of names (rows, see `Row`) says which tensor becomes which leaf of the
+tree. Pickles are read only by torch's restricted loader, which runs no code in
+them.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from cpeal_jax.models.shards import (
 
 # Converts a tensor of the file to a leaf, for example by transposing it.
 Turn = Callable[[np.ndarray], np.ndarray]
-# (path of a leaf, name of its tensor in the file, the conversion).
+# (path of a leaf, name of its tensor in the file, conversion to the leaf).
 Row = tuple[str, str, Turn]
 
 
@@ -64,16 +65,16 @@ def fill(
 
   Args:
     tensors: the file's tensors by name.
-    tree: the expected tree; its leaves need only a `shape`.
-    rows: one row per leaf of `tree`; several rows may use one tensor.
-    ignored: matches the names of tensors that may be left over.
+    tree: the expected tree; its leaves need only the attribute `shape`.
+    rows: one row per leaf of `tree`; several rows may use the same tensor.
+    ignored: matches the names of tensors that need no leaf.
 
   Returns:
     A tree of the same structure and shapes as `tree`.
 
   Raises:
-    InputError: listing every tensor that is missing, left over, of a wrong
-      shape or type, or not finite.
+    InputError: if tensors are missing, left over, of a wrong shape or type, or
+      not finite; the message lists them all.
     ValueError: if `rows` and `tree` do not have the same leaves.
   """
   expected: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
@@ -92,7 +93,7 @@ def fill(
       with np.errstate(over="ignore", invalid="ignore"):
         value = turn(raw.astype(np.float32))
     except (TypeError, ValueError, IndexError):
-      # It has too few axes. With its raw shape it is reported below.
+      # The tensor has too few axes. It is reported below with its raw shape.
       value = raw
     if shape == () and value.size == 1:  # Some files have a scalar as [1].
       value = value.reshape(())
@@ -111,7 +112,7 @@ def fill(
     if name not in known and not ignored.fullmatch(name)
   ]
   if problems:
-    # A fused q, k, v tensor has three rows; if missing, report it once.
+    # A tensor that holds q, k and v has three rows; report it only once.
     problems = list(dict.fromkeys(problems))
     raise InputError(
       f"weights do not match their config, {len(problems)} problems: "
@@ -123,24 +124,24 @@ def fill(
 def refuse_depth(tensors: Mapping[str, np.ndarray], blocks: int) -> None:
   """Refuses a config with more blocks than a file has tensors.
 
-  Without this, a model of a million blocks would be traced for hours before
-  its weights were found missing.
+  Without this check, a model of a million blocks would be traced for hours
+  before the missing weights were noticed.
 
   Raises:
-    InputError: giving both numbers.
+    InputError: if there are more blocks; the message gives both numbers.
   """
   if blocks > len(tensors):
     raise InputError(
       f"weights do not match their config: it wants {blocks:,} blocks, each of "
-      f"several tensors, and there are {len(tensors):,} tensors."
+      f"several tensors, but there are only {len(tensors):,} tensors."
     )
 
 
 def sha256(path: Path) -> str:
   """Returns the SHA-256 hex digest of a weights file.
 
-  For the index of several files it is `combined_sha256` of these files, since
-  they hold all that is read.
+  If `path` is the index of several files, it is the `combined_sha256` of these
+  files, since they contain all weights.
   """
   if path.name == INDEX:
     names = shard_names(path)
@@ -172,8 +173,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 def _unreadable(path: Path, why: str) -> str:
   """Returns the message about a file that a reader failed on."""
-  # Only the first sentence: torch's message goes on with the advice to load
-  # the file with weights_only=False, which may run code in it.
+  # Only the first sentence is shown, since torch's message goes on with the
+  # advice to load the file with weights_only=False, which may run code in it.
   why = why.split(". ")[0]
   size = os.path.getsize(path)
   return (
@@ -183,42 +184,51 @@ def _unreadable(path: Path, why: str) -> str:
 
 
 def _sharded(index: Path) -> dict[str, np.ndarray]:
-  """Reads all files that an index names; refuses what the index denies."""
+  """Reads all files that an index names.
+
+  Raises:
+    InputError: if a tensor is not in the file that the index gives for it, or
+      is in two files.
+  """
   tensors: dict[str, np.ndarray] = {}
   table = weight_map(index)
   for name in shard_names(index):
-    found = read_tensors(index.parent / name)
-    for tensor in found:
+    shard = read_tensors(index.parent / name)
+    for tensor in shard:
       if table.get(tensor, name) != name or tensor in tensors:
+        contradiction = "and also in another file"
+        if tensor in table:
+          contradiction = f"but by the index it is in {table[tensor]}"
         raise InputError(
-          f"{index}: tensor {tensor!r} is in {name}, but by the index it is in "
-          f"{table.get(tensor, 'another file, too')}. Fetch the files again."
+          f"{index}: tensor {tensor!r} is in {name}, {contradiction}. Fetch "
+          "the files again."
         )
-    tensors |= found
+    tensors |= shard
   absent = [f"{t} ({file})" for t, file in table.items() if t not in tensors]
   if absent:
     raise InputError(
       f"{index}: {len(absent)} tensors are not in the files that it names for "
-      f"them: {', '.join(absent[:3])}. Fetch the files again."
+      f"them, such as {', '.join(absent[:3])}. Fetch the files again."
     )
   return tensors
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-  # A type that numpy lacks, such as float8, is a TypeError or AttributeError.
+  # A type that numpy lacks, such as float8, raises a TypeError or an
+  # AttributeError.
   with safe_open(path, "np") as file:
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _msgpack(path: Path) -> dict[str, np.ndarray]:
-  """Reads Flax's own format: nested dicts of arrays, without code."""
+  """Reads Flax's own format, nested dicts of arrays; it can contain no code."""
   tree = serialization.msgpack_restore(path.read_bytes())
   flat: dict[str, Any] = dict(traverse_util.flatten_dict(tree, sep="."))
   return flat
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
-  """Reads a pickle, through torch's restricted unpickler only."""
+  """Reads a pickle with torch's restricted unpickler, never with another."""
   try:
     torch = importlib.import_module("torch")
   except ImportError as error:
@@ -232,6 +242,6 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(torch, tensor) -> np.ndarray:
-  # torch's numpy() has no bfloat16; float32 holds its values exactly.
+  # torch's numpy() does not support bfloat16; float32 holds its values exactly.
   exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
   return exact.numpy()

@@ -1,4 +1,4 @@
-"""From class names to token ids: templates, learnable tokens, padding."""
+"""Makes prompts of class names, and token ids of prompts."""
 
 import dataclasses
 import unicodedata
@@ -13,16 +13,18 @@ from cpeal_jax.models.adapters import Prompts
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """Tokenized prompts: one row per class, or several (see `owners`).
+  """Tokenized prompts. A class has one row, or several (see `owners`).
+
+  In the shapes, C is the number of rows and L the number of tokens of a row.
 
   Attributes:
     texts: the prompts as strings, with `X` for each learnable token.
-    ids: token ids. All rows are padded to the longest prompt, rounded up to a
-      multiple of 8 but at most the tower's limit. Features do not depend on
-      padding, which is the end token: the tower is causal and pooled at a
-      token before it.
+    ids: token ids. All rows are padded with end tokens to the length of the
+      longest prompt, rounded up to a multiple of 8 but at most the tower's
+      limit. Features do not depend on the padding, since the tower is causal
+      and its output is the state of a token before the padding.
     slots: for each token, the index of the learnable token that replaces it,
-      or -1.
+      or -1 if none does.
     owners: the class index of each row; by default row i is class i.
   """
 
@@ -37,7 +39,7 @@ class Tokens:
 
 
 def readable(name: str) -> str:
-  """Returns a class name as it stands in a prompt: with spaces for `_`."""
+  """Returns a class name as prompts show it, with a space for each `_`."""
   return name.replace("_", " ").strip()
 
 
@@ -58,13 +60,13 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
   """Tokenizes fixed prompts, which have no learnable tokens.
 
   Args:
-    texts: one prompt per class.
+    texts: the prompts.
     tokenizer: a tokenizer of transformers, which adds the start and end tokens.
     positions: the longest prompt that the text tower takes, in tokens.
 
   Raises:
     InputError: if prompts are longer than `positions`, or if the tokenizer
-      adds no end token; it names the first prompt.
+      adds no end token; the message names the first such prompt.
   """
   rows = [tokenizer(text)["input_ids"] for text in texts]
   end = tokenizer.eos_token_id
@@ -74,8 +76,8 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
     if end not in row:
       raise InputError(
         f"the tokenizer gives no end token ({tokenizer.eos_token!r}) to the "
-        f"prompt {text!r}, where the text tower is pooled. Use the tokenizer "
-        "files that belong to the weights."
+        f"prompt {text!r}, but the text tower's output is the state of that "
+        "token. Use the tokenizer files that belong to the weights."
       )
   too_long = [
     text for text, row in zip(texts, rows, strict=True) if len(row) > positions
@@ -103,9 +105,9 @@ def tokenize_with_context(
 ) -> Tokens:
   """Tokenizes class names with learnable tokens around them, as in CoOp.
 
-  `prompts.position` says where the class name stands: `end` after all
-  learnable tokens, `front` before them, `middle` between their two halves.
-  Each prompt ends with a period.
+  The class name stands after all learnable tokens if `prompts.position` is
+  `end`, before them if it is `front`, and between their two halves if it is
+  `middle`. Each prompt ends with a period.
 
   Args:
     classes: class names.
@@ -113,7 +115,7 @@ def tokenize_with_context(
     prompts: the number of learnable tokens and the class name's position.
     positions: the longest prompt that the text tower takes, in tokens.
     joint_period: whether a name and the period are tokenized together, as in
-      CoOp's code. It matters for names that end in punctuation, which may be
+      CoOp's code. It matters for names that end in punctuation, which may form
       one token with the period.
 
   Raises:
@@ -140,20 +142,21 @@ def tokenize_with_context(
   start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
   if start is None or end is None:
     raise InputError(
-      "the tokenizer names no start or end token, and learnable tokens stand "
-      "between them: set bos_token and eos_token in tokenizer_config.json."
+      "the tokenizer names no start or end token, but learnable tokens must "
+      "stand between them: set bos_token and eos_token in "
+      "tokenizer_config.json."
     )
   endings = [period] * len(names)
   if joint_period:
-    wholes = [
+    name_periods = [
       tokenizer(f"{readable(name)}.", add_special_tokens=False)["input_ids"]
       for name in classes
     ]
     endings = [
-      whole[len(name) :] for whole, name in zip(wholes, names, strict=True)
+      both[len(name) :] for both, name in zip(name_periods, names, strict=True)
     ]
     names = [
-      whole[: len(name)] for whole, name in zip(wholes, names, strict=True)
+      both[: len(name)] for both, name in zip(name_periods, names, strict=True)
     ]
   rows = [
     [start, *filler * before, *name, *filler * after, *ending, end]
@@ -181,49 +184,50 @@ def tokenize_with_context(
 def refuse_unknown(
   tokens: Tokens, *, vocabulary: int, end_token: int | None
 ) -> None:
-  """Refuses token ids for which the text tower has no answer.
+  """Refuses prompts with token ids that do not fit the text tower.
 
   Args:
     tokens: the prompts.
     vocabulary: the number of rows of the tower's token table.
-    end_token: the id at which the tower is pooled; None if it is pooled at the
-      largest id.
+    end_token: the id of the token whose state is the tower's output; None if
+      that is the token with the largest id.
 
   Raises:
-    InputError: if a prompt has a token beyond the table, or lacks the end
-      token: it would be pooled at its start token, as all others.
+    InputError: if a prompt has an id beyond the table, or if it lacks the end
+      token. Without an end token, the tower's output would be the state of the
+      start token, which is the same for all prompts.
   """
   for text, row in zip(tokens.texts, tokens.ids, strict=True):
     highest = int(row.max())
     if highest >= vocabulary or row.min() < 0:
       raise InputError(
         f"the prompt {text!r} has the token id {highest}, and the text tower "
-        f"has {vocabulary} tokens, from 0: tokenizer and weights do not belong "
-        "together."
+        f"has {vocabulary} tokens, counted from 0: tokenizer and weights do "
+        "not belong together."
       )
     if end_token is not None and end_token not in row:
       raise InputError(
-        f"the prompt {text!r} lacks the end token, id {end_token}, at which "
-        "the text tower is pooled: its config's eos_token_id and its tokenizer "
-        "do not belong together."
+        f"the prompt {text!r} lacks the end token, id {end_token}, whose state "
+        "is the text tower's output: the eos_token_id of its config and its "
+        "tokenizer do not belong together."
       )
 
 
 def refuse_equal(
   names: Sequence[str], embeddings: Float[np.ndarray, "C D"]
 ) -> None:
-  """Refuses different prompts or classes with one and the same embedding.
+  """Refuses different prompts, or different classes, with equal embeddings.
 
-  Names that differ in nothing but case, spaces or Unicode form may be equal,
-  since tokenizers drop these differences.
+  Names that differ only in case, spaces or Unicode form may have equal
+  embeddings, since tokenizers drop these differences.
 
   Args:
     names: the prompts, or the classes.
-    embeddings: what the text tower gives for each, or anything computed from
-      each alone, such as its similarities with some images.
+    embeddings: the text embedding of each name, or anything computed from it
+      alone, such as its similarities with some images.
 
   Raises:
-    InputError: naming two that are equal.
+    InputError: if two embeddings are equal; the message gives both names.
   """
   seen: dict[bytes, str] = {}
   for name, row in zip(names, embeddings, strict=True):

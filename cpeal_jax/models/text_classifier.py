@@ -1,4 +1,4 @@
-"""CLIP as a classifier: pixels and prompts in, scaled cosines out."""
+"""CLIP as a classifier, whose logits are scaled cosines with class prompts."""
 
 import dataclasses
 from typing import Any
@@ -20,12 +20,13 @@ DESCRIPTOR_AVERAGES = ("similarity", "embedding")
 class TextClassifier:
   """A `Classifier` that compares images with prompts.
 
-  Features are L2-normalized and logits are cosines divided by a temperature.
+  Features have length 1, and logits are cosines divided by a temperature.
 
   Attributes:
     model: the CLIP with its adapters.
     tokens: one prompt for each class, or for each class and descriptor.
-    mean, std: of the checkpoint's preprocessing, RGB in [0, 1].
+    mean, std: by these the preprocessing normalizes each color channel (RGB),
+      whose values are in [0, 1] before.
     descriptor_average: what is averaged over the prompts of a class, one of
       `DESCRIPTOR_AVERAGES`.
   """
@@ -47,7 +48,7 @@ class TextClassifier:
 
   @property
   def classes(self) -> int:
-    """C, which with descriptors is less than the number of prompts."""
+    """C, the number of classes; with descriptors there are more prompts."""
     return max(self.tokens.owners) + 1
 
   @property
@@ -57,12 +58,15 @@ class TextClassifier:
 
   @property
   def has_texts(self) -> bool:
-    """True: class embeddings are text features."""
+    """True, since class embeddings are text features."""
     return True
 
   @property
   def widest_activation(self) -> int:
-    """Numbers in a ViT's perceptron for one image; 0 for a ResNet."""
+    """How many numbers one image has in the perceptron of a ViT's block.
+
+    It is 0 for a ResNet.
+    """
     config = self.model.config
     if not config.patch_size:
       return 0
@@ -83,11 +87,14 @@ class TextClassifier:
     return learned or (lora is not None and "text" in lora.towers)
 
   def init(self, params: dict, key: PRNGKeyArray) -> dict:
-    """A fresh adapter: LoRA's B is 0, context tokens are N(0, stddev^2)."""
+    """Returns an adapter to start training from.
+
+    LoRA's B is 0, and context tokens are drawn from N(0, `stddev`^2).
+    """
     side = self.model.config.image_size
     images = jnp.zeros((1, side, side, 3))
     texts = self.tokens.ids, self.tokens.slots
-    # Only what has an adapter is traced.
+    # Only the towers that have an adapter are traced.
     state: Any = {}
     for trains, method, args in (
       (self.trains_images, "encode_images", (images,)),
@@ -107,13 +114,16 @@ class TextClassifier:
   def class_embeddings(
     self, params: dict, adapter: dict, *, dropout: PRNGKeyArray | None = None
   ) -> Float[Array, "C D"]:
-    """Text features of the classes; `dropout` switches training on.
+    """Returns the text features of the classes.
 
-    A class with several prompts (descriptors) gets their mean. `similarity`
-    averages the unit features, so that its cosine with an image is the mean of
-    theirs, and the result is no unit vector; `embedding` averages the raw
-    features and normalizes the result. These are AS and AE of PCB (Bang et al.
-    2024, arXiv 2311.11178).
+    A class with several prompts (descriptors) has the mean of their features.
+    For `descriptor_average` = `similarity`, that is the mean of the features of
+    length 1. Its product with an image feature is then the mean of the prompts'
+    cosines with the image, and its length is not 1. For `embedding`, the mean
+    of the features before normalization is taken and then scaled to length 1.
+    These are AS and AE of PCB (Bang et al. 2024, arXiv 2311.11178).
+
+    `dropout` is the random key of dropout in training, or None for no dropout.
     """
     texts: Any = self.model.apply(
       {"params": params, "adapter": adapter},
@@ -138,7 +148,10 @@ class TextClassifier:
     *,
     dropout: PRNGKeyArray | None = None,
   ) -> Float[Array, "B D"]:
-    """Unit image features; `dropout` switches training on."""
+    """Returns image features of length 1.
+
+    `dropout` is the random key of dropout in training, or None for no dropout.
+    """
     pixels = to_pixels(images, self.mean, self.std)
     features: Any = self.model.apply(
       {"params": params, "adapter": adapter},
@@ -155,14 +168,15 @@ class TextClassifier:
     class_embeddings: Float[ArrayLike, "C D"],
     logit_scale: Float[ArrayLike, ""],
   ) -> Float[Array, "N C"]:
-    """Scaled cosines, see `cosine_logits`."""
+    """Returns `cosine_logits`."""
     return cosine_logits(features, class_embeddings, logit_scale)
 
   def head(self, params: dict, adapter: dict) -> dict[str, np.ndarray]:
-    """Class embeddings [C, D], float32, and the exponentiated logit scale.
+    """Returns `class_embeddings` [C, D] and `logit_scale` [], in float32.
 
-    Logits are `logit_scale * features @ class_embeddings.T` with the class
-    embeddings as they are: the mean over descriptors need not be a unit.
+    Logits are `logit_scale * features @ class_embeddings.T`. Here `logit_scale`
+    is the factor itself, not its logarithm. The class embeddings must not be
+    normalized first: a mean over descriptors need not have length 1.
     """
     embeddings = jax.jit(self.class_embeddings)(params, adapter)
     return {
@@ -171,9 +185,10 @@ class TextClassifier:
     }
 
   def card(self) -> dict[str, Any]:
-    """The prompts, the class index of each, and what is learned before them.
+    """Returns the entries about prompts of an export's classes.json.
 
-    `prompts` is a flat list, as a tokenizer or processor takes it.
+    `prompts` is a flat list, as a tokenizer or processor takes it, and
+    `prompt_classes` has the class index of each prompt.
     """
     learned = self.model.prompts
     return {
@@ -187,7 +202,10 @@ class TextClassifier:
 def _mean_by(
   owners: tuple[int, ...], classes: int, rows: Float[Array, "P D"]
 ) -> Float[Array, "C D"]:
-  """The mean of each class's rows, as one small matrix product."""
+  """Returns the mean of each class's rows; `owners` has each row's class.
+
+  It is computed as a product with a small matrix.
+  """
   belongs = np.equal.outer(np.arange(classes), owners)
   weights = (belongs / belongs.sum(axis=1, keepdims=True)).astype(np.float32)
   return jnp.matmul(weights, rows, precision=jax.lax.Precision.HIGHEST)

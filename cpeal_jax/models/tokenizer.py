@@ -1,8 +1,8 @@
 """Reads a checkpoint's tokenizer through transformers.
 
-transformers makes up an empty tokenizer where there are no files, to which all
-words are one unknown word. So the files are checked before and the tokenizer is
-tried after.
+If the files are missing, transformers returns an empty tokenizer, which turns
+all words into the same unknown word. So the files are checked before it reads
+them, and the tokenizer is tried afterwards.
 """
 
 import tempfile
@@ -29,15 +29,16 @@ TOKENIZER_FILES = (
   "added_tokens.json",
   "vocab.txt",
 )
-# Each holds a vocabulary by itself.
+# The sets of files that suffice for a vocabulary; one of them must exist.
 VOCABULARIES = (
   ("tokenizer.json",),
   ("vocab.json", "merges.txt"),
   ("vocab.txt",),
 )
-# A text on which the tokenizer is tried, and the share of token ids without a
-# word above which words were lost.
+# A text on which the tokenizer is tried.
 PROBE = "a photo of 7 dogs, it's."
+# If a larger fraction of the token ids has no word, words have been lost from
+# the vocabulary, and it is refused.
 MOST_UNUSED = 0.1
 
 
@@ -49,8 +50,8 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
 
   Raises:
     InputError: if there are no files, if one of them is unreadable or
-      malformed, if the vocabulary is empty or has holes, or if transformers
-      takes it for a tokenizer of another class.
+      malformed, if the vocabulary is empty or lacks many token ids, or if
+      transformers reads the files as a tokenizer of another class.
   """
   names = [name for name in TOKENIZER_FILES if _is_there(directory / name)]
   if not any(set(names).issuperset(files) for files in VOCABULARIES):
@@ -63,8 +64,9 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
   for name in names:
     if name.endswith(".json"):
       read_object(directory / name)
-  # transformers would read config.json again, and refuse what it holds beside
-  # the sizes in words about the tokenizer; it needs no more than the class.
+  # Without this config, transformers would read config.json again, and would
+  # report problems with its other fields as problems of the tokenizer. It needs
+  # only the tokenizer's class.
   config = transformers.CLIPConfig()
   if _is_there(directory / "config.json"):
     raw = read_object(directory / "config.json")
@@ -79,7 +81,8 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
 
   with explained(refusal):
     if any(data.startswith(BYTE_ORDER_MARK) for data in contents.values()):
-      # transformers refuses the mark, so it reads copies without it.
+      # transformers does not accept byte order marks, so it reads copies of the
+      # files without them.
       with tempfile.TemporaryDirectory() as copies:
         for name, data in contents.items():
           (Path(copies) / name).write_bytes(without_mark(data))
@@ -89,12 +92,12 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
     vocabulary = tokenizer.get_vocab()
     words = set(vocabulary) - set(tokenizer.all_special_tokens)
     tokenizer(PROBE)
-    got = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    own = got
+    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    ids_by_file = ids
     if "tokenizer.json" in contents:
       data = without_mark(contents["tokenizer.json"])
-      whole = tokenizers.Tokenizer.from_str(data.decode())
-      own = whole.encode(PROBE, add_special_tokens=False).ids
+      by_file = tokenizers.Tokenizer.from_str(data.decode())
+      ids_by_file = by_file.encode(PROBE, add_special_tokens=False).ids
   if not words:
     raise InputError(refusal("its vocabulary is empty"))
   unused = max(vocabulary.values()) + 1 - len(set(vocabulary.values()))
@@ -102,12 +105,12 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
     raise InputError(
       refusal(f"{unused} of its token ids have no word, so it is not whole")
     )
-  if got != own:
+  if ids != ids_by_file:
     raise InputError(
       refusal(
         f"transformers reads it as a {type(tokenizer).__name__}, which gives "
         "other tokens than tokenizer.json says; tokenizer_config.json must "
-        "name its class"
+        "name the right class"
       )
     )
   return tokenizer
@@ -116,13 +119,13 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
 def _from_files(
   directory: str, config: transformers.CLIPConfig
 ) -> transformers.PreTrainedTokenizerBase:
-  # A tokenizer that is code of its own would be run, after a question on the
-  # terminal, if this were not forbidden.
+  # Without trust_remote_code=False, transformers would ask on the terminal
+  # whether to run code that comes with a tokenizer.
   return transformers.AutoTokenizer.from_pretrained(
     directory, config=config, trust_remote_code=False, local_files_only=True
   )
 
 
 def _is_there(path: Path) -> bool:
-  """Whether there is anything, also a link to nothing or a named pipe."""
+  """Tells whether `path` exists, even as a broken link or a named pipe."""
   return path.is_symlink() or path.exists()

@@ -1,7 +1,7 @@
-"""The transformer inside a tower of CLIP; DINOv2 shares all but the block.
+"""The transformer of CLIP's towers; DINOv2 uses all of it but the block.
 
-Shapes: B images or prompts, L tokens, Q tokens that have a query (all L, or
-one), W tower width.
+Shapes: B images or prompts; L tokens; Q tokens that have a query, which are all
+L tokens or one; W tower width. `_` is an axis of length L or 1.
 """
 
 import dataclasses
@@ -51,8 +51,8 @@ class TowerConfig:
   epsilon: float
 
 
-# Which token's state the caller needs: its place in each row, one place for
-# all rows, or None for all tokens.
+# The place of the token whose state the caller needs: an array with a place for
+# each row, one number for all rows, or None for all tokens.
 At = Int[AnyArray, " B"] | int | None
 
 

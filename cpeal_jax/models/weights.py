@@ -1,8 +1,8 @@
 """Reads a pretrained CLIP from a local directory or a hub id.
 
 `hub` finds the files, `tensors` reads them, and `naming` says which tensor
-becomes which leaf. Each tensor must have its leaf and each leaf its tensor;
-all mismatches are reported in one message.
+becomes which leaf of `params`. Each tensor must belong to a leaf, and each leaf
+must have its tensor. All mismatches are reported in one message.
 """
 
 import dataclasses
@@ -25,14 +25,16 @@ from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import fill, read_tensors, refuse_depth, sha256
 from cpeal_jax.models.tokenizer import read_tokenizer
 
-# Tensors that are no weights: counters and constants, and the sizes that
-# OpenAI's own files contain as tensors.
+# Tensors without a leaf, since they are no weights: counters, constants, and
+# the sizes that OpenAI's own files contain as tensors.
 IGNORED = re.compile(
   r".*\.position_ids|.*\.num_batches_tracked|"
   r"attn_mask|input_resolution|context_length|vocab_size"
 )
-# Cosines times exp(20) differ by nothing but the largest; what is above is not
-# a logarithm, and exp(100) is not finite.
+# If cosines are multiplied by exp(20), softmax gives nearly all probability to
+# the most similar class. A value above 20 is taken for the factor itself
+# instead of its logarithm. Its exponential may overflow: exp(100) is not finite
+# in float32.
 MAX_LOGIT_SCALE = 20
 
 
@@ -58,8 +60,9 @@ def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
     config: the sizes.
 
   Raises:
-    InputError: listing every tensor that is missing, left over, of a wrong
-      shape or type, or not finite.
+    InputError: if tensors are missing, left over, of a wrong shape or type, or
+      not finite; the message lists them all. Also if `logit_scale` is too
+      large.
   """
   vision = config.vision
   depth = (
@@ -87,7 +90,7 @@ class Pretrained:
     weights: the file that `params` were read from, or the index of several.
     config: the sizes.
     params: the pretrained weights, float32, on the host.
-    tokenizer: the checkpoint's tokenizer, of transformers.
+    tokenizer: the checkpoint's tokenizer, an object of transformers.
     sha256: the hex digest of the weights; records identify them by this.
     preprocessor: the file with the image processor's settings.
   """

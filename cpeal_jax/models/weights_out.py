@@ -1,6 +1,6 @@
 """Converts weights for export, to the names of Hugging Face and of PEFT.
 
-The inverse of `weights`, by the same tables of names.
+This is the inverse of `weights`, and uses the same tables of names.
 """
 
 import collections
@@ -27,7 +27,8 @@ PEFT_PREFIX = "base_model.model."
 def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
   """Returns the tensors of `params` by Hugging Face names.
 
-  The inverse of `weights.convert`: float32, in PyTorch's axis order.
+  They are float32 and have PyTorch's axis order. This is the inverse of
+  `weights.convert`.
   """
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
   tensors = {}
@@ -45,9 +46,9 @@ def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
 def _convolution(
   kernel: Float[np.ndarray, "R W"],
 ) -> Float[np.ndarray, "W 3 p p"]:
-  """Converts a matrix over patches (R = p * p * 3) to a convolution.
+  """Converts a matrix over patches to a convolution; R is p * p * 3.
 
-  The inverse of `tensors.patches`.
+  This is the inverse of `tensors.patches`.
   """
   side = math.isqrt(kernel.shape[0] // 3)
   return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
@@ -58,8 +59,8 @@ def in_hf(
 ) -> dict[str, np.ndarray]:
   """Returns a checkpoint's tensors by Hugging Face names, in the file's types.
 
-  If the file has these names already, all its tensors are returned with the
-  numbers that they have, also those that the model does not use.
+  If the file has these names already, all its tensors are returned unchanged,
+  also those that the model does not use.
 
   Args:
     base: the tensors of the checkpoint file.
@@ -71,11 +72,13 @@ def in_hf(
     scale = base["logit_scale"].reshape(())  # Some files have it as [1].
     return {**base, "logit_scale": scale}
   types = {
-    ours: base[name].dtype for ours, name, _ in key_table(config, naming)
+    ours: base[theirs].dtype for ours, theirs, _ in key_table(config, naming)
   }
-  names = {theirs: ours for ours, theirs, _ in key_table(config, "hf")}
+  paths = {theirs: ours for ours, theirs, _ in key_table(config, "hf")}
   tensors = to_hf(params, config)
-  return {k: value.astype(types[names[k]]) for k, value in tensors.items()}
+  return {
+    name: value.astype(types[paths[name]]) for name, value in tensors.items()
+  }
 
 
 def merged(
@@ -87,23 +90,23 @@ def merged(
 ) -> dict[str, np.ndarray]:
   """Returns the base model's tensors with the LoRA branches merged into them.
 
-  The sum is computed in float32 and rounded once to the tensor's type in the
-  file. Tensors without a branch, and those that the model does not use, are
-  the very arrays of `base`.
+  The sum W + s A B is computed in float32 and rounded once to the tensor's type
+  in the file. Tensors without a branch, and those that the model does not use,
+  are the same array objects as in `base`.
 
   Args:
     base: the tensors of the base model by Hugging Face names.
-    params: the same weights as the model uses them, float32.
+    params: the same weights as the tree that the model uses, float32.
     adapter: LoRA factors.
-    lora: gives the scale of the branches.
+    lora: gives the scale s of the branches.
     rows: a key table with Hugging Face names.
   """
   flat = traverse_util.flatten_dict(merge_lora(params, adapter, lora), sep="/")
   tensors = dict(base)
   for ours, theirs in modules(adapter, rows).items():
     name = f"{theirs}.weight"
-    folded = np.asarray(flat[f"{ours}/kernel"]).T.astype(base[name].dtype)
-    tensors[name] = np.array(folded, order="C")
+    kernel = np.asarray(flat[f"{ours}/kernel"]).T.astype(base[name].dtype)
+    tensors[name] = np.array(kernel, order="C")
   return tensors
 
 
@@ -181,8 +184,9 @@ def target_modules(carry: Iterable[str]) -> str:
   Args:
     carry: Hugging Face names of the modules with a branch, see `modules`.
   """
-  # All blocks of one tower that have LoRA have it in the same matrices, so the
-  # expression is a product of layers and matrices. The dicts are ordered sets.
+  # All blocks of a tower that have LoRA have it in the same matrices, so the
+  # expression combines each layer with each matrix. The inner dicts are used as
+  # ordered sets.
   layers = collections.defaultdict(dict)
   matrices = collections.defaultdict(dict)
   for name in carry:
@@ -222,7 +226,7 @@ def hf_config(config: ClipConfig, *, dtype: str) -> dict[str, Any]:
       "projection_dim": config.dim,
     }
 
-  # By this id transformers knows that the largest id of a prompt is meant.
+  # With this end token, transformers pools a prompt at its largest id.
   eos = OLD_END_TOKEN if config.pool == "largest_id" else config.end_token
   return {
     "model_type": "clip",

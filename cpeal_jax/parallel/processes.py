@@ -1,8 +1,9 @@
-"""Several processes that work as one run: start, shared decisions, errors.
+"""Lets several processes work as one run: start, shared decisions, errors.
 
 JAX's own multi-controller runtime connects them: every process runs the same
-program on its own devices. Process 0 alone touches plain files and asks the
-oracle. It broadcasts the results, so that all processes take the same branches.
+program on its own devices. Only process 0 reads and writes plain files and asks
+the oracle for labels. It broadcasts the results, so that all processes take the
+same branches.
 """
 
 import contextlib
@@ -41,12 +42,14 @@ def start(
     detect: whether to read the three values above from the environment: Cloud
       TPU pods, SLURM, Open MPI and Kubernetes, as `jax.distributed.initialize`
       knows them.
-    timeout: seconds to wait for the others. After that JAX's runtime ends the
-      process itself with a non-zero exit code; no exception can be caught.
+    timeout: seconds to wait for the others. If process 0 answers but another
+      process is missing after this time, JAX's runtime ends this process with a
+      non-zero exit code, without an exception that could be caught.
 
   Raises:
-    InputError: only some of the three values are given, or the environment
-      does not have them.
+    InputError: only some of the three values are given, one of them is not
+      valid, the environment does not have them, or process 0 does not answer in
+      time.
   """
   is_given = [x is not None for x in (coordinator, processes, process)]
   if not any(is_given) and not detect:
@@ -65,12 +68,12 @@ def start(
         f"--process={process} is out of range: with --processes={processes} "
         f"it is 0 to {processes - 1}."
       )
-    where = f"process {process} of {processes}, process 0 at {coordinator}"
+    role = f"process {process} of {processes}, process 0 at {coordinator}"
   else:
     host, port = "", 0
-    where = "a process of a run found in the environment"
+    role = "a process of a run found in the environment"
   progress.say(
-    f"{where}; runs on {socket.gethostname()}, pid {os.getpid()}; waits up to "
+    f"{role}; runs on {socket.gethostname()}, pid {os.getpid()}; waits up to "
     f"{timeout} s for the others"
   )
   begun = time.monotonic()
@@ -94,7 +97,7 @@ def start(
 
 
 def _address(coordinator: str) -> tuple[str, int]:
-  """Splits HOST:PORT; an InputError for anything else."""
+  """Splits HOST:PORT; raises an InputError for anything else."""
   host, _, port = coordinator.rpartition(":")
   digits = port.isascii() and port.isdecimal()
   if not host or not digits or not 0 < int(port) < 65_536:
@@ -108,11 +111,12 @@ def _address(coordinator: str) -> tuple[str, int]:
 def _await_first(host: str, port: int, timeout: int) -> None:
   """Waits until process 0 accepts connections.
 
-  JAX's runtime would end a process that waits in vain by an abort, without an
-  exception and with a dump of its stack.
+  Without this function JAX's runtime would do the waiting. If process 0 never
+  came, the runtime would abort this process with a dump of its stack, and no
+  exception could be caught.
 
   Raises:
-    InputError: it does not within `timeout` seconds.
+    InputError: process 0 does not accept a connection within `timeout` seconds.
   """
   end, reason = time.monotonic() + timeout, ""
   while time.monotonic() < end:
@@ -131,8 +135,8 @@ def _await_first(host: str, port: int, timeout: int) -> None:
 def stop() -> None:
   """Disconnects from the other processes, once all have called this function.
 
-  Waiting for all keeps a process from being cut off while it still receives
-  an answer of another one.
+  It waits for all of them, so that no process is cut off while it still
+  receives an answer from another process.
   """
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
@@ -141,15 +145,17 @@ def stop() -> None:
 def leave(error: BaseException, code: int) -> None:
   """Ends this process after an error; returns in a single-process run.
 
-  If every process has the error, as those raised by `first`, `together` and
-  `agree` are, this one disconnects in order and returns. Otherwise the others
-  may be waiting in a computation that this process will never enter, and an
-  orderly shutdown would wait for them in turn. Then this process exits at once,
-  and JAX's runtime ends the others when its heartbeat stops.
+  Errors that `first`, `together` and `agree` raise are raised on every process.
+  After such an error this process disconnects in an orderly way and returns.
+
+  After any other error, the other processes may be waiting in a computation
+  that this process will never enter, and an orderly shutdown would wait for
+  them in turn. So this process exits at once, and JAX's runtime ends the others
+  when they miss the heartbeat of this one.
 
   Args:
-    error: what ended the run here.
-    code: exit code of an exit at once.
+    error: the error that ended the run on this process.
+    code: the exit code if this process exits at once.
   """
   if not jax.distributed.is_initialized():
     return
@@ -183,13 +189,14 @@ def first(call: Callable, *args: Any, **kwargs: Any) -> Any:
     args, kwargs: its arguments. Only those of process 0 are used.
 
   Returns:
-    The result. Where there are several processes it goes through JSON, so
-    tuples become lists.
+    The result. If there are several processes, it is sent as JSON, so tuples
+    become lists.
 
   Raises:
-    InputError: the function raised it; every process raises the same one.
-    PeerError: the function raised another error on process 0. The other
-      processes raise this one; process 0 raises the error itself.
+    InputError: the function raised it; every process raises the same error.
+    PeerError: the function raised an error of another type on process 0. Then
+      process 0 raises that error itself, and the other processes raise a
+      PeerError with its message.
   """
   if jax.process_count() == 1:
     return call(*args, **kwargs)
@@ -213,14 +220,14 @@ def first(call: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def together(call: Callable[..., T], *args: Any) -> T:
-  """Calls a function on every process; an error on one is raised on all.
+  """Calls a function on every process; if one process fails, all raise.
 
   Returns:
     The result of this process's own call.
 
   Raises:
-    PeerError: the call succeeded here but failed on another process. Where it
-      failed, its own error is raised.
+    PeerError: the call succeeded on this process but failed on another one. A
+      process on which the call failed raises the error of that call instead.
   """
   if jax.process_count() == 1:
     return call(*args)
@@ -256,8 +263,8 @@ def agree(what: str, value: str) -> None:
 def _broadcast(message: bytes) -> bytes:
   """Returns process 0's message on every process."""
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-  # Each buffer size is a program to compile, so the size is rounded up to a
-  # power of two, 1024 at least.
+  # Each buffer size needs a compiled program, so the size in bytes is rounded
+  # up to a power of two, and is at least 1024.
   buffer = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
   if jax.process_index() == 0:
     buffer[:size] = np.frombuffer(message, np.uint8)
@@ -268,7 +275,8 @@ def _broadcast(message: bytes) -> bytes:
 def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
   """A context in which process 0 holds `context` and the others hold nothing.
 
-  If process 0 cannot enter it, every process raises as in `first`.
+  If process 0 cannot enter `context`, every process raises an error, as in
+  `first`.
   """
   with contextlib.ExitStack() as stack:
     first(stack.enter_context, context)
@@ -286,7 +294,7 @@ def everywhere(flag: bool) -> bool:
 
 
 def _flags(flags: Sequence[bool]) -> np.ndarray:
-  """Returns the flags of all processes, as [processes, flags]."""
+  """Returns the flags of all processes, bool [processes, flags]."""
   if jax.process_count() == 1:
     return np.array([flags])
   gathered = multihost_utils.process_allgather(np.array(flags, np.int32))

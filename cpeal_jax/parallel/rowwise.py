@@ -1,16 +1,18 @@
 """Per-device functions of the pool's rows, and the collectives they use.
 
 The pool's N rows are split over P devices. A function compiled by `per_device`
-sees the N/P rows of one device. Row-by-row work needs nothing special; what
-concerns all rows goes through the functions of this module, which exchange
-numbers, picks and single rows between devices, never whole shares. So no device
-and no host ever holds the whole pool.
+sees the N/P rows of one device. A computation that treats each row by itself
+needs nothing else. A computation over all rows, such as a sum or a maximum,
+calls the functions of this module. They exchange numbers, picks and single rows
+between the devices, but never a device's whole share. So no device and no host
+ever holds the whole pool.
 
-On CPU, 1, 2, 4 and 8 devices give the same bits. To this end the rows are cut
-into 8 blocks, of which each device has 8/P. All floating-point work goes in
-tiles of one shape that divide a block (`each`, `total`), and tiles and blocks
-are added up in one fixed order. On other numbers of devices a block is one
-device's share, and the last bits may differ.
+On CPU, 1, 2, 4 and 8 devices give the same bits. For this purpose the rows are
+cut into 8 blocks, of which each device has 8/P. All floating-point work is done
+on tiles (`each`, `total`). All tiles have the same number of rows, which
+divides the number of rows of a block, and the sums over tiles and blocks are
+added up in one fixed order. If the number of devices does not divide 8, a block
+is one device's share, and the last bits may differ.
 
 In the shapes below, `N` inside a per-device function stands for the rows of one
 device. Row numbers always count over all devices.
@@ -31,19 +33,22 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
 
 from cpeal_jax.parallel import sharding
 
-# A pool's rows may be on the host; in a per-device function they are traced.
+# The rows of a pool, as a numpy array on the host or as a JAX array. Inside a
+# per-device function they are traced.
 Rows = Array | np.ndarray
 
 AXIS = sharding.AXIS
 WHOLE, ROWS = sharding.WHOLE, sharding.ROWS
-# Least and most rows of a tile, if a divisor of the block lies between them:
-# `sharding.padded` sees to it for large pools.
+# The least and the most rows of a tile. They hold if a number between them
+# divides the rows of a block; `sharding.padded` makes sure of that for large
+# pools.
 LEAST, MOST = sharding.LEAST, 1024
 # Rows that `rows_at` fetches to the host at once.
 FETCHED = 256
 # Blocks per device as a traced number, set while a per-device function is
-# traced. XLA must not know the number: it would inline a loop that runs once,
-# fuse it differently, and so change the last bits. Outside it is None.
+# traced, and None at all other times. XLA must not know the number: it would
+# inline a loop that runs once, fuse it differently, and so change the last
+# bits.
 _traced_blocks: ContextVar[Array | None] = ContextVar("blocks", default=None)
 
 
@@ -52,14 +57,14 @@ def per_device(
 ) -> Callable[[Callable], Callable]:
   """Decorates a function of one device's rows; callers pass all rows.
 
-  It is compiled for the devices that its row arguments are split over, or for
-  one device if none of them is split. Called inside another per-device function
-  it is a plain call, as `jax.jit` is inside `jax.jit`.
+  The function is compiled for the devices that its row arguments are split
+  over, or for one device if none of them is split. Inside another per-device
+  function it is simply called, as a jitted function inside `jax.jit`.
 
   Row arguments that are not split yet, such as host arrays, are first placed on
-  those devices and padded with zeros: to the length of those already split, or,
-  if there are none, to whole blocks. In the second case the padding is cut from
-  the result again.
+  those devices and padded with zeros. If other row arguments are split already,
+  the padding reaches their length. Otherwise it fills the last block, and it is
+  cut from the result again.
 
   Args:
     rows: names of the arguments whose leaves are split by rows. Keyword-only
@@ -79,17 +84,17 @@ def per_device(
     @functools.cache
     def compiled(mesh: Mesh, options: tuple) -> Callable:
       @functools.wraps(body)  # Names the program in a profile.
-      def share(blocks: Array, whole: dict, split: dict) -> Any:
+      def on_share(blocks: Array, replicated: dict, split: dict) -> Any:
         token = _traced_blocks.set(blocks)
         try:
-          return body(**whole, **split, **dict(options))
+          return body(**replicated, **split, **dict(options))
         finally:
           _traced_blocks.reset(token)
 
       specs = (WHOLE, WHOLE, ROWS)
       return jax.jit(
         jax.shard_map(
-          share, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
+          on_share, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False
         )
       )
 
@@ -100,27 +105,30 @@ def per_device(
         return body(*args, **kwargs)
       bound = signature.bind(*args, **kwargs)
       bound.apply_defaults()
-      # What is left here after the two `pop`s is replicated.
+      # The next two lines remove the row arguments and the static arguments.
+      # Those that are left are replicated.
       arguments = bound.arguments
       split = {name: arguments.pop(name) for name in rows}
       options = tuple((name, arguments.pop(name)) for name in sorted(static))
       mesh = sharding.mesh_of(split)
       count = max(map(len, jax.tree.leaves(split)))
-      to = sharding.whole_blocks(split, mesh)
+      padded_count = sharding.whole_blocks(split, mesh)
       result = compiled(mesh, options)(
         np.int32(sharding.blocks(mesh.devices.size) // mesh.devices.size),
         sharding.replicate(dict(arguments), mesh),
-        jax.tree.map(lambda x: sharding.place(x, mesh, to=to), split),
+        jax.tree.map(lambda x: sharding.place(x, mesh, to=padded_count), split),
       )
       sharding.settle(result, mesh)
-      if count == to:
+      if count == padded_count:
         return result
       return jax.tree.map(
         lambda spec, part: _cut(part, count, spec), out, result
       )
 
-    # To lower the program without a call: (mesh, sorted static arguments) ->
-    # jitted function of (blocks per device, replicated, row arguments).
+    # With this attribute tests and benchmarks lower the program without a call.
+    # It is a function of (mesh, sorted static arguments) that returns the
+    # jitted function of (blocks per device, replicated arguments, row
+    # arguments).
     vars(call)["program"] = compiled
     return call
 
@@ -128,7 +136,10 @@ def per_device(
 
 
 def _cut(tree: Any, count: int, spec: Any) -> Any:
-  """The first `count` rows of each leaf where `spec` is `ROWS`."""
+  """Returns the first `count` rows of each leaf if `spec` is `ROWS`.
+
+  Returns the tree as it is if `spec` is `WHOLE`.
+  """
   return jax.tree.map(lambda x: x[:count], tree) if spec == ROWS else tree
 
 
@@ -146,7 +157,7 @@ def rows_at(
     x: rows on the host or split over the devices.
     which: row numbers.
   """
-  # In parts of FETCHED numbers, so that one program serves any n.
+  # They are fetched in parts of FETCHED rows, so that one program serves any n.
   parts = np.pad(which, (0, -len(which) % FETCHED)).reshape(-1, FETCHED)
   fetched = [np.asarray(_take_on_devices()(x, part)) for part in parts]
   # The empty array gives n = 0 its shape and dtype.
@@ -159,7 +170,10 @@ def rows_at(
 
 
 def _local_blocks() -> int:
-  """Blocks per device as a Python number, for shapes; see `_traced_blocks`."""
+  """Returns the blocks per device as a Python number, to use in shapes.
+
+  As the length of a loop, `_traced_blocks` must be used instead.
+  """
   devices = jax.lax.axis_size(AXIS)
   return sharding.blocks(devices) // devices
 
@@ -170,10 +184,11 @@ def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
   Args:
     f: takes `tile` rows of each tree and returns a tree of arrays.
     rows: trees of arrays with the same number of rows.
-    put: (tile number, result so far, result of the tile) -> new result so far.
-    start: shape of a leaf of `f`'s result -> shape of the whole result's leaf,
-      which starts as zeros.
-    tile: rows of one step; must divide a block.
+    put: a function of (tile number, a leaf of the result so far, the same leaf
+      of the tile's result) that returns the leaf with the tile's part added.
+    start: a function from the shape of a leaf of `f`'s result to the shape of
+      that leaf in the result of all tiles, which starts as zeros.
+    tile: rows of one step; must divide the rows of a block.
   """
   tiles = jax.tree.leaves(rows)[0].shape[0] // _local_blocks() // tile
 
@@ -195,11 +210,12 @@ def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
 
 
 def _tile(rows: tuple) -> int:
-  """Rows of one tile: a divisor of the block, so that all tiles are alike.
+  """Returns the rows of one tile.
 
-  It is at most half a block. With a tile of all of a device's rows XLA would
-  see that each step takes the same rows, move the computation out of the loop
-  and fuse it differently.
+  The number divides the rows of a block, so that all tiles have the same shape.
+  It is at most half a block: if a tile had all rows of a device, XLA would see
+  that each step takes the same rows, move the computation out of the loop and
+  fuse it differently.
   """
   block = jax.tree.leaves(rows)[0].shape[0] // _local_blocks()
   half = max(1, block // 2)
@@ -214,7 +230,8 @@ def each(f: Callable, *rows: Any, tile: int = 0) -> Any:
     f: takes [tile, ...] rows of each argument and returns a tree of
       [tile, ...] arrays.
     rows: arrays, or trees of them, with this device's rows.
-    tile: rows of one call; must divide a block. 0 chooses it.
+    tile: rows of one call; must divide the rows of a block. 0 lets `_tile`
+      choose.
 
   Returns:
     `f`'s result for all of this device's rows.
@@ -239,23 +256,24 @@ def total(f: Callable, *rows: Any) -> Any:
   Returns:
     The sum over all rows, the same on every device.
   """
-  local, tile = _local_blocks(), _tile(rows)
-  block = jax.tree.leaves(rows)[0].shape[0] // local
+  local_blocks, tile = _local_blocks(), _tile(rows)
+  block = jax.tree.leaves(rows)[0].shape[0] // local_blocks
 
-  # One sum per block, [local blocks, ...]: the order in which these are added
-  # up at the end does not depend on which device has which block.
+  # Each block has a sum of its own, [local blocks, ...]. The order in which
+  # these are added up at the end does not depend on which device has which
+  # block.
   def put(i: Array, out: Array, new: Array) -> Array:
     return out.at[i * tile // block].add(new)
 
   def add(x: Array) -> Array:
-    if local * jax.lax.axis_size(AXIS) == sharding.BLOCKS:
+    if local_blocks * jax.lax.axis_size(AXIS) == sharding.BLOCKS:
       # [8, ...] on every device, for any number of devices that divides 8.
       return jnp.sum(jax.lax.all_gather(x, AXIS, tiled=True), axis=0)
-    # With a block per device, gathering them would take as many copies of the
-    # result as there are devices.
+    # Here each device has one block. To gather the sums would take as many
+    # copies of the result as there are devices.
     return jax.lax.psum(jnp.sum(x, axis=0), AXIS)
 
-  sums = _loop(f, rows, put, lambda s: (local, *s), tile)
+  sums = _loop(f, rows, put, lambda s: (local_blocks, *s), tile)
   return jax.tree.map(add, sums)
 
 
@@ -297,8 +315,9 @@ def top(
 
   Equal values are ordered by row number, lower first.
   """
-  # Each device offers its n best; the best n are among those. -inf needs no
-  # special care, since top_k keeps equal values in their order.
+  # Each device offers its n highest values; the n highest of all are among
+  # them. top_k keeps equal values in their order, so ties, also those of -inf,
+  # are ordered by row number.
   best, local = jax.lax.top_k(values, min(n, len(values)))
   best, numbers = gather((best, ids(values)[local]))
   best, places = jax.lax.top_k(best, n)
@@ -306,7 +325,7 @@ def top(
 
 
 def argmax(values: Num[Rows, " N"]) -> Int[Array, ""]:
-  """Returns the row number of the highest value; the lowest one if tied."""
+  """Returns the row number of the highest value; of ties, the lowest number."""
   local = jnp.argmax(values)
   best, numbers = gather((values[local][None], ids(values)[local][None]))
   return numbers[jnp.argmax(best)]
@@ -318,10 +337,10 @@ def selected_rows(
   """Enumerates the True rows of all devices without gathering the mask.
 
   Returns:
-    How many rows are True, and a function k [*s] -> number of the k-th of them
-    [*s], counted from 0; 0 where there is no k-th.
+    How many rows are True, and a function from k [*s] to the row number [*s] of
+    the k-th True row, with k counted from 0. It is 0 if there is no k-th one.
   """
-  # Local places of the True rows, in order, then those of the others.
+  # The local places of the True rows, in order, and then of the other rows.
   order, local_count = jnp.argsort(~where, stable=True), jnp.sum(where)
   counts = gather(local_count[None])  # [devices]
   # How many True rows are on the devices before this one.
@@ -340,7 +359,7 @@ def selected_rows(
 def clear_rows(
   where: Bool[Rows, " N"], which: Int[Array, "*s"]
 ) -> Bool[Array, " N"]:
-  """Returns the mask with the rows of the given numbers set to False.
+  """Returns a mask in which some rows, given by number, are set to False.
 
   Args:
     where: this device's part of the mask.
@@ -353,22 +372,23 @@ def clear_rows(
 def scatter(
   values: Num[Array, " n"], which: Int[Array, " n"], share: int
 ) -> Num[Array, " share"]:
-  """Returns this device's part of a column with n values set, else 0.
+  """Returns this device's part of a column that is 0 but for n rows.
 
   Args:
-    values: the values, the same on every device.
-    which: their row numbers.
-    share: rows of one device.
+    values: the values of the n rows, the same on every device.
+    which: the row numbers of the n rows.
+    share: the number of rows of one device.
   """
   empty = jnp.zeros(share, values.dtype)
   return empty.at[_local_places(which, share)].set(values, mode="drop")
 
 
 def _local_places(which: Int[Array, "*s"], share: int) -> Int[Array, "*s"]:
-  """Positions of row numbers among this device's rows; `share` if elsewhere.
+  """Returns the positions of row numbers among this device's rows.
 
-  `share` is out of range, so `mode="drop"` ignores it. A negative position
-  would count from the end instead.
+  A row that is on another device gets the position `share`, which is out of
+  range, so that `mode="drop"` ignores it. A negative position would count from
+  the end instead.
   """
   local = which - jax.lax.axis_index(AXIS) * share
   return jnp.where((local < 0) | (local >= share), share, local)
@@ -390,26 +410,30 @@ def draw(
   Args:
     key: the same on every device.
     chances: nonnegative, of any sum.
-    where: if all chances are 0, the last True row is the answer to each draw.
+    where: a mask that is used only if all chances are 0. Then each draw gives
+      the last True row.
     n: how many draws.
   """
-  # Inverse transform sampling in two steps: the block, then the row in it. The
-  # cumulative sums go by blocks, so they are the same on any device count.
+  # Inverse transform sampling in two steps: first the block, then the row in
+  # it. Each cumulative sum starts at a block, so that the sums are the same on
+  # any number of devices.
   block_size = len(chances) // _local_blocks()
-  # [local blocks, block_size].
+  # The cumulative sums of the chances within each block, [local blocks,
+  # block_size].
   edges = each(jnp.cumsum, chances, tile=block_size).reshape(-1, block_size)
   masses = gather(edges[:, -1])  # [blocks]
   bounds = jnp.cumsum(masses)
   points = jax.random.uniform(key, (n,)) * bounds[-1]
   block = jnp.searchsorted(bounds, points, side="right")
-  # Rounding may carry a point past the end: take the last block with a chance.
+  # Rounding may carry a point past the end. Then the last block with a chance
+  # above 0 is taken.
   block = jnp.minimum(block, jnp.searchsorted(bounds, bounds[-1]))
   rest = points - (bounds[block] - masses[block])
   local = block - jax.lax.axis_index(AXIS) * len(edges)
   is_local = (local >= 0) & (local < len(edges))
   block_edges = edges[jnp.clip(local, 0, len(edges) - 1)]  # [n, block_size]
   row = jnp.sum(block_edges <= rest[:, None], axis=1)
-  # The same within the block: not past its last row with a chance.
+  # Within the block, too: at most its last row with a chance above 0.
   row = jnp.minimum(row, jnp.sum(block_edges < block_edges[:, -1:], axis=1))
   drawn = jax.lax.psum(jnp.where(is_local, block * block_size + row, 0), AXIS)
   last = jax.lax.pmax(jnp.max(jnp.where(where, ids(where), 0)), AXIS)
@@ -419,7 +443,7 @@ def draw(
 def gather(tree: Any) -> Any:
   """Concatenates the rows of all devices, in order, on every device.
 
-  Meant for short arrays, or for one number per image.
+  It is meant for short arrays, or for one number per image.
   """
   return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
 

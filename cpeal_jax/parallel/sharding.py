@@ -1,9 +1,9 @@
 """The mesh, the placement of arrays on it, and the wrapper of SPMD functions.
 
-All arrays live on a mesh with one axis, named here alone. An array is either
-replicated (`WHOLE`) or has its axis 0 split over the devices (`ROWS`), each
-device holding one contiguous share of the same length. Arrays are padded with
-rows at the end so that the shares come out even.
+All arrays live on a mesh with one axis, whose name only this module knows. An
+array is either replicated (`WHOLE`), or its axis 0 is split over the devices
+(`ROWS`), so that each device holds one contiguous share. Rows are added at the
+end of an array as padding, so that all shares have the same length.
 """
 
 import functools
@@ -25,19 +25,21 @@ BACKENDS = ("shard_map", "pmap")
 # The two partition specs in use. WHOLE: every device holds the whole array.
 # ROWS: axis 0 is split over the devices.
 WHOLE, ROWS = P(), P(AXIS)
-# How many blocks all rows are cut into, on any number of devices that divides
-# it. Sums go by blocks, so their bits do not depend on the devices: `rowwise`.
+# How many blocks all rows are cut into, if the number of devices divides it.
+# Sums are computed block by block, so their bits do not depend on the number of
+# devices; see `rowwise`.
 BLOCKS = 8
-# In large pools a block is a multiple of so many rows, the least tile size.
+# The least number of rows of a tile. In large pools, the number of rows of a
+# block is a multiple of it.
 LEAST = 128
 
 
 def make_mesh(devices: int = 0) -> Mesh:
-  """Returns a one-axis mesh over the first `devices` devices, or all for 0.
+  """Returns a one-axis mesh over the first `devices` devices; 0 means all.
 
   Raises:
-    InputError: there are fewer devices, or a number is given where several
-      processes run, which always use all devices.
+    InputError: there are fewer devices, or `devices` is not 0 although there
+      are several processes, which always use all devices.
   """
   available = jax.devices()
   if devices and jax.process_count() > 1:
@@ -51,12 +53,13 @@ def make_mesh(devices: int = 0) -> Mesh:
       f"{available[0].platform} devices are here; 0 takes all of them."
     )
   chosen = np.array(available[: devices or len(available)])
-  # With the default axis type, sums over all rows in jitted functions raise.
+  # With the default axis type, sums over all rows in jitted functions raise an
+  # error.
   return Mesh(chosen, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that is whole on every device."""
   return NamedSharding(mesh, WHOLE)
 
 
@@ -68,7 +71,7 @@ def split_rows(mesh: Mesh) -> NamedSharding:
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Copies a tree to every device of the mesh.
 
-  Where there are several processes, each must pass the same tree.
+  If there are several processes, each must pass the same tree.
   """
   sharding = replicated(mesh)
   if jax.process_count() == 1:
@@ -76,14 +79,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
   def copy(x: Any) -> jax.Array:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      # A global array already, possibly on another mesh or split.
+      # It is a global array already, possibly on another mesh, or split.
       return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and jnp.issubdtype(
       x.dtype, jax.dtypes.prng_key
     ):
-      # Random keys have no numpy form but their data.
+      # numpy cannot hold random keys, but it can hold their data.
       return jax.random.wrap_key_data(copy(jax.random.key_data(x)))
-    # device_put would communicate, to check that all processes have the same.
+    # device_put would communicate, to check that all processes have the same
+    # values.
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
@@ -93,9 +97,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def split(tree: Any, mesh: Mesh) -> Any:
   """Splits host arrays by rows over the devices.
 
-  Where there are several processes, each passes the same whole arrays and
-  places the rows of its own devices. A single process returns the arrays as
-  they are and leaves the split to `jax.jit`'s `in_shardings`.
+  If there are several processes, each passes the same whole arrays and places
+  the rows of its own devices. If there is only one, the arrays are returned as
+  they are, and `jax.jit` splits them by its `in_shardings`.
   """
   if jax.process_count() == 1:
     return tree
@@ -108,32 +112,34 @@ def split(tree: Any, mesh: Mesh) -> Any:
 def blocks(devices: int) -> int:
   """Returns how many blocks all rows are cut into, a multiple of `devices`.
 
-  The padded number of rows must be a multiple of it.
+  The padded number of rows must be a multiple of the number of blocks.
   """
   return BLOCKS if BLOCKS % devices == 0 else devices
 
 
 def padded(count: int, devices: int, unit: int = 0) -> int:
-  """Returns the padded number of rows for `count` rows.
+  """Returns how many rows there are with padding.
 
-  It is the least number from `count` up at which every block is a multiple of
-  `unit` rows.
+  It is the lowest number, at least `count`, for which the number of rows of
+  each block is a multiple of `unit`.
 
   Args:
     count: rows without padding.
     devices: how many devices the rows are split over.
-    unit: 0 takes 2, or `LEAST` in a pool so large that this adds little.
+    unit: what the rows of a block are a multiple of. 0 means 2 in a small pool,
+      and `LEAST` in a pool so large that this adds few rows.
   """
-  small = count < 8 * LEAST * blocks(devices)
-  # 2 at least, since a tile is at most half a block: see `rowwise._tile`.
-  step = blocks(devices) * (unit or (2 if small else LEAST))
+  is_small = count < 8 * LEAST * blocks(devices)
+  # At least 2, since a tile is at most half a block: see `rowwise._tile`.
+  step = blocks(devices) * (unit or (2 if is_small else LEAST))
   return -(-count // step) * step
 
 
 def mesh_of(*trees: Any) -> Mesh:
-  """Returns the mesh of the first array that is on one.
+  """Returns the mesh of the first array in the trees that is on a mesh.
 
-  If none is, such as host arrays, it is a mesh of one local device.
+  If no array is, for example if all are on the host, it returns a mesh of one
+  local device.
   """
   for x in jax.tree.leaves(trees):
     sharding = getattr(x, "sharding", None)
@@ -160,13 +166,13 @@ def place(
   """Pads an array and splits its rows over the devices.
 
   An array that already has `to` rows split over this mesh is returned as it is.
-  Where there are several processes, each passes the same whole array and places
+  If there are several processes, each passes the same whole array and places
   the rows of its own devices.
 
   Args:
     x: the array, on the host or on any devices.
     mesh: the devices.
-    to: rows with padding; None pads to whole blocks, see `padded`.
+    to: the number of rows with padding; None means `padded(N)`.
     fill: value of the padding.
 
   Returns:
@@ -205,15 +211,15 @@ def write(
 ) -> jax.Array:
   """Overwrites rows of each device's share in place.
 
-  On every device the first `count` rows of its share of `new` replace those of
-  its share of `rows` from `start` on. `rows` is donated, so that the devices
-  never hold two copies of it.
+  On every device, `count` rows of its share of `rows`, from the position
+  `start` on, are replaced with the first `count` rows of its share of `new`.
+  `rows` is donated, so that the devices never hold two copies of it.
 
   Args:
     rows: [N, ...], split by rows; cannot be used afterwards.
     new: [n, ...], split over the same devices.
     start: position within each device's share.
-    count: how many rows of each share of `new` count.
+    count: how many rows are written on each device.
   """
   return _writer(mesh_of(rows), count)(rows, new, np.int32(start))
 
@@ -233,9 +239,9 @@ def _writer(mesh: Mesh, count: int) -> Callable:
 def whole_blocks(tree: Any, mesh: Mesh) -> int:
   """Returns the common number of rows to which `place` should pad a tree.
 
-  If arrays of the tree are split over the mesh in whole blocks already, it is
-  their length, so that these stay where they are; otherwise the length of the
-  longest array, padded to whole blocks as by `padded`.
+  If arrays of the tree are on the mesh already, and their length is a multiple
+  of the number of blocks, it is their length, so that they need not be moved.
+  Otherwise it is the length of the longest array, padded as by `padded`.
   """
   lengths = list(map(len, jax.tree.leaves(tree)))
   step = blocks(mesh.devices.size)
@@ -270,12 +276,16 @@ def own_rows(mesh: Mesh, rows: int) -> slice:
     for i, device in enumerate(mesh.devices.flat)
     if device.process_index == jax.process_index()
   ]
-  # One range, as jax.devices() lists each process's devices in one go.
+  # This is one range, since jax.devices() lists the devices of each process
+  # next to each other.
   return slice(places[0] * share, (places[-1] + 1) * share)
 
 
 def fetch(x: jax.Array, count: int | None = None) -> np.ndarray:
-  """Copies the first `count` rows, or all, to the host of every process."""
+  """Copies the first `count` rows to the host of every process.
+
+  None copies all rows.
+  """
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)[:count]
   gathered = multihost_utils.process_allgather(x, tiled=True)
@@ -297,10 +307,10 @@ def run_spmd(
       bit-equal on CPU.
 
   Returns:
-    A function of the same arguments with all rows instead of one device's. The
-    number of rows must be a multiple of the number of devices. Each process of
-    several may pass host arrays with the rows of its own devices alone, see
-    `own_rows`.
+    A function of the same arguments, but with all rows instead of one device's.
+    The number of rows must be a multiple of the number of devices. If there are
+    several processes, each may pass host arrays that have only the rows of its
+    own devices, see `own_rows`.
 
   Raises:
     InputError: the backend is unknown.
@@ -359,8 +369,9 @@ def own_part(x: Any) -> np.ndarray:
 def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
   """Does the work of `run_spmd` with `jax.pmap`.
 
-  pmap wants [devices, rows of one, ...], so the rows [n, ...] of this process
-  are reshaped on its host on the way in, and joined again on the way out.
+  pmap takes arrays [devices, rows of one device, ...]. So the rows [n, ...] of
+  this process are reshaped to that on the host before the call, and the results
+  are joined again after it.
   """
   count = len(mesh.local_devices)
   compiled: dict[int, Callable] = {}
@@ -375,13 +386,14 @@ def _pmap(body: Callable, mesh: Mesh, shared: int) -> Callable:
         devices=list(mesh.devices.flat),
       )
     shared_args = args[:shared]
-    if jax.process_count() > 1:  # pmap copies from the host.
+    if jax.process_count() > 1:  # Then pmap needs host arrays.
       shared_args = jax.tree.map(np.asarray, shared_args)
     parts = jax.tree.map(
       lambda x: own_part(x).reshape(count, -1, *x.shape[1:]), args[shared:]
     )
     out = compiled[rows](*shared_args, *parts)
-    # A shard is [1, rows of one, ...]; a process sees those of its devices.
+    # A shard is [1, rows of one device, ...]. A process sees only the shards of
+    # its own devices.
     out = jax.tree.map(
       lambda x: np.concatenate([s.data[0] for s in x.addressable_shards]), out
     )

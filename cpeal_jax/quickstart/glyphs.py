@@ -1,7 +1,7 @@
 """Draws pictures of printed characters and writes captions for them.
 
-All fonts are matplotlib's, and all draws come from the caller's generator, so
-the same seed gives the same pictures and captions.
+All fonts are matplotlib's, and all random numbers come from the caller's
+generator, so the same seed gives the same pictures and captions.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from cpeal_jax.data.digits import CLASSES as DIGITS
 
 CANVAS = 64  # side of the square to draw on, in pixels
-POINTS = 48  # font size
+POINTS = 48  # font size, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Glyph:
   Attributes:
     kinds: words that may come before the name, such as "digit".
     name: the name that captions use.
-    characters: the characters that show it; pictures have one of them.
+    characters: its printed forms; a picture shows one of them.
   """
 
   kinds: tuple[str, ...]
@@ -118,7 +118,7 @@ class Look:
 
 
 def draw_look(glyph: Glyph, rng: np.random.Generator) -> Look:
-  """Draws the settings of one picture of a glyph at random."""
+  """Chooses the settings of one picture of a glyph at random."""
   fonts = FONTS if glyph.name in SIGNS else FONTS + TEX_FONTS
   return Look(
     character=glyph.characters[rng.integers(len(glyph.characters))],
@@ -212,7 +212,8 @@ TEMPLATES = (
   "this is the {kind} {name}, and it is {adjective}.",
   "{name}.",
 )
-# Words that take "an". Letters are read aloud, so "f" does and "u" does not.
+# Words after "an" instead of "a". Letters are as they are pronounced, so "f" is
+# among them and "u" is not.
 AN_WORDS = (
   "image",
   "eight",
@@ -223,11 +224,11 @@ AN_WORDS = (
   *"aefhilmnorsx",
 )
 NEEDS_AN = re.compile(rf"\ba (?=({'|'.join(AN_WORDS)})\b)")
-FILLERS = 16  # most words "x" before a name
+FILLERS = 16  # the largest number of words "x" before a name
 
 
 def caption(glyph: Glyph, look: Look, rng: np.random.Generator) -> str:
-  """Draws a caption that names the glyph and is true of its look."""
+  """Chooses a random caption that names the glyph and is true of its look."""
 
   def draw(words):
     return words[rng.integers(len(words))]

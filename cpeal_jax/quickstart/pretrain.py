@@ -30,12 +30,14 @@ from cpeal_jax.models.text import tokenize
 from cpeal_jax.models.transformer import TowerConfig
 from cpeal_jax.quickstart import glyphs, tokenizer
 
+# The mean and the standard deviation of the color channels.
 HALF = (0.5, 0.5, 0.5)
 SPEC = ImageSpec(size=32, resize=32, mean=HALF, std=HALF)
 # The logit scale is at most 100, as in CLIP; this is its logarithm.
 MAX_LOGIT_SCALE = math.log(100.0)
 PICTURES = 1500  # pictures of each glyph
-CAPTION_TOKENS = 24  # the longest caption, with the start and end tokens
+# The length of the longest caption in tokens, including start and end tokens.
+CAPTION_TOKENS = 24
 
 
 def sizes() -> ClipConfig:
@@ -156,7 +158,8 @@ def make_step(config: ClipConfig, optimizer) -> Callable:
   model = Clip(config)
 
   def loss(params, images, ids):
-    # Gray becomes RGB; all channels have the same mean and deviation.
+    # A gray picture becomes an RGB picture of three equal channels, so all
+    # channels have the same mean and standard deviation.
     pixels = (images.astype(jnp.float32) / 255 - HALF[0]) / HALF[0]
     pixels = jnp.broadcast_to(pixels[..., None], (*pixels.shape, 3))
     outputs: Any = model.apply(

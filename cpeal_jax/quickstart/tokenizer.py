@@ -1,8 +1,8 @@
-"""A tokenizer with a vocabulary of 177 tokens, in files for transformers.
+"""Builds a tokenizer of 177 tokens and saves it in files for transformers.
 
 A word of the vocabulary is one token. Any other word is spelled letter by
-letter, so a class may have any name, but the pretrained CLIP does not know what
-a spelled word means; only training teaches it.
+letter, so a class may have any name. The pretrained CLIP does not know what a
+spelled word means; it can only learn that in training.
 """
 
 import json
@@ -16,15 +16,15 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from cpeal_jax.quickstart import glyphs
 
 START, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unknown|>"
-POSITIONS = 48  # the longest text, in tokens
-# Words that users' prompt templates are likely to have and captions lack.
+POSITIONS = 48  # the length of the longest text, in tokens
+# Words that users' prompt templates are likely to have, but captions do not.
 TEMPLATE_WORDS = (
   "an in on it its my with some black white grey hand written handwritten"
 )
 
 
 def vocabulary() -> dict[str, int]:
-  """Returns a dict from token to id.
+  """Returns the id of each token.
 
   The end token has the highest id, as CLIP's pooling expects.
   """
@@ -42,7 +42,7 @@ def vocabulary() -> dict[str, int]:
   letters = string.ascii_lowercase + string.digits
   marks = [mark for mark in string.punctuation]
   single = [c for c in letters if c not in words] + marks
-  # WordPiece marks a token that continues a word by "##".
+  # In WordPiece, a token that continues a word begins with "##".
   continuing = ["##" + c for c in letters]
   tokens = [UNKNOWN, *words, *single, *continuing, START, END]
   return {token: i for i, token in enumerate(tokens)}

@@ -1,4 +1,4 @@
-"""Trains an adapter on the labels bought so far."""
+"""Trains an adapter on the images that have labels so far."""
 
 from cpeal_jax.training.step import (
   Step,

@@ -17,19 +17,19 @@ from cpeal_jax.training.recipe import EFFECTIVE_BETA, HEAD_WEIGHT, Recipe
 
 
 def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
-  """Returns the function of an adapter that training minimizes.
+  """Returns the loss function that training minimizes over the adapter.
 
   Args:
-    classifier: makes features and logits of the images.
-    recipe: which loss terms there are.
+    classifier: computes the features and logits of the images.
+    recipe: says which terms the loss has.
 
   Returns:
     (adapter, params, texts, batch, key, weight) -> (loss, terms by name).
     `texts` are the class embeddings [C, D] of a frozen text tower, or None for
     one that is trained. `batch` is a dict of `images`, which are pixels
     [B, S, S, 3] or the features [B, D] of a frozen image tower, `labels` [B]
-    and `where` [B]. `key` draws dropout masks. `weight` is that of the
-    calibration loss.
+    and `where` [B], which is False for padding. `key` is the random key of
+    dropout. `weight` is the weight of the calibration loss.
   """
   threshold = recipe.avuc_threshold
   if threshold is None:
@@ -85,7 +85,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
 def predicted_loss(
   adapter: dict, logits: Float[Array | np.ndarray, "N C"]
 ) -> Float[Array, " N"]:
-  """Returns each image's loss as the trained loss head predicts it, [N]."""
+  """Returns the loss that the trained loss head predicts for each image."""
   variables = {"params": adapter[loss_head.NAME]}
   values: Any = loss_head.HEAD.apply(variables, jnp.asarray(logits))
   return values

@@ -7,14 +7,16 @@ import optax
 
 from cpeal_jax.models import loss_head
 
-# Names of the losses that can be added to cross entropy; see
-# `objective.make_loss` for what they are.
+# Names of the losses that can be added to cross entropy; `objective.make_loss`
+# shows which function each name stands for.
 CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
-# The base of the effective number of rows, as in the released code of C-PEAL.
+# The beta of `effective_number`, which weights classes by the effective number
+# of their rows. The value is that of C-PEAL's released code.
 EFFECTIVE_BETA = 0.999
 OPTIMIZERS = ("sgd", "adamw")
-# Learning Loss's own recipe for its head: weight of the ranking loss, learning
-# rate, epoch from which a tenth of that rate applies, and L2 penalty.
+# The recipe of Learning Loss for its head: the weight of the ranking loss, the
+# learning rate, the epoch from which a tenth of that rate applies, and the
+# factor of the L2 penalty.
 HEAD_WEIGHT, HEAD_RATE, HEAD_DROP, HEAD_DECAY = 0.01, 0.1, 160, 5e-4
 
 
@@ -30,17 +32,18 @@ class Recipe:
     optimizer: `sgd` with momentum, or `adamw`.
     learning_rate: the peak rate, reached after the warm-up; from there the rate
       falls along half a cosine, epoch by epoch.
-    warmup_epochs, warmup_rate: how many epochs come first at a constant rate,
-      and that rate.
+    warmup_epochs: how many epochs at the start have the rate `warmup_rate`.
+    warmup_rate: the constant learning rate of the warm-up.
     momentum: momentum of SGD (AdamW uses betas 0.9 and 0.999).
-    weight_decay: added to the gradient by SGD, decoupled from it by AdamW.
+    weight_decay: the factor of the weights that SGD adds to the gradient, and
+      that AdamW adds to its update.
     calibration: the calibration loss: `none`; `balanced`, `unbalanced` or
       `effective_number`, all three C-PEAL's; or `avuc`.
     calibration_weight: the calibration loss's weight, or, if it is annealed,
       the weight that it grows towards.
     anneal: whether the weight grows over the epochs.
-    avuc_threshold: entropy in nats up to which `avuc` takes a prediction as
-      certain; None takes ln(C) / 2.
+    avuc_threshold: the entropy in nats up to which `avuc` counts a prediction
+      as certain; None means ln(C) / 2.
     loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 
@@ -72,11 +75,12 @@ def learning_rate(epoch: int, recipe: Recipe) -> float:
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-  """Returns an optimizer whose updates are what a step subtracts at rate 1.
+  """Returns an optimizer whose updates lack the learning rate and the sign.
 
-  The rate is a number that the training step multiplies by, so that one
-  compiled program serves all epochs. Momentum therefore accumulates gradients
-  before the rate is applied, as in PyTorch.
+  The training step multiplies an update by the learning rate and subtracts it.
+  The rate is an argument of the step, so that one compiled program serves all
+  epochs. Momentum therefore accumulates gradients before the rate is applied,
+  as in PyTorch.
   """
   if recipe.loss_head:
     sgd = optax.chain(

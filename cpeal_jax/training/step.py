@@ -1,7 +1,7 @@
 """The compiled training step and the loop that calls it.
 
 One compilation serves a whole run: a batch always has `Recipe.batch` rows,
-padded and masked while there are fewer labels, and the learning rate and the
+padded and masked if there are fewer labels, and the learning rate and the
 weight of the calibration loss are arguments of the step.
 """
 
@@ -34,12 +34,12 @@ from cpeal_jax.training.recipe import (
 
 
 class TrainingError(RuntimeError):
-  """Training cannot go on; the message names round, epoch, step and term."""
+  """Training cannot go on; the message says in which round and why."""
 
 
 @flax.struct.dataclass
 class TrainState:
-  """What training changes; the pretrained weights are not part of it.
+  """All that training changes. The pretrained weights are not part of it.
 
   Attributes:
     step: number of finished steps of the round, an int32 scalar.
@@ -47,15 +47,19 @@ class TrainState:
     optimizer: optax's state for `adapter`.
   """
 
-  # Without shapes, which jaxtyping would check: tree maps also put shardings
-  # and other things that are no arrays into these fields.
+  # The annotations have no shapes, since jaxtyping would check them, and tree
+  # maps also put shardings and other objects that are not arrays into these
+  # fields.
   step: Any
   adapter: dict
   optimizer: Any
 
 
 def make_init(classifier: Classifier, recipe: Recipe) -> Callable:
-  """Returns (params, key) -> initial adapter, with the loss head if wanted."""
+  """Returns the function (params, key) -> initial adapter.
+
+  The adapter contains the weights of the loss head if the recipe has one.
+  """
 
   def init(params, key):
     adapter = classifier.init(params, key)
@@ -75,7 +79,7 @@ def init_state(adapter: dict, recipe: Recipe) -> TrainState:
 
 
 def place(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-  """Copies the state to every device, where training wants it."""
+  """Copies the state to every device, as the training step requires."""
   return sharding.replicate(state, mesh)
 
 
@@ -84,7 +88,7 @@ class Step:
   """A compiled training step; call it to advance a `TrainState`.
 
   Attributes:
-    program: the jitted function behind it, which takes arrays alone.
+    program: the jitted function that it calls, whose arguments are all arrays.
     mesh: the devices that it runs on.
   """
 
@@ -109,7 +113,7 @@ class Step:
       params: pretrained weights.
       texts: class embeddings of a frozen text tower, or None.
       batch: the step's images and labels.
-      key: the round's key; the step folds its number in.
+      key: the round's key; the step folds its own number into it.
       rate: the adapter's learning rate.
       weight: weight of the calibration loss.
       head_rate: the loss head's learning rate.
@@ -126,11 +130,11 @@ class Step:
   def compile(
     self, state: TrainState, params: dict, texts: Any, batch: Batch
   ) -> None:
-    """Compiles the step ahead of its first call.
+    """Compiles the step before its first call.
 
     Args:
-      state, params, texts, batch: as in the call, or `jax.ShapeDtypeStruct`s
-        with the shapes and shardings of the call.
+      state, params, texts, batch: the arguments of that call, or
+        `jax.ShapeDtypeStruct`s with their shapes and shardings.
     """
     rows = sharding.split(vars(batch), self.mesh)
     key, rate = jax.random.key(0), np.float32(0)
@@ -220,7 +224,7 @@ def check_finite(
 
   Args:
     terms: scalars by name, from `Step`.
-    round_, epoch, step: for the message.
+    round_, epoch, step: numbers from 0, for the message.
 
   Raises:
     TrainingError: a term is not finite.
@@ -239,11 +243,11 @@ def check_finite(
 def check_adapter(state: TrainState, *, round_: int) -> None:
   """Refuses an adapter that is not finite after the last update.
 
-  The loss of a step is computed before its update, so the last update's effect
-  shows in no term.
+  The loss of a step is computed before its update, so no term of a loss shows
+  the effect of the last update.
 
   Raises:
-    TrainingError: naming the variables that are not finite.
+    TrainingError: variables are not finite; the message names the first three.
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(state.adapter)
   bad = [
@@ -283,7 +287,7 @@ def fit(
     texts: class embeddings of a frozen text tower, or None for a text tower
       that is trained.
     batches: the batches of all remaining steps, from the state's step on.
-    key: the round's key; each step folds its number in.
+    key: the round's key; each step folds its own number into it.
     recipe: number of epochs, learning rates and weights of losses.
     steps_per_epoch: how many batches an epoch has.
     round_: the round's number, for messages.
@@ -295,7 +299,7 @@ def fit(
     left to do.
 
   Raises:
-    TrainingError: a term of the loss is not finite.
+    TrainingError: a term of the loss, or the gradient, is not finite.
   """
   values: dict[str, float] = {}
   for number, batch in enumerate(batches, start=int(state.step)):
