@@ -198,12 +198,12 @@ def refuse_unknown(
       start token, which is the same for all prompts.
   """
   for text, row in zip(tokens.texts, tokens.ids, strict=True):
-    highest = int(row.max())
-    if highest >= vocabulary or row.min() < 0:
+    unknown = row[(row < 0) | (row >= vocabulary)]
+    if len(unknown):
       raise InputError(
-        f"the prompt {text!r} has the token id {highest}, and the text tower "
-        f"has {vocabulary} tokens, counted from 0: tokenizer and weights do "
-        "not belong together."
+        f"the prompt {text!r} has the token id {unknown[0]}, and the text "
+        f"tower has {vocabulary} tokens, counted from 0: tokenizer and weights "
+        "do not belong together."
       )
     if end_token is not None and end_token not in row:
       raise InputError(
