@@ -34,7 +34,7 @@ from cpeal_jax.training.recipe import CALIBRATIONS, OPTIMIZERS
 
 # The values of round0: methods that need no trained model, and zero_shot, which
 # applies the chosen method to the pretrained model.
-FIRST_LABELS = ("random", "zero_shot", "typiclust", "cb")
+FIRST_LABELS = ("random", "zero_shot", "pool", "typiclust", "cb")
 
 
 class Key(NamedTuple):

@@ -32,7 +32,7 @@ class ClipBackbone:
   """The `Backbone` of every CLIP with a causal text tower."""
 
   name: str = "CLIP"
-  adapters: tuple[str, ...] = ("lora", "prompts")
+  adapters: tuple[str, ...] = ("lora", "prompts", "anchored")
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 

@@ -19,6 +19,7 @@ from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import say, stage
 from cpeal_jax.run import precompile
 from cpeal_jax.run.plan import Plan, trained_image
+from cpeal_jax.training.gaussian import PoolMoments
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class Experiment:
       `encode`, `metrics` or `fit`.
     cached_rows: features and neighbors that a frozen image tower gives, on the
       devices, by their key in the cache.
+    cached_moments: the moments of the pool once they are computed; see
+      `anchoring.pool_moments`.
   """
 
   plan: Plan
@@ -55,6 +58,7 @@ class Experiment:
   stochastic: Callable
   compiled: dict[str, Future] = dataclasses.field(default_factory=dict)
   cached_rows: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  cached_moments: list[PoolMoments] = dataclasses.field(default_factory=list)
 
 
 def build(

@@ -19,7 +19,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import describe, fitting, stages
+from cpeal_jax.run import anchoring, describe, fitting, stages
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
@@ -145,7 +145,7 @@ def rounds(run: Run) -> list[dict]:
   done = journal.finished_rounds()
   # Only the DONE of round 0 holds a digest of the zero-shot row, so until round
   # 0 is finished the row is measured again.
-  if run.experiment.plan.classifier.has_texts and not done:
+  if run.experiment.plan.zero_shot.has_texts and not done:
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     journal.write_row(row)
   journal.rebuild_results()
@@ -181,6 +181,8 @@ def play(
   if picked is None:
     with clock.stage("score"):
       scores = stages.score(run, adapter, "train", labels)
+      if round_ == 0 and run.config.round0 == "pool":
+        scores = anchoring.rescored(run, scores, labels)
     with clock.stage("select"):
       picked = stages.select(run, round_, adapter, labels, scores)
   reveal(run, round_, picked)

@@ -111,7 +111,7 @@ def pool_view(
   experiment, settings = run.experiment, run.config.acquisition
   scorer = _scorer(experiment, adapter)
   extras = {}
-  if experiment.plan.classifier.has_texts:
+  if adapter is None or experiment.plan.classifier.has_texts:
     texts = scorer.embed(experiment.params, adapter or {})
     extras["class_embeddings"] = np.asarray(texts)
     scale = experiment.plan.pretrained.params["logit_scale"]
@@ -163,7 +163,7 @@ def select(
   if round_ == 0:
     # The setting `round0` names the method of this round. In the papers it is
     # `random` for all methods.
-    if run.config.round0 != "zero_shot":
+    if run.config.round0 not in ("zero_shot", "pool"):
       name = run.config.round0
   else:
     options = {
@@ -241,7 +241,7 @@ def evaluate(
         f"finite after round {round_}: lower train.learning_rate. If this is "
         "round -1, which is before any training, check the weights."
       )
-  if adapter is None and experiment.plan.classifier.has_texts:
+  if adapter is None and experiment.plan.zero_shot.has_texts:
     text.refuse_equal(experiment.plan.dataset.classes, logits.T)
   row = evaluation.evaluate(
     logits,

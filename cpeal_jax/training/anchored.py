@@ -5,9 +5,12 @@ The head minimizes, over its weights and bias,
   sum over labels of cross entropy
     + tau / 2 * mean over the pool of |logits - anchor logits|^2
 
-where the anchor is the tempered Gaussian head of `gaussian`. For a linear head
-the mean over the pool is a quadratic form in the second moments of the features,
-so the pool itself is not needed any more.
+where the anchor is the Gaussian head of `gaussian`, tempered. For a linear head
+the mean over the pool is a quadratic form in the second moments of the
+features, so the pool itself is not needed any more.
+
+Labels come padded to any number of rows, with weight 0 for the padding, so that
+one compiled program serves several rounds.
 """
 
 from functools import partial
@@ -23,38 +26,56 @@ from jaxtyping import Array, Float, Int
 from cpeal_jax.training import gaussian
 from cpeal_jax.training.gaussian import EXACT, LinearHead, PoolMoments
 
-# The strengths that cross-validation chooses from.
+# The strengths of the anchor that cross-validation chooses from.
 TAUS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
-# ln tau has a normal prior around the logarithm of CENTER with deviation 1,
-# and tau is at least FLOOR while a class has no label: a few labels cannot show
-# what training unlearns in classes of which they have none.
+# ln tau has a normal prior with deviation 1 around ln CENTER, and tau is at
+# least FLOOR while a class has no label: a few labels cannot show what training
+# unlearns in the classes of which they have none.
 CENTER, FLOOR = 30.0, 10.0
 FOLDS = 5
-# The prior of the logarithm of the temperature's inverse is a Cauchy
-# distribution around the matched scale. Its heavy tails give way where labels
+# The prior of the logarithm of the inverse temperature is a Cauchy distribution
+# of this width around the matched scale. Its heavy tails give way where labels
 # contradict it strongly, as where the zero-shot model is far too sure.
 SCALE_WIDTH = 0.1
-# How far the inverse temperature is looked for around the matched scale.
+# Where the logarithm is looked for, relative to the matched scale.
 SCALES = np.linspace(-3.0, 3.0, 241, dtype=np.float32)
 # A small ridge keeps the second moments invertible if features are duplicated.
 RIDGE = 1e-5
-ITERATIONS, TOLERANCE, CV_TOLERANCE = 300, 1e-3, 1e-1
+# L-BFGS ends when the norm of the gradient is below the tolerance.
+ITERATIONS, TOLERANCE, FOLD_TOLERANCE = 500, 1e-3, 1e-1
 
 
-class Fit(NamedTuple):
-  """An anchored head and how it came about.
+class Labels(NamedTuple):
+  """Labeled images, padded to n rows.
 
   Attributes:
-    head: the trained head.
-    anchor: the tempered Gaussian head.
-    tau: the strength of the anchor.
-    scale: the inverse temperature of the anchor.
+    features: their unit features.
+    classes: their classes.
+    weights: 1 for a label that counts, 0 for padding.
   """
 
-  head: LinearHead
-  anchor: LinearHead
-  tau: Float[Array, ""]
-  scale: Float[Array, ""]
+  features: Float[Array | np.ndarray, "n D"]
+  classes: Int[Array | np.ndarray, " n"]
+  weights: Float[Array | np.ndarray, " n"]
+
+
+@jax.jit
+def make_anchor(
+  moments: PoolMoments, sample: Float[ArrayLike, "M D"], labels: Labels
+) -> tuple[LinearHead, Float[Array, ""]]:
+  """Returns the tempered Gaussian head, and its inverse temperature.
+
+  Args:
+    moments: of the pool.
+    sample: features of images that stand for the pool, for the temperature.
+    labels: the labels so far; all weights may be 0.
+  """
+  means, _ = gaussian.class_means(moments, *labels)
+  head = gaussian.gaussian_head(moments, means)
+  matched = matched_scale(head.logits(sample), moments.confidence)
+  held_out = gaussian.leave_one_out_logits(moments, *labels)
+  scale = jnp.exp(fitted_scale(matched, held_out, labels))
+  return LinearHead(scale * head.weights, scale * head.bias), scale
 
 
 def matched_scale(
@@ -66,14 +87,14 @@ def matched_scale(
 
   Args:
     logits: of images that stand for the pool.
-    confidence: the mean highest probability to reach.
+    confidence: the mean of the highest probabilities to reach.
   """
 
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) / 2
-    reached = jnp.mean(jnp.max(jax.nn.softmax(jnp.exp(middle) * logits), axis=1))
-    above = reached > confidence
+    highest = jnp.max(jax.nn.softmax(jnp.exp(middle) * logits), axis=1)
+    above = jnp.mean(highest) > confidence
     return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
   low, high = jax.lax.fori_loop(
@@ -83,55 +104,163 @@ def matched_scale(
 
 
 def fitted_scale(
-  matched: Float[Array, ""],
-  logits: Float[Array, "n C"],
-  labels: Int[Array, " n"],
-  weights: Float[Array, " n"],
+  matched: Float[Array, ""], logits: Float[Array, "n C"], labels: Labels
 ) -> Float[Array, ""]:
-  """Returns ln a that suits the leave-one-out logits of the labels.
+  """Returns the most probable ln a, given leave-one-out logits of the labels.
 
   Args:
-    matched: the matched scale, the center of the prior.
+    matched: the matched scale, around which the prior is.
     logits: leave-one-out logits.
-    labels: their classes.
-    weights: 1 for a label that counts, 0 for one that does not.
+    labels: the labels.
   """
 
   def loss(step):
-    log_probabilities = jax.nn.log_softmax(jnp.exp(matched + step) * logits)
-    chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
+    losses = cross_entropy(jnp.exp(matched + step) * logits, labels.classes)
     prior = jnp.log1p(jnp.square(step / SCALE_WIDTH))
-    return prior - jnp.sum(weights * chosen[:, 0])
+    return jnp.sum(labels.weights * losses) + prior
 
   steps = jnp.asarray(SCALES)
   return matched + steps[jnp.argmin(jax.lax.map(loss, steps))]
 
 
+def cross_entropy(
+  logits: Float[Array, "n C"], classes: Int[ArrayLike, " n"]
+) -> Float[Array, " n"]:
+  """Returns the cross entropy of each row, in nats."""
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
+
+
+@partial(jax.jit, static_argnames="folds")
+def choose_tau(
+  moments: PoolMoments,
+  labels: Labels,
+  fold: Int[ArrayLike, " n"],
+  scale: Float[ArrayLike, ""],
+  *,
+  folds: int = FOLDS,
+) -> Float[Array, ""]:
+  """Returns the strength of the anchor that cross-validation prefers.
+
+  Neither the head nor the anchor of a part sees the labels of the part.
+
+  Args:
+    moments: of the pool.
+    labels: the labels.
+    fold: the part to which each label belongs, from 0.
+    scale: the inverse temperature of the anchor.
+    folds: how many parts there are.
+  """
+  rows, _ = whitened(moments, labels.features)
+
+  def held_out_loss(part, tau, start):
+    train = labels._replace(weights=labels.weights * (fold != part))
+    means, _ = gaussian.class_means(moments, *train)
+    head = gaussian.gaussian_head(moments, means)
+    offsets = scale * head.logits(labels.features)
+    u = solve(rows, offsets, train, tau, start, FOLD_TOLERANCE)
+    logits = offsets + jnp.matmul(rows, u, precision=EXACT)
+    losses = cross_entropy(logits, labels.classes)
+    return jnp.sum(labels.weights * (fold == part) * losses), u
+
+  taus = jnp.asarray(TAUS)
+  classes = moments.means.shape[0]
+  counts = jnp.zeros(classes).at[labels.classes].add(labels.weights)
+  allowed = (taus >= FLOOR) | jnp.all(counts > 0)
+
+  # The solution for one tau is where the search for the next lower one starts.
+  def at_tau(start, tau_allowed):
+    tau, is_allowed = tau_allowed
+    of_parts = jax.vmap(held_out_loss, in_axes=(0, None, 0))
+    losses, u = jax.lax.cond(
+      is_allowed,
+      lambda: of_parts(jnp.arange(folds), tau, start),
+      lambda: (jnp.full(folds, jnp.inf), start),
+    )
+    return u, jnp.sum(losses)
+
+  start = jnp.zeros((folds, rows.shape[1], classes))
+  _, losses = jax.lax.scan(at_tau, start, (taus, allowed))
+  prior = jnp.square(jnp.log(taus / CENTER)) / 2
+  return taus[jnp.argmin(losses + prior)]
+
+
+def whitened(
+  moments: PoolMoments, features: Float[ArrayLike, "n D"]
+) -> tuple[Float[Array, "n E"], Float[Array, "E E"]]:
+  """Returns L^-1 [f; 1] for each feature f, and L, where L L' = E [f; 1][f; 1]'.
+
+  A change V of the head's weights and bias changes the logits of the pool by
+  V [f; 1], whose mean square is |V L|^2. So in terms of u = (V L)' the anchor
+  costs tau / 2 |u|^2, and the logits of a label change by u' L^-1 [f; 1].
+  """
+  size = moments.second.shape[0]
+  factor = jnp.linalg.cholesky(moments.second + RIDGE * jnp.eye(size))
+  ones = jnp.ones((len(features), 1))
+  extended = jnp.concatenate([jnp.asarray(features), ones], axis=1)
+  rows = jax.scipy.linalg.solve_triangular(factor, extended.T, lower=True)
+  return rows.T, factor
+
+
+@jax.jit
+def fit_head(
+  moments: PoolMoments,
+  labels: Labels,
+  anchor: LinearHead,
+  tau: Float[ArrayLike, ""],
+) -> tuple[LinearHead, Float[Array, ""]]:
+  """Returns the anchored head, and what it reached of its objective.
+
+  Args:
+    moments: of the pool.
+    labels: the labels.
+    anchor: the head to stay close to.
+    tau: the strength of the anchor; 0 is not allowed, infinity gives the
+      anchor.
+  """
+  rows, factor = whitened(moments, labels.features)
+  offsets = anchor.logits(labels.features)
+  start = jnp.zeros((rows.shape[1], offsets.shape[1]))
+  u = solve(rows, offsets, labels, tau, start, TOLERANCE)
+  change = jax.scipy.linalg.solve_triangular(factor, u, lower=True, trans=1)
+  weights, bias = anchor.weights + change[:-1].T, anchor.bias + change[-1]
+  value = objective(u, rows, offsets, labels, tau)
+  return LinearHead(weights, bias), value
+
+
+def objective(
+  u: Float[Array, "E C"],
+  rows: Float[Array, "n E"],
+  offsets: Float[Array, "n C"],
+  labels: Labels,
+  tau: Float[ArrayLike, ""],
+) -> Float[Array, ""]:
+  """Returns sum CE(offsets + rows @ u) + tau / 2 |u|^2, see `whitened`."""
+  logits = offsets + jnp.matmul(rows, u, precision=EXACT)
+  losses = cross_entropy(logits, labels.classes)
+  return jnp.sum(labels.weights * losses) + tau / 2 * jnp.sum(jnp.square(u))
+
+
 def solve(
   rows: Float[Array, "n E"],
   offsets: Float[Array, "n C"],
-  labels: Int[Array, " n"],
-  weights: Float[Array, " n"],
+  labels: Labels,
   tau: Float[ArrayLike, ""],
   start: Float[Array, "E C"],
-  tolerance: float = TOLERANCE,
+  tolerance: float,
 ) -> Float[Array, "E C"]:
-  """Minimizes sum CE(offsets + rows @ u) + tau / 2 |u|^2 over u, by L-BFGS.
+  """Minimizes `objective` over u by L-BFGS.
 
   Args:
     rows: whitened features of the labeled images.
     offsets: their logits by the anchor.
-    labels: their classes.
-    weights: 1 for a label that counts, 0 for one that does not.
-    tau: strength of the anchor.
+    labels: the labels.
+    tau: the strength of the anchor.
+    start: where the search starts.
+    tolerance: the norm of the gradient at which it ends.
   """
 
   def loss(u):
-    logits = offsets + jnp.matmul(rows, u, precision=EXACT)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-      logits, labels
-    )
-    return jnp.sum(weights * losses) + tau / 2 * jnp.sum(jnp.square(u))
+    return objective(u, rows, offsets, labels, tau)
 
   solver = optax.lbfgs()
   value_and_grad = optax.value_and_grad_from_state(loss)
@@ -147,90 +276,8 @@ def solve(
   def goes_on(carry):
     _, state = carry
     count = optax.tree.get(state, "count")
-    gradient = optax.tree.get(state, "grad")
-    far = optax.tree.norm(gradient) > tolerance
-    return (count == 0) | ((count < ITERATIONS) & far)
+    steep = optax.tree.norm(optax.tree.get(state, "grad")) > tolerance
+    return (count == 0) | ((count < ITERATIONS) & steep)
 
   u, _ = jax.lax.while_loop(goes_on, step, (start, solver.init(start)))
   return u
-
-
-@partial(jax.jit, static_argnames="folds")
-def fit(
-  moments: PoolMoments,
-  sample: Float[Array, "M D"],
-  features: Float[Array, "n D"],
-  labels: Int[Array, " n"],
-  weights: Float[Array, " n"],
-  fold: Int[Array, " n"],
-  *,
-  folds: int = FOLDS,
-) -> Fit:
-  """Returns the anchored head of some labels.
-
-  Args:
-    moments: of the pool.
-    sample: features of images that stand for the pool, for the temperature.
-    features: unit features of the labeled images, padded to any number of rows.
-    labels: their classes.
-    weights: 1 for a label, 0 for padding.
-    fold: to which part of the cross-validation a label belongs.
-    folds: how many parts there are.
-  """
-  means, strength = gaussian.class_means(moments, features, labels, weights)
-  raw = gaussian.gaussian_head(moments, means)
-  matched = matched_scale(raw.logits(sample), moments.confidence)
-  held_out = gaussian.leave_one_out_logits(moments, features, labels, weights)
-  scale = jnp.exp(fitted_scale(matched, held_out, labels, weights))
-  anchor = LinearHead(scale * raw.weights, scale * raw.bias)
-
-  # With second = L L', the mean over the pool of |V [f; 1]|^2 is |V L|^2. So for
-  # u = (V L)' the anchor's term is tau / 2 |u|^2, and the rows are L^-1 [f; 1].
-  size = moments.second.shape[0]
-  factor = jnp.linalg.cholesky(moments.second + RIDGE * jnp.eye(size))
-  ones = jnp.ones((len(features), 1))
-  rows = jax.scipy.linalg.solve_triangular(
-    factor, jnp.concatenate([features, ones], axis=1).T, lower=True
-  ).T
-
-  def held_out_loss(part, tau, start):
-    train = weights * (fold != part)
-    means, _ = gaussian.class_means(moments, features, labels, train)
-    offsets = scale * gaussian.gaussian_head(moments, means).logits(features)
-    u = solve(rows, offsets, labels, train, tau, start, CV_TOLERANCE)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-      offsets + jnp.matmul(rows, u, precision=EXACT), labels
-    )
-    return jnp.sum(weights * (fold == part) * losses), u
-
-  taus = jnp.asarray(TAUS)
-  misses_a_class = jnp.any(strength - moments_prior(moments) < 0.5)
-  allowed = (taus >= FLOOR) | ~misses_a_class
-
-  def at_tau(start, tau_allowed):
-    tau, ok = tau_allowed
-    over_parts = jax.vmap(held_out_loss, in_axes=(0, None, 0))
-    losses, u = jax.lax.cond(
-      ok,
-      lambda: over_parts(jnp.arange(folds), tau, start),
-      lambda: (jnp.full(folds, jnp.inf), start),
-    )
-    return u, jnp.sum(losses)
-
-  zero = jnp.zeros((rows.shape[1], moments.means.shape[0]))
-  _, losses = jax.lax.scan(
-    at_tau, jnp.broadcast_to(zero, (folds, *zero.shape)), (taus, allowed)
-  )
-  prior = jnp.square(jnp.log(taus / CENTER)) / 2
-  tau = taus[jnp.argmin(losses + prior)]
-
-  u = solve(rows, anchor.logits(features), labels, weights, tau, zero)
-  change = jax.scipy.linalg.solve_triangular(factor, u, lower=True, trans=1)
-  head = LinearHead(
-    anchor.weights + change[:-1].T, anchor.bias + change[-1]
-  )
-  return Fit(head, anchor, tau, scale)
-
-
-def moments_prior(moments: PoolMoments) -> Float[Array, " C"]:
-  return gaussian._prior_labels(moments)
