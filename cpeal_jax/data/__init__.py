@@ -1,1 +1,1 @@
-"""Data sets on disk, their pixels, and training batches; nothing needs jax."""
+"""Reads data sets, decodes images, makes training batches; jax only in `batches`."""

@@ -34,7 +34,7 @@ def load_coop(
     image_dir: the image folder's path from `root`; by default the folder, or
       `root` itself, that holds the files that the split file names.
     name: the data set's name; by default the root's.
-    progress: called with the number of further files that were hashed.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
     InputError: the root or a file is missing, or the split file contradicts

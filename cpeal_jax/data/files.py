@@ -27,7 +27,7 @@ def from_files(
     classes: class names by label.
     root: the folder that ids are relative to.
     rows: (id, label) of each image, by split.
-    progress: called with the number of further files that were hashed.
+    progress: called with the number of files hashed since the last call.
     notes: what the layout has to say, see `pools.Dataset`.
 
   Raises:

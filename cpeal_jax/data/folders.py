@@ -42,7 +42,7 @@ def load_folders(
     class_names: maps the folders' names to those that are kept, each with its
       class name, in the classes' order; by default all, as they are.
     seed: seed of the cut, which is by a hash of (seed, id).
-    progress: called with the number of further files that were hashed.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
     InputError: no such layout, two folders for a split, an empty class, or a

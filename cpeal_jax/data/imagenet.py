@@ -26,7 +26,7 @@ def load_imagenet(
   Args:
     root: the folder that holds `images/`.
     seed: the seed of the cut.
-    progress: called with the number of further files that were hashed.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
     InputError: there are no such folders, or a folder is not a synset of

@@ -42,7 +42,7 @@ def load_tfds(
       left out.
     seed: the seed of the cut.
     check_counts: whether the number of images must be the known one.
-    progress: called with the number of further images that were read.
+    progress: called with the number of records read since the last call.
 
   Raises:
     InputError: there is no such data set, it is not prepared, it has other
