@@ -1,1 +1,1 @@
-"""Reads data sets, decodes images, makes training batches; jax only in `batches`."""
+"""Data sets on disk, their pixels, and batches; only `batches` imports jax."""
