@@ -143,7 +143,7 @@ def match_files(
   wrong = [path for path in paths if path not in matched]
   raise InputError(
     f"{len(wrong)} of {len(paths)} files named in {source} are not in the data "
-    f"set, or share their name with others, e.g. {', '.join(wrong[:3])}; use "
+    f"set, or share one name with others, e.g. {', '.join(wrong[:3])}; use "
     "the split file of this data set"
   )
 
