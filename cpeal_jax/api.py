@@ -1,4 +1,4 @@
-"""The functions of the library: load a CLIP, or the model of a finished run."""
+"""The library's functions: load a CLIP, or the model of a finished run."""
 
 import dataclasses
 import os
@@ -135,7 +135,7 @@ class Adapted:
   Attributes:
     classes: the C class names; column c of `predict` belongs to `classes[c]`.
     round: the number of the round, from 0.
-    scorer: the compiled functions that encode and score.
+    scorer: the functions that encode and score, see `scoring.make_scorer`.
     params: the pretrained weights.
     adapter: the variables that the round trained.
     spec: how images are resized, cropped and normalized.
@@ -170,7 +170,10 @@ class Adapted:
   def predict(
     self, images: Picture | Iterable[Picture]
   ) -> Float[np.ndarray, "N C"]:
-    """Returns the class probabilities of images, as `encode_images` takes."""
+    """Returns class probabilities of PIL images, uint8 arrays or paths.
+
+    An array has the shape [H, W, 3], as for `encode_images`.
+    """
     pictures = as_pictures(images)
     if not pictures:
       return np.zeros((0, len(self.classes)), np.float32)

@@ -121,6 +121,7 @@ def save(
       os.chmod(path, 0o644)  # safetensors writes files that only we may read.
       _to_disk(path)
     os.replace(aside, target)
+  # A SafetensorError is not an OSError.
   except (OSError, SafetensorError) as error:
     reason = getattr(error, "strerror", None) or error
     raise InputError(

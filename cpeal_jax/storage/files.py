@@ -39,8 +39,8 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
   """Writes a file so that a reader sees the old bytes or all of the new ones.
 
   Raises:
-    InputError: the file system refuses the write, because the disk is full or
-      the workdir is read-only.
+    InputError: the file system refuses the write, for example because the disk
+      is full or the workdir is read-only.
   """
   content = data.encode() if isinstance(data, str) else data
   target = epath.Path(path)
@@ -117,7 +117,7 @@ def reach(path: str | os.PathLike) -> None:
   scheme = os.fspath(path).partition("://")[0]
   if scheme not in BUCKETS:
     raise InputError(
-      f"{path} is no known kind of address; give a local directory, gs:// or "
+      f"{path} is not a supported address; give a local directory, gs:// or "
       "s3://."
     )
   # If TensorFlow is installed, epath would use it, but it cannot read s3://.

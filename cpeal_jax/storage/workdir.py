@@ -234,7 +234,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_run_key(key: str, run_keys: Collection[str]) -> bool:
-  """Returns whether `run_keys` has a setting or a section that it is in."""
+  """Returns whether `run_keys` names a setting or a section around it."""
   parts = key.split(".")
   return any(".".join(parts[: i + 1]) in run_keys for i in range(len(parts)))
 
