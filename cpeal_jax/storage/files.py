@@ -117,8 +117,7 @@ def reach(path: str | os.PathLike) -> None:
   scheme = os.fspath(path).partition("://")[0]
   if scheme not in BUCKETS:
     raise InputError(
-      f"{path} is not a supported address; give a local directory, gs:// or "
-      "s3://."
+      f"unsupported address {path}; give a local directory, gs:// or s3://."
     )
   # If TensorFlow is installed, epath would use it, but it cannot read s3://.
   os.environ["EPATH_USE_TF"] = "false"
