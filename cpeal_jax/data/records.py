@@ -19,10 +19,10 @@ BLOCK = 64  # records that one thread reads per task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-  """What one pass over a TFDS split collects; all fields have length N.
+  """What one pass over the N records of a TFDS split collects.
 
   Attributes:
-    ids: the id of each image, made from the template `catalogue.Entry.file`.
+    ids: the id of each image, made by the template `catalogue.Entry.file`.
     labels: the label name of each image.
     sha256: hex digest of each image's encoded bytes.
     source: the TFDS data source; `source[i]["image"]` is image i, encoded.
@@ -57,7 +57,7 @@ def read_all(
     builder: Any = tfds.builder_from_directory(str(folder))
     features = builder.info.features
     # All image features are left undecoded, not just `image`: Oxford Pets
-    # also has a segmentation mask, which would be decoded for nothing.
+    # also has a segmentation mask, which nobody needs decoded.
     decoders = {
       key: tfds.decode.SkipDecoding()
       for key, feature in features.items()
@@ -91,7 +91,7 @@ def read_records(
   *,
   progress: pools.Progress = None,
 ) -> Records:
-  """Reads a data source once, for its ids, label names and digests.
+  """Reads each record of a split once, for ids, label names and digests.
 
   Args:
     source: records with the keys `image` (encoded bytes), `label` (a number)

@@ -1,4 +1,4 @@
-"""What a person should know about a data set before a run on it."""
+"""Makes notes on a data set that a person should read before a run on it."""
 
 import collections
 import dataclasses
@@ -6,19 +6,20 @@ import dataclasses
 from cpeal_jax.data import formats
 from cpeal_jax.data.pools import Dataset
 
+# How many classes a note names at most.
 NAMED = 3
 
 
 def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
-  """Returns the data set with the range of its gray images, and notes on it.
+  """Sets the value range of a data set's gray images, and adds a note on it.
 
   Args:
-    dataset: as read.
+    dataset: the data set as it was read.
     value_range: (black, white) of gray images of more than 8 bits, or None.
 
   Raises:
-    UndefinedRange: an image has no defined black and white, and there is no
-      range; or it is of a kind that is never read.
+    UndefinedRange: an image has no defined black and white and `value_range` is
+      None, or the image is of a kind that is never read.
   """
   forms = [
     (form, split.ids[i])
@@ -50,7 +51,7 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
 
 
 def on_classes(dataset: Dataset) -> tuple[str, ...]:
-  """A line about the classes that a split has no image of, if there are any.
+  """Returns a line about classes that have no image in a split, if any.
 
   A class without an image in the pool can never be learned.
   """
@@ -58,8 +59,10 @@ def on_classes(dataset: Dataset) -> tuple[str, ...]:
   for split in dataset.splits:
     if not len(split):
       continue
-    there = set(split.labels.tolist())
-    lacking = [name for c, name in enumerate(dataset.classes) if c not in there]
+    present = set(split.labels.tolist())
+    lacking = [
+      name for c, name in enumerate(dataset.classes) if c not in present
+    ]
     if lacking:
       dots = ", ..." if lacking[NAMED:] else ""
       where = "the pool" if split.name == "train" else split.name
