@@ -248,7 +248,8 @@ def _free_target(to: str | os.PathLike) -> Path:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+  path.write_text(text, encoding="utf-8")
 
 
 def _to_disk(path: Path) -> None:

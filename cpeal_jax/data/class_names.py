@@ -110,20 +110,19 @@ def read_class_names(path: Path | str) -> dict[str, str]:
 def _from_lines(path: Path, text: str) -> list[tuple[str, str, str]]:
   """The (place, label, name) of each line."""
   rows = []
-  lines = io.StringIO(text)
+  reader = csv.reader(io.StringIO(text), skipinitialspace=True)
   try:
-    for number, cells in enumerate(
-      csv.reader(lines, skipinitialspace=True), start=1
-    ):
+    for number, cells in enumerate(reader):
       cells = [cell.strip() for cell in cells]
-      if not any(cells) or cells == ["label", "name"]:
+      is_header = number == 0 and cells == ["label", "name"]
+      if not any(cells) or is_header:
         continue
       if len(cells) > 2:
         raise InputError(
-          f"{path}, line {number} has {len(cells)} columns; write LABEL,NAME, "
-          'with "quotes" around a name that contains a comma.'
+          f"{path}, line {reader.line_num} has {len(cells)} columns; write "
+          'LABEL,NAME, with "quotes" around a name that contains a comma.'
         )
-      rows.append((f"line {number}", cells[0], cells[-1]))
+      rows.append((f"line {reader.line_num}", cells[0], cells[-1]))
   except csv.Error as error:
     raise InputError(f"{path} is not a CSV table: {error}.") from error
   return rows

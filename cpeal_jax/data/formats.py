@@ -31,12 +31,14 @@ NO_PHOTOS = (
   "WMF",
 )
 SIXTEEN_BIT = "16-bit"
+SIXTEEN_BIT_COLOR = "16-bit color"  # or gray with transparency
 # Kinds of pictures that can only be read if their range of values is given.
 UNDEFINED = ("32-bit integer", "floating-point", "signed 16-bit")
 # The first bytes of formats that never have more than 8 bits per channel.
 _EIGHT_BIT_STARTS = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_DEPTH_AT = 24  # position of the bit depth in the file
+# Positions of the bit depth and the color type in the file.
+_PNG_DEPTH_AT, _PNG_COLOR_AT = 24, 25
 _UNREAD_STARTS = {
   b"#?RADIANCE": "Radiance HDR",
   b"#?RGBE": "Radiance HDR",
@@ -89,13 +91,16 @@ def form_of(data: bytes) -> str:
 
   Returns:
     The empty string for 8-bit pictures and for what is no picture;
-    `SIXTEEN_BIT`; one of `UNDEFINED`; or the name of a kind that is never read.
+    `SIXTEEN_BIT` or `SIXTEEN_BIT_COLOR`; one of `UNDEFINED`; or the name of a
+    kind that is never read.
   """
   if data.startswith(_EIGHT_BIT_STARTS):
     return ""
   if data.startswith(_PNG_START):
-    depth = data[_PNG_DEPTH_AT : _PNG_DEPTH_AT + 1]
-    return SIXTEEN_BIT if depth == b"\x10" else ""
+    if data[_PNG_DEPTH_AT : _PNG_DEPTH_AT + 1] != b"\x10":
+      return ""
+    is_gray = data[_PNG_COLOR_AT : _PNG_COLOR_AT + 1] == b"\0"
+    return SIXTEEN_BIT if is_gray else SIXTEEN_BIT_COLOR
   for start, name in _UNREAD_STARTS.items():
     if data.startswith(start):
       return name
@@ -126,7 +131,7 @@ def form(image: Image.Image) -> str:
     bits = max(tags.get(_BITS, (32,)))
     return "signed 16-bit" if bits <= 16 else "32-bit integer"
   deep = max(tags.get(_BITS, (8,))) > 8
-  return SIXTEEN_BIT if deep else ""
+  return SIXTEEN_BIT_COLOR if deep else ""
 
 
 def to_eight_bits(image: Image.Image, value_range: Range = None) -> Image.Image:
@@ -176,7 +181,9 @@ def refuse_form(
   Raises:
     UndefinedRange: its message says what the picture is and what to do.
   """
-  if what in ("", SIXTEEN_BIT) or (what in UNDEFINED and value_range):
+  if what in ("", SIXTEEN_BIT, SIXTEEN_BIT_COLOR):
+    return
+  if what in UNDEFINED and value_range:
     return
   subject = f"image {name!r}{more}" if name else "the picture"
   if what in UNDEFINED:

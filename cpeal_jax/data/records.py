@@ -83,6 +83,21 @@ def read_all(
   }
 
 
+def _text(value: bytes, key: str, number: int, split: str) -> str:
+  """Decodes a text of a record.
+
+  Raises:
+    InputError: it is not UTF-8.
+  """
+  try:
+    return value.decode()
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"record {number} of split {split}: its {key!r} is {value!r}, which is "
+      "not UTF-8; prepare the data set anew."
+    ) from error
+
+
 def read_records(
   source: Sequence[dict[str, Any]],
   label_name: Callable[[int], str],
@@ -110,7 +125,7 @@ def read_records(
     for i in range(start, min(start + BLOCK, len(source))):
       record = source[i]
       label = label_name(int(record["label"]))
-      fields = {k: record[k].decode() for k in text_keys}
+      fields = {k: _text(record[k], k, i, split) for k in text_keys}
       id_ = file.format_map(fields | {"label": label, "split": split})
       digest = hashlib.sha256(record["image"]).hexdigest()
       rows.append((id_.removeprefix("/"), label, digest))

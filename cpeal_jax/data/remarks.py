@@ -29,19 +29,25 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
   ]
   refused: dict[str, list[str]] = collections.defaultdict(list)
   for form, id_ in forms:
-    if form != formats.SIXTEEN_BIT:
+    if form not in (formats.SIXTEEN_BIT, formats.SIXTEEN_BIT_COLOR):
       refused[form].append(id_)
   for form, ids in refused.items():
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
     formats.refuse_form(form, value_range, ids[0], more)
   notes = list(dataset.notes)
-  if forms:
-    count = f"{len(forms)} images have more than 8 bits a channel"
+  color = sum(form == formats.SIXTEEN_BIT_COLOR for form, _ in forms)
+  if gray := len(forms) - color:
+    count = f"{gray} gray images have more than 8 bits a channel"
     notes.append(
-      f"{count}; gray values from {value_range[0]:g} to {value_range[1]:g} "
-      "become 0 to 255"
+      f"{count}; values from {value_range[0]:g} to {value_range[1]:g} become "
+      "0 to 255"
       if value_range
       else f"{count} and are scaled to 8 bits (16-bit values divided by 257)"
+    )
+  if color:
+    notes.append(
+      f"{color} color images have 16 bits a channel, of which the upper 8 are "
+      "taken"
     )
   splits = {
     split.name: dataclasses.replace(split, value_range=value_range)

@@ -175,7 +175,7 @@ class Checkpoints:
       content = files.read_json(path / _DIGESTS)
       change = files.first_change(path, content["files"])
     except (InputError, KeyError, AttributeError, TypeError):
-      return _DIGESTS
+      return f"{_DIGESTS} is missing or unreadable"
     return f"{change[0]}: {change[1]}" if change else None
 
   def wait(self) -> None:
