@@ -1,21 +1,22 @@
 """APTOS 2019, 5 classes.
 
 Papers:   PEAL (arXiv 2406.09296).
-Protocol: as many labels a round as classes (5), the first at random; the
-          adapter is trained anew each round; 3,662 images, cut 50/20/30 into
-          pool, validation and test.
-Data:     dataset.root: TFDS does not have it. docs/datasets.md says what to
-          download.
+Protocol: each round buys as many labels as there are classes (5), in the first
+          round at random, and trains the adapter anew; 3,662 images, cut
+          50/20/30 into pool, validation and test.
+Data:     files with --config.dataset.root=DIR, since TFDS does not have this
+          data set. docs/datasets.md says what to download.
 Command:  python -m cpeal_jax.main --config=configs/aptos.py \
             --config.dataset.root=DIR
-Variants: after a colon: cpeal_lora, cpeal_prompt, cpeal_script,
-          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal (default),
-          peal_published, linear_probe; cpeal_jax/config/presets.py says what
-          each is and how sure that is.
+Variants: a name after a colon, as in configs/aptos.py:pcb. They are cpeal_lora,
+          cpeal_prompt, cpeal_script, cpeal_lora_script, pcb, pcb_as, pcb_ae,
+          cec, peal (default), peal_published, linear_probe;
+          cpeal_jax/config/presets.py says what each is and which of its
+          settings are certain.
 Time:     not measured with published weights.
-Reported: no number of PEAL is known to us, nor its ViT, recipe, budget or
-          splits.
-Measured: not here.
+Reported: we know of no number reported by PEAL, and do not know its ViT,
+          recipe, budget or splits.
+Measured: no measurement was made on this data set.
 """
 
 from cpeal_jax.config import presets

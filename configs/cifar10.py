@@ -1,22 +1,23 @@
 """CIFAR-10, 10 classes.
 
 Papers:   none of the three that this package implements reports it.
-Protocol: as many labels a round as classes (10), the first at random; the
-          adapter is trained anew each round; pool 40,000, validation 10,000
-          (both cut from train), test 10,000.
+Protocol: each round buys as many labels as there are classes (10), in the first
+          round at random, and trains the adapter anew; pool 40,000, validation
+          10,000 (both cut from train), test 10,000.
 Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/cifar10.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
-          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
-          linear_probe; cpeal_jax/config/presets.py says what each is and how
-          sure that is.
-Time:     with the small CLIP of docs/results.md a few seconds for ten rounds of
-          cpeal_prompt without augmentation, on one core.
+Variants: a name after a colon, as in configs/cifar10.py:pcb. They are
+          cpeal_lora (default), cpeal_prompt, cpeal_script, cpeal_lora_script,
+          pcb, pcb_as, pcb_ae, cec, peal, peal_published, linear_probe;
+          cpeal_jax/config/presets.py says what each is and which of its
+          settings are certain.
+Time:     ten rounds of cpeal_prompt without augmentation take a few seconds
+          with the small CLIP of docs/results.md, on one core.
 Reported: no number under this protocol is known to us.
-Measured: with that CLIP, on 500 training images a class
-          (dataset.check_counts=False), 16 % zero-shot and 29 % after 100 random
-          labels (docs/results.md).
+Measured: with that CLIP, on 500 training images per class
+          (dataset.check_counts=False), the accuracy was 16 % zero-shot, and
+          29 % after 100 random labels (docs/results.md).
 """
 
 from cpeal_jax.config import presets

@@ -1,19 +1,20 @@
 """CIFAR-100, 100 classes.
 
 Papers:   none of the three that this package implements reports it.
-Protocol: as many labels a round as classes (100), the first at random; the
-          adapter is trained anew each round; pool 40,000, validation 10,000
-          (both cut from train), test 10,000.
+Protocol: each round buys as many labels as there are classes (100), in the
+          first round at random, and trains the adapter anew; pool 40,000,
+          validation 10,000 (both cut from train), test 10,000.
 Data:     TFDS, prepared at the first run; or files with
           --config.dataset.root=DIR, see docs/datasets.md.
 Command:  python -m cpeal_jax.main --config=configs/cifar100.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
-          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
-          linear_probe; cpeal_jax/config/presets.py says what each is and how
-          sure that is.
+Variants: a name after a colon, as in configs/cifar100.py:pcb. They are
+          cpeal_lora (default), cpeal_prompt, cpeal_script, cpeal_lora_script,
+          pcb, pcb_as, pcb_ae, cec, peal, peal_published, linear_probe;
+          cpeal_jax/config/presets.py says what each is and which of its
+          settings are certain.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
-Measured: not here.
+Measured: no measurement was made on this data set.
 """
 
 from cpeal_jax.config import presets

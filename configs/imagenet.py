@@ -1,20 +1,23 @@
 """ImageNet (ILSVRC 2012), 1,000 classes.
 
-Papers:   none of the three that this package implements; one of the sets of
+Papers:   none of the three that this package implements. This is a data set of
           CoOp (arXiv 2109.01134).
-Protocol: as many labels a round as classes (1000), the first at random; the
-          adapter is trained anew each round; test is ILSVRC's 50,000 validation
-          images; a fifth of the training images is validation.
-Data:     TFDS prepared by hand (image-net.org wants an account), or
-          dataset.root, see docs/datasets.md.
+Protocol: each round buys as many labels as there are classes (1000), in the
+          first round at random, and trains the adapter anew; test is ILSVRC's
+          50,000 validation images; a fifth of the training images is
+          validation.
+Data:     TFDS, for which you first download archives from image-net.org (an
+          account is needed); or files with --config.dataset.root=DIR. See
+          docs/datasets.md for both.
 Command:  python -m cpeal_jax.main --config=configs/imagenet.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
-          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
-          linear_probe; cpeal_jax/config/presets.py says what each is and how
-          sure that is.
+Variants: a name after a colon, as in configs/imagenet.py:pcb. They are
+          cpeal_lora (default), cpeal_prompt, cpeal_script, cpeal_lora_script,
+          pcb, pcb_as, pcb_ae, cec, peal, peal_published, linear_probe;
+          cpeal_jax/config/presets.py says what each is and which of its
+          settings are certain.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
-Measured: not here.
+Measured: no measurement was made on this data set.
 """
 
 from cpeal_jax.config import presets

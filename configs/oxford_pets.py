@@ -1,23 +1,26 @@
 """Oxford-IIIT Pets, 37 classes.
 
 Papers:   C-PEAL (arXiv 2507.21521), PCB (arXiv 2311.11178).
-Protocol: as many labels a round as classes (37), the first at random; the
-          adapter is trained anew each round; pool 2,944, validation 736, test
-          3,669 in the papers' split.
+Protocol: each round buys as many labels as there are classes (37), in the first
+          round at random, and trains the adapter anew; pool 2,944, validation
+          736, test 3,669 in the papers' split.
 Data:     TFDS, prepared at the first run; or files with
-          --config.dataset.root=DIR, see docs/datasets.md. Only CoOp's split (in
-          DIR, or --config.dataset.split_file=FILE) is comparable to the papers.
+          --config.dataset.root=DIR, see docs/datasets.md. Results are
+          comparable to the papers only with CoOp's split file, in DIR or as
+          --config.dataset.split_file=FILE.
 Command:  python -m cpeal_jax.main --config=configs/oxford_pets.py
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
-          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
-          linear_probe; cpeal_jax/config/presets.py says what each is and how
-          sure that is.
+Variants: a name after a colon, as in configs/oxford_pets.py:pcb. They are
+          cpeal_lora (default), cpeal_prompt, cpeal_script, cpeal_lora_script,
+          pcb, pcb_as, pcb_ae, cec, peal, peal_published, linear_probe;
+          cpeal_jax/config/presets.py says what each is and which of its
+          settings are certain.
 Time:     not measured with published weights.
 Reported: by PCB, ViT-B/32, after 8 rounds, accuracy in %: zero-shot 87.0,
-          random 78.3, entropy with PCB 80.44, BADGE with PCB(AS) 83.16.
-          Second-hand; all but entropy's agree with a later paper's table. For
-          sanity, not to cite. No number of C-PEAL is known to us.
-Measured: not here.
+          random 78.3, entropy with PCB 80.44, BADGE with PCB(AS) 83.16. These
+          numbers are second-hand; all except entropy's agree with a table in a
+          later paper. Use them as a sanity check, do not cite them. We know of
+          no number reported by C-PEAL.
+Measured: no measurement was made on this data set.
 """
 
 from cpeal_jax.config import presets

@@ -7,16 +7,16 @@ Variants: after a colon, each with 10 labels a round:
           cpeal_lora (default): C-PEAL with LoRA
           cpeal_prompt: C-PEAL with learnable tokens
           pcb: PCB's prompts, trained without a calibration loss
-          cec: CEC under PCB's recipe, first labels by zero-shot scores
-          The other presets need another model: cpeal_script a ResNet, peal and
-          linear_probe a DINOv2.
+          cec: CEC with PCB's recipe; zero-shot scores choose the first labels
+          The other presets need another model or a file of descriptors.
 Time:     about 40 seconds on two CPU cores, compilation included.
-Expected: a test accuracy of 0.65 zero-shot, and of about 0.9 with 60 labels
-          (pcb and cec: with 80).
+Expected: a test accuracy of 0.65 zero-shot, and of about 0.9 with all labels:
+          60, or 80 for pcb and cec.
 
-The recipes were chosen on the validation split: AdamW, at 0.005 for 40 epochs
-with LoRA, at 0.002 for 100 with C-PEAL's prompts, and at 0.005 for PCB's 200;
-and no augmentation, since a flipped or cropped digit is another digit.
+The recipes were chosen on the validation split. They use AdamW: LoRA trains for
+40 epochs at a learning rate of 0.005, C-PEAL's prompts for 100 epochs at 0.002,
+and PCB's prompts for 200 epochs at 0.005. There is no augmentation, since a
+flipped or cropped digit may look like another digit.
 """
 
 from cpeal_jax import quickstart
@@ -25,7 +25,7 @@ from cpeal_jax.config.presets import PRESETS
 from cpeal_jax.errors import InputError, one_of
 
 VARIANTS = ("cpeal_lora", "cpeal_prompt", "pcb", "cec")
-# Why the other presets do not run here.
+# What each of the other presets needs and the quickstart does not have.
 NEEDS = {
   "cpeal_script": "CLIP's ResNet-50",
   "cpeal_lora_script": "CLIP's ViT-B/16",

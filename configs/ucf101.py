@@ -1,21 +1,23 @@
 """UCF101 (middle frames), 101 classes.
 
-Papers:   none of the three that this package implements; one of the sets of
-          CoOp (arXiv 2109.01134), whose split it has.
-Protocol: as many labels a round as classes (101), the first at random; the
-          adapter is trained anew each round; pool 7,639, validation 1,898, test
-          3,783 in the papers' split.
-Data:     dataset.root: TFDS does not have it. docs/datasets.md says what to
-          download.
+Papers:   none of the three that this package implements. This is a data set of
+          CoOp (arXiv 2109.01134), whose split is called the papers' split
+          below.
+Protocol: each round buys as many labels as there are classes (101), in the
+          first round at random, and trains the adapter anew; pool 7,639,
+          validation 1,898, test 3,783 in the papers' split.
+Data:     files with --config.dataset.root=DIR, since TFDS does not have this
+          data set. docs/datasets.md says what to download.
 Command:  python -m cpeal_jax.main --config=configs/ucf101.py \
             --config.dataset.root=DIR
-Variants: after a colon: cpeal_lora (default), cpeal_prompt, cpeal_script,
-          cpeal_lora_script, pcb, pcb_as, pcb_ae, cec, peal, peal_published,
-          linear_probe; cpeal_jax/config/presets.py says what each is and how
-          sure that is.
+Variants: a name after a colon, as in configs/ucf101.py:pcb. They are cpeal_lora
+          (default), cpeal_prompt, cpeal_script, cpeal_lora_script, pcb, pcb_as,
+          pcb_ae, cec, peal, peal_published, linear_probe;
+          cpeal_jax/config/presets.py says what each is and which of its
+          settings are certain.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
-Measured: not here.
+Measured: no measurement was made on this data set.
 """
 
 from cpeal_jax.config import presets

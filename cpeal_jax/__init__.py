@@ -1,8 +1,8 @@
 """Tells which images to label next, and trains a CLIP on them.
 
 Start with `load_clip` and `load_run`. The modules `acquisition`, `losses`,
-`metrics` and `neighbors` can be used on their own. Each is imported when it is
-first used, so `import cpeal_jax` alone is fast.
+`metrics` and `neighbors` can be used separately. All of these names are
+imported only when they are first used, so `import cpeal_jax` alone is fast.
 """
 
 import importlib
@@ -10,7 +10,8 @@ import importlib.metadata
 import os
 from typing import Any
 
-# At import, transformers warns that PyTorch is missing, which is not needed.
+# Otherwise transformers would warn at import that PyTorch is missing. It is not
+# needed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 MODULES = ("acquisition", "losses", "metrics", "neighbors")

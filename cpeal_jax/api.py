@@ -1,4 +1,4 @@
-"""The library's front door: a CLIP to encode with, a finished run to ask."""
+"""The library's functions: load a CLIP, or the model of a finished run."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ from cpeal_jax.run import finished
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-  """Pictures of any kind, preprocessed when they are asked for."""
+  """A list of pictures, each of which is preprocessed when its row is read."""
 
   pictures: list[Picture]
   spec: ImageSpec
@@ -46,7 +46,7 @@ class Encoder:
 
   Attributes:
     pretrained: its weights, sizes and tokenizer.
-    dtype: compute type; what comes out is float32.
+    dtype: the type that features are computed in; results are float32.
   """
 
   pretrained: weights.Pretrained
@@ -57,13 +57,13 @@ class Encoder:
 
   @property
   def logit_scale(self) -> float:
-    """What cosines are multiplied with, already exponentiated."""
+    """The factor on cosine similarities: exp of the stored parameter."""
     return float(np.exp(self.pretrained.params["logit_scale"]))
 
   def encode_images(
     self, images: Picture | Iterable[Picture]
   ) -> Float[np.ndarray, "N D"]:
-    """Unit features of PIL images, uint8 arrays [H, W, 3] or paths.
+    """Returns unit features of PIL images, uint8 arrays [H, W, 3] or paths.
 
     One picture gives one row, and an empty list gives none.
     """
@@ -72,40 +72,40 @@ class Encoder:
     if not pictures:
       return np.zeros((0, self.pretrained.config.dim), np.float32)
     scorer, params = self._images
-    found = scoring.encode_pool(scorer, params, {}, pictures)
-    return sharding.fetch(found, len(pictures))
+    features = scoring.encode_pool(scorer, params, {}, pictures)
+    return sharding.fetch(features, len(pictures))
 
   def encode_texts(
     self, texts: str | Iterable[str]
   ) -> Float[np.ndarray, "C D"]:
-    """Unit features of whole prompts.
+    """Returns unit features of texts, each of which is a complete prompt.
 
     One text gives one row, and an empty list gives none.
 
     Raises:
-      InputError: different texts have one embedding, so the tokenizer does not
-        know their words.
+      InputError: different texts have the same embedding, so the tokenizer
+        does not know their words.
     """
-    own, listed = self.pretrained, as_texts(texts)
+    pretrained, listed = self.pretrained, as_texts(texts)
     if not listed:
-      return np.zeros((0, own.config.dim), np.float32)
+      return np.zeros((0, pretrained.config.dim), np.float32)
     tokens = text.tokenize(
-      listed, own.tokenizer, positions=own.config.positions
+      listed, pretrained.tokenizer, positions=pretrained.config.positions
     )
     embed = jax.jit(self._classifier(tokens).class_embeddings)
-    embeddings = np.asarray(embed(own.params, {}))
+    embeddings = np.asarray(embed(pretrained.params, {}))
     text.refuse_equal(listed, embeddings)
     return embeddings
 
   def _classifier(self, tokens: text.Tokens) -> TextClassifier:
-    spec, own = image_spec(self.pretrained.preprocessor), self.pretrained
-    model = Clip(own.config, dtype=self.dtype)
+    spec = image_spec(self.pretrained.preprocessor)
+    model = Clip(self.pretrained.config, dtype=self.dtype)
     return TextClassifier(model, tokens, spec.mean, spec.std)
 
   @cached_property
   def _images(self) -> tuple[scoring.Scorer, dict]:
     mesh = sharding.make_mesh()
-    # A scorer wants texts; images are encoded without them.
+    # A scorer cannot be made without texts, but encoding images needs none.
     ids = np.full((1, 8), self.pretrained.config.end_token, np.int32)
     no_text = text.Tokens(("",), ids, np.full_like(ids, -1))
     scorer = scoring.make_scorer(self._classifier(no_text), mesh)
@@ -113,15 +113,16 @@ class Encoder:
 
 
 def load_clip(source: str | os.PathLike, *, dtype: str = "float32") -> Encoder:
-  """A CLIP from a Hugging Face or OpenCLIP directory or hub id.
+  """Loads a CLIP from a Hugging Face or OpenCLIP directory or hub id.
 
   Args:
     source: the directory, or the id.
-    dtype: compute type, `float32` or `bfloat16`; weights stay in float32.
+    dtype: the type to compute in, `float32` or `bfloat16`; weights stay in
+      float32.
 
   Raises:
-    InputError: no CLIP there, weights that do not match its config.json, or
-      another type.
+    InputError: there is no CLIP at `source`, its weights do not match its
+      config.json, or `dtype` is another type.
   """
   one_of("dtype", dtype, ("float32", "bfloat16"))
   return Encoder(weights.load_pretrained(os.fspath(source)), dtype)
@@ -129,11 +130,15 @@ def load_clip(source: str | os.PathLike, *, dtype: str = "float32") -> Encoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapted:
-  """The model a round ended with.
+  """The model that a round of a run ended with.
 
   Attributes:
-    classes: class names; the columns of `predict`.
-    round: counted from 0.
+    classes: the C class names; column c of `predict` belongs to `classes[c]`.
+    round: the number of the round, from 0.
+    scorer: the functions that encode and score, see `scoring.make_scorer`.
+    params: the pretrained weights.
+    adapter: the variables that the round trained.
+    spec: how images are resized, cropped and normalized.
     dim: D, the length of a feature.
   """
 
@@ -151,7 +156,7 @@ class Adapted:
   def encode_images(
     self, images: Picture | Iterable[Picture]
   ) -> Float[np.ndarray, "N D"]:
-    """Unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
+    """Returns unit features of PIL images, uint8 arrays [H, W, 3] or paths."""
     pictures = as_pictures(images)
     if not pictures:
       return np.zeros((0, self.dim), np.float32)
@@ -165,7 +170,10 @@ class Adapted:
   def predict(
     self, images: Picture | Iterable[Picture]
   ) -> Float[np.ndarray, "N C"]:
-    """Class probabilities of PIL images, uint8 arrays [H, W, 3] or paths."""
+    """Returns class probabilities of PIL images, uint8 arrays or paths.
+
+    An array has the shape [H, W, 3], as for `encode_images`.
+    """
     pictures = as_pictures(images)
     if not pictures:
       return np.zeros((0, len(self.classes)), np.float32)
@@ -181,23 +189,25 @@ class Adapted:
 
 
 def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
-  """The adapted model of a workdir.
+  """Loads the model that a round of a run ended with.
 
   Args:
     directory: the run's workdir.
-    round: counted from 0, or from the end where negative.
+    round: the number of the round, from 0; a negative number counts from the
+      end.
 
   Raises:
-    InputError: no such round, or weights that are not those of the run.
+    InputError: there is no such round, or the pretrained weights are not those
+      of the run.
   """
-  own = finished.read_round(directory, round)
-  scorer = scoring.make_scorer(own.classifier, own.mesh)
+  trained = finished.read_round(directory, round)
+  scorer = scoring.make_scorer(trained.classifier, trained.mesh)
   return Adapted(
-    classes=own.classes,
-    round=own.number,
+    classes=trained.classes,
+    round=trained.number,
     scorer=scorer,
-    params=own.params,
-    adapter=own.adapter,
-    spec=own.spec,
-    dim=own.pretrained.config.dim,
+    params=trained.params,
+    adapter=trained.adapter,
+    spec=trained.spec,
+    dim=trained.pretrained.config.dim,
   )

@@ -1,10 +1,10 @@
 """The command `cpeal`: `cpeal run`, `cpeal export`, `cpeal sweep`.
 
-  cpeal run     plays a trajectory, or resumes it
+  cpeal run     runs a trajectory from its start, or resumes it
                 (the same as `python -m cpeal_jax.main`)
   cpeal export  writes the adapted model for other programs
                 (the same as `python -m cpeal_jax.export`)
-  cpeal sweep   plays many runs: seeds x methods x data sets
+  cpeal sweep   does many runs: seeds x methods x data sets
                 (the same as `python launch/sweep.py` in a checkout)
 
 `cpeal COMMAND --help` explains a command, and `cpeal --version` prints the
@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 
 def _main(words: list[str]) -> None:
-  # This comes first, since the other imports take seconds in which Ctrl-C may
-  # come.
+  # This comes first, since the user may press Ctrl-C while the other imports
+  # take their seconds.
   importlib.import_module("cpeal_jax.run.interrupts").listen()
   module = importlib.import_module("cpeal_jax.main")
   module.end(module.main(["cpeal run", *words]))
@@ -42,7 +42,7 @@ def _sweep(words: list[str]) -> None:
   runpy.run_path(str(folder / "sweep.py"), run_name="__main__")
 
 
-# A new command is a new line here. Its module is imported only if it is called.
+# A new command needs a new line here. Each imports its module only when called.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "run": _main,
   "export": _export,
@@ -51,7 +51,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main() -> None:
-  """Runs the command that the first word names."""
+  """Runs the command that the first command-line argument names."""
   words = sys.argv[1:]
   if words[:1] in ([], ["--help"], ["-h"]):
     sys.stdout.write(f"{__doc__}")

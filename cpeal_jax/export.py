@@ -7,9 +7,9 @@ transformers  the base model with LoRA merged into its weights, for
               `CLIPModel.from_pretrained`, or for `Dinov2Model.from_pretrained`
               after a run with a linear head
 peft          LoRA alone, for `PeftModel.from_pretrained` on the base model
-prompts       learned contexts, and the class embeddings that they give
-head          what turns unit image features into logits: class embeddings and
-              logit scale, or the weight and bias of a linear head
+prompts       the learned contexts, and the class embeddings made with them
+head          the tensors that turn unit image features into logits: class
+              embeddings and logit scale, or weight and bias of a linear head
 
 Each directory has a `classes.json` with class names, exact prompts, logit scale
 and digests. Exit codes: 0 written, 2 wrong usage or input.
@@ -73,14 +73,14 @@ def export(
       no such round, or `to` is not empty or cannot be written.
   """
   one_of("--format", format, WRITERS)
-  _free(to)
+  _free_target(to)
   save(finished.read_round(workdir, round), to, format=format)
 
 
 def save(
   trained: finished.Finished, to: str | os.PathLike, *, format: str
 ) -> None:
-  """Does what `export` does, for a round that was read before.
+  """Does what `export` does, for a round that has already been read.
 
   Args:
     trained: the result of `finished.read_round`.
@@ -90,7 +90,7 @@ def save(
   Raises:
     InputError: as in `export`.
   """
-  target = _free(to)
+  target = _free_target(to)
   fits = formats(trained)
   if format not in fits:
     raise InputError(
@@ -100,9 +100,9 @@ def save(
     )
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    # This name is new, since a hidden folder beside the target may be the
-    # user's.
+    _remove_unfinished(target)
+    # The hidden folder gets a name that is not in use, since an existing hidden
+    # folder may be the user's.
     aside = Path(
       tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}", dir=target.parent)
     )
@@ -121,7 +121,8 @@ def save(
       os.chmod(path, 0o644)  # safetensors writes files that only we may read.
       _to_disk(path)
     os.replace(aside, target)
-  except (OSError, SafetensorError) as error:  # The second is no OSError.
+  # A SafetensorError is not an OSError.
+  except (OSError, SafetensorError) as error:
     reason = getattr(error, "strerror", None) or error
     raise InputError(
       f"cannot write {to}: {reason}. Free some space, mend the permissions or "
@@ -141,7 +142,8 @@ def formats(trained: finished.Finished) -> tuple[str, ...]:
 def card(trained: finished.Finished, format: str) -> dict[str, Any]:
   """Returns the content of classes.json.
 
-  It says what the model's answers mean, and which run and weights it is from.
+  It says what the model's outputs mean, and which run and which base weights
+  the model comes from.
   """
   return {
     "format": format,
@@ -182,8 +184,8 @@ def _peft(trained: finished.Finished, aside: Path) -> None:
   assert lora is not None
   adapter = jax.device_get(trained.adapter)
   rows = trained.backbone.tensor_names(base)
-  carry = weights_out.modules(adapter, rows).values()
-  settings = weights_out.peft_config(lora, carry, base.source)
+  modules = weights_out.modules(adapter, rows).values()
+  settings = weights_out.peft_config(lora, modules, base.source)
   _write(aside / "adapter_config.json", settings)
   save_file(
     weights_out.peft_tensors(adapter, rows),
@@ -220,19 +222,20 @@ WRITERS: dict[str, Callable[[finished.Finished, Path], None]] = {
 }
 
 
-def _sweep(target: Path) -> None:
-  """Removes half-written folders of killed exports to the same target."""
+def _remove_unfinished(target: Path) -> None:
+  """Removes the hidden folders that killed exports to this target left."""
   for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
-    # A hidden folder without this file may be the user's.
+    # A hidden folder without the file `UNFINISHED` may be the user's.
     if UNFINISHED in folder.name and (folder / UNFINISHED).is_file():
       shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free(to: str | os.PathLike) -> Path:
+def _free_target(to: str | os.PathLike) -> Path:
   """Returns the absolute path of the target, which must be absent or empty.
 
   Raises:
-    InputError: it is a file, a directory with content, or a bucket's address.
+    InputError: the target is a file, a directory that is not empty, or the
+      address of a bucket.
   """
   if "://" in os.fspath(to):
     raise InputError(
@@ -245,7 +248,8 @@ def _free(to: str | os.PathLike) -> Path:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+  text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+  path.write_text(text, encoding="utf-8")
 
 
 def _to_disk(path: Path) -> None:
@@ -255,7 +259,7 @@ def _to_disk(path: Path) -> None:
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str):
-    # The method of argparse would print the usage as well.
+    # The method that this replaces would also print how to use the command.
     raise InputError(message)
 
 

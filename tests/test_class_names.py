@@ -66,6 +66,8 @@ def test_a_list_of_names_is_its_own_labels(tmp_path):
     (b"\n\n", "names no class"),
     (b"a,b,c\n", "line 1 has 3 columns"),
     (b"a,b\nb\na,c\n", "line 3: 'a' is named twice"),
+    (b'a,"b\nc"\n', "line 2: a class needs a label and a name without control"),
+    (b"b\nlabel,name\nlabel,x\n", "line 3: 'label' is named twice"),
     (b"a,\n", "line 1: a class needs"),
     (b"a,x\x07y\n", "line 1: a class needs"),
     (b"\xff\xfe", "is not UTF-8"),

@@ -123,7 +123,7 @@ def test_sixteen_bit_color_keeps_its_colors():
   rng = np.random.default_rng(0)
   values = rng.integers(0, 65536, (5, 7, 3)).astype(np.uint16)
   data = tiff(values, bits=16, photometric=2, bands=3)
-  assert formats.form_of(data) == formats.SIXTEEN_BIT
+  assert formats.form_of(data) == formats.SIXTEEN_BIT_COLOR
   got = np.asarray(decode(data)).astype(float)
   assert np.abs(got - values / 257).max() < 1
 
@@ -241,7 +241,7 @@ def test_a_data_set_says_once_what_was_scaled(tmp_path):
   data = folders_of(tmp_path, SIXTEEN_BIT["tiff"], eight, eight)
   ready = remarks.with_range(data, None)
   assert ready.notes == (
-    "2 images have more than 8 bits a channel and are scaled to 8 bits "
+    "2 gray images have more than 8 bits a channel and are scaled to 8 bits "
     "(16-bit values divided by 257)",
   )
   assert ready.train.fingerprint == data.train.fingerprint
@@ -250,6 +250,13 @@ def test_a_data_set_says_once_what_was_scaled(tmp_path):
   # The range decides the pixels, so it is part of what names the cache.
   assert ranged.train.fingerprint != data.train.fingerprint
   assert ranged.fingerprint != data.fingerprint
+  rgb = tiff(np.zeros((5, 7, 3), np.uint16), bits=16, photometric=2, bands=3)
+  color = folders_of(tmp_path / "color", rgb, eight, eight)
+  # The range is that of gray images.
+  for value_range in (None, (0.0, 100.0)):
+    assert remarks.with_range(color, value_range).notes == (
+      "2 color images have 16 bits a channel, of which the upper 8 are taken",
+    )
 
 
 def test_a_data_set_refuses_undefined_ranges_before_it_decodes(tmp_path):

@@ -1,1 +1,1 @@
-"""Data sets on disk, their pixels, and training batches; nothing needs jax."""
+"""Data sets on disk, their pixels, and batches; only `batches` imports jax."""

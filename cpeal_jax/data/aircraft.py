@@ -1,4 +1,4 @@
-"""Reads FGVC Aircraft as it is published: image lists and their variants."""
+"""Reads FGVC Aircraft from its published lists of images and variants."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from cpeal_jax.errors import InputError
 def load_aircraft(
   root: Path | str, *, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """Reads the data set from its folder `data/`.
+  """Reads the data set from the folder `data/` of its archive.
 
   The lists `images_variant_{train,val,test}.txt` are the splits of the papers.
   Each line has the number of an image, whose file is `images/NUMBER.jpg`, and
@@ -19,8 +19,8 @@ def load_aircraft(
   `variants.txt`.
 
   Args:
-    root: the folder that holds `variants.txt`.
-    progress: called with the number of further files that were hashed.
+    root: that folder, which holds `variants.txt`.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
     InputError: a file is missing, or a list names a variant that is not in

@@ -13,7 +13,7 @@ from cpeal_jax.errors import InputError
 def load_aptos(
   root: Path | str, *, seed: int = 0, progress: pools.Progress = None
 ) -> pools.Dataset:
-  """Reads Kaggle's training images, split 50/20/30 within each grade.
+  """Reads Kaggle's training images; splits each grade's images 50/20/30.
 
   All three splits are cut from the training images, by a hash of (seed, id),
   because Kaggle has not published the labels of its test images. `train.csv`
@@ -21,7 +21,7 @@ def load_aptos(
 
   Args:
     root: the data root; ids are paths relative to it.
-    seed: seed of the cut.
+    seed: the seed of the hash.
     progress: called with the number of files hashed since the last call.
 
   Raises:
@@ -35,7 +35,7 @@ def load_aptos(
   try:
     listed = [(row["id_code"], row["diagnosis"] or "") for row in table]
   except csv.Error as error:
-    raise InputError(f"{source} is no table: {error}.") from error
+    raise InputError(f"{source} is not a CSV table: {error}.") from error
   except KeyError as error:
     raise InputError(
       f"{source} has no column {error}; it must have id_code and diagnosis"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cpeal_jax.data.images import ImageSpec
 
-TRIES = 10  # random boxes drawn, as torchvision does
+TRIES = 10  # number of random boxes drawn for an image, as in torchvision
 
 
 def augment(

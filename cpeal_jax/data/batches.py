@@ -26,8 +26,8 @@ class Batch:
   """The B rows of one training step.
 
   Attributes:
-    images: pixels, or cached features if the image tower is frozen and
-      augmentation is off.
+    images: pixels of S x S images, or their cached features of length D if the
+      image tower is frozen and augmentation is off.
     labels: class numbers.
     where: False in rows that are padding; their images and labels are zeros.
   """
@@ -65,7 +65,8 @@ class LabeledImages:
 def steps_per_epoch(n: int, batch: int) -> int:
   """Returns the number of steps in an epoch of n labels.
 
-  A last, partial batch is dropped, unless it is the only one (C-PEAL's code).
+  A last, partial batch is dropped, unless it is the only one, as in
+  C-PEAL's code.
   """
   return n // batch or min(n, 1)
 
@@ -83,20 +84,20 @@ def pixel_batches(
   augment: bool = True,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """Yields the pixel batches of a round, making the next in the background.
+  """Yields a round's pixel batches, and makes the next one in the background.
 
   With at least `batch` labels, the last partial batch of an epoch is dropped;
-  with fewer, an epoch is one padded batch (C-PEAL's code). The order of the
-  images is decided by (seed, round, epoch) and the set of indices, and the crop
-  of an image by (seed, round, epoch, id), whichever batch it is in. Neither
-  depends on the number of devices.
+  with fewer, an epoch is one padded batch. C-PEAL's code does the same. The
+  order of the images is decided by (seed, round, epoch) and the set of indices,
+  and the crop of an image by (seed, round, epoch, id), whichever batch it is
+  in. Neither depends on the number of devices.
 
   Args:
     images: the images of the split that `indices` refers to.
     indices: positions of the n labeled images in the split, in any order.
-    labels: the class of each.
-    spec: the size S of the result and the resampling filter; without
-      augmentation, the whole evaluation transform.
+    labels: the class number of each of these images.
+    spec: the size S of the result and the resampling filter. The other fields
+      are used only without augmentation, by `preprocess`.
     seed: the run's seed.
     round_: the round of active learning, counted from 0.
     epochs: number of passes over the labeled images.
@@ -150,7 +151,7 @@ def feature_batches(
   batch: int = 32,
   start_step: int = 0,
 ) -> Iterator[Batch]:
-  """Yields the rows of `pixel_batches`, in the same order, as features.
+  """Yields the batches of `pixel_batches` with features in place of pixels.
 
   Meant for a frozen image tower without augmentation, where encoding the same
   pixels at every step would give the same features.
@@ -158,15 +159,16 @@ def feature_batches(
   Args:
     features: image features; row i belongs to `indices[i]`.
     indices: positions of the n labeled images in the split, in any order.
-    labels: the class of each.
+    labels: the class number of each of these images.
     seed: the run's seed.
     round_: the round of active learning, counted from 0.
     epochs: number of passes over the labeled images.
     batch: rows per batch, B.
-    start_step: the first step of the round to yield.
+    start_step: the first step of the round to yield; earlier steps are left
+      out.
 
   Raises:
-    ValueError: as `pixel_batches`.
+    ValueError: in the same cases as `pixel_batches`.
   """
   rows_of = _rows(indices, labels, seed=seed, round_=round_, batch=batch)
   total = epochs * steps_per_epoch(len(indices), batch)
@@ -229,13 +231,13 @@ def _prefetched(
   steps: range,
   samples: Sequence[Callable[[], object]],
 ) -> Iterator[Batch]:
-  """Yields `build(step, threads)` of each step, building the next meanwhile.
+  """Yields `build(step, threads)` for each step, one step built ahead.
 
   Args:
     build: makes the batch of a step, with a thread pool for its images.
     steps: the steps to yield.
-    samples: functions that each decode one image, to choose the number of
-      threads by.
+    samples: functions that each decode one image. They are timed to choose the
+      number of threads.
   """
   if not steps:
     return

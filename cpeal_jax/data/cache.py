@@ -33,8 +33,8 @@ class Kept:
   Attributes:
     path: the file.
     array: its values, memory-mapped.
-    checksums: one of each block.
-    checked: numbers of the blocks that were found to be right.
+    checksums: the CRC-32 of each block.
+    checked: numbers of the blocks whose checksum was found to be right.
   """
 
   path: Path
@@ -43,7 +43,7 @@ class Kept:
   checked: set[int] = dataclasses.field(default_factory=set)
 
   def rows(self, start: int, stop: int) -> np.ndarray | None:
-    """Rows of the array, memory-mapped; None if their values were altered."""
+    """Returns rows of the array, memory-mapped; None if they were altered."""
     span = range(len(self.array))[start:stop]
     row_bytes = self.array.nbytes // max(1, len(self.array))
     first = span.start * row_bytes // BLOCK_BYTES
@@ -70,9 +70,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
   """
   temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
   try:
-    # Opened for reading as well, so that numpy does not take it for a plain
-    # file and writes through Python. On a full disk Python's error then states
-    # the reason; numpy's own would only count the bytes written.
+    # The mode "x+b" also allows reading. numpy writes to such a file through
+    # Python's `write`, whose error on a full disk states the reason. In mode
+    # "xb" numpy would write by itself, and its error would only count bytes.
     with open(temporary, "x+b") as file:
       yield file
       file.flush()
@@ -88,7 +88,7 @@ def write_array(
   dtype: np.dtype | type,
   parts: Iterable[np.ndarray],
 ) -> None:
-  """Writes an array, given as its consecutive parts, and its checksums."""
+  """Writes an array, which comes in consecutive parts, and its checksums."""
   header = io.BytesIO()
   descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
   settings = {"descr": descr, "fortran_order": False, "shape": shape}
@@ -122,7 +122,7 @@ def open_array(
   shape: tuple[int, ...] | None = None,
   dtype: type | None = None,
 ) -> Kept | None:
-  """Opens the array in a file; nothing but its header is read.
+  """Opens the array in a file; only its header and checksums are read.
 
   Args:
     path: the file.
@@ -140,8 +140,8 @@ def open_array(
       header = file.read(array.offset)
       file.seek(array.offset + array.nbytes)
       rest = file.read(tail + len(MARK) + 1)
-  # Of a damaged header numpy raises nearly anything, from OSError, ValueError
-  # and EOFError to tokenize.TokenError.
+  # On a damaged header numpy may raise nearly any exception: OSError,
+  # ValueError, EOFError, tokenize.TokenError and others.
   except Exception:
     return None
   if len(rest) != tail + len(MARK) or not rest.endswith(MARK):
@@ -158,7 +158,7 @@ def read(
   shape: tuple[int, ...] | None = None,
   dtype: type | None = None,
 ) -> np.ndarray | None:
-  """Returns the array in a file, memory-mapped, after all of it was checked.
+  """Returns the array in a file, memory-mapped, after checking every block.
 
   The arguments are those of `open_array`.
 

@@ -1,25 +1,25 @@
-"""The papers' data sets: templates, counts, class names, where to get them.
+"""Lists known data sets: templates, counts, class names and downloads.
 
 Sources of the class names:
   EuroSAT, DTD, Flowers102, Pets, Caltech101: CoOp's split files.
-  Cars, SUN397: the rules of CoOp's readers (the year comes first; the last
-    folder comes first).
+  Cars, SUN397: made from the labels by the rules of CoOp's code. The year of a
+    car comes first, and so does the last folder of a SUN397 scene ("outdoor").
   Food101: the names of its folders.
-  Aircraft, UCF101, CIFAR: CLIP's list of prompts; Aircraft's are its variants,
-    UCF101's are spelled as CoOp's folders.
+  Aircraft, UCF101, CIFAR: CLIP's list of prompts. Aircraft's names are those of
+    the variants, and UCF101's are spelled as CoOp spells its folders.
   ImageNet: CLIP's 1,000 names, with "projectile" for the second "missile" and
-    "sunglass" for the second "sunglasses".
-  Colorectal histology: its paper.
+    "sunglass" for the second "sunglasses", since names must differ.
+  Colorectal histology: the paper that published it.
   APTOS: its five grades in words.
-The templates are CoOp's zero-shot templates; those of the last two sets are our
-own.
+The templates are CoOp's zero-shot templates. Those of colorectal histology and
+APTOS, which CoOp does not have, are ours.
 
-The image counts come from CoOp's split files (five were counted, the others are
-as its paper states them) and from TFDS's catalogue. SUN397's are the lengths of
-TFDS's lists less the one image that its code skips.
+The image counts come from CoOp's split files (those of five files were counted,
+the others are as CoOp's paper states them) and from TFDS's catalogue. SUN397's
+are the lengths of TFDS's lists, minus one image that the code of TFDS skips.
 
-The digests are `split_digest` of the five split files that were counted;
-docs/datasets.md has the command.
+Each digest is the `split_digest` of a split file; it is known for the five
+files that were counted. docs/datasets.md has the command that computes it.
 """
 
 import dataclasses
@@ -40,13 +40,14 @@ COOP = "split_zhou_{} (links: DATASETS.md of KaiyangZhou/CoOp)"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """What is known of a data set before it is read.
+  """What is known about a data set before it is read.
 
   Attributes:
-    title: its name in prose.
+    title: the data set's name in prose.
     template: the zero-shot prompt, with `{}` for the class name.
     layout: the layout of its files, if `dataset.root` is given.
-    get: which files to download, and where they go below the root, DIR.
+    get: which files to download, and where to put them below DIR, the data
+      root.
     terms: the license or terms of use, as its authors state them.
     papers: the numbers of images in (train, val, test) of the papers' split;
       None if no such split is published.
@@ -55,8 +56,9 @@ class Entry:
     tfds: `name/config:version` in TFDS; empty if TFDS does not have it.
     splits: (our split, TFDS's split, number of images) of that version; images
       of dropped labels are not counted.
-    file: a format string that makes an image's id from TFDS's features, `label`
-      and `split`. If CoOp has a split file, the id is the path in it.
+    file: a format string that makes an image's id from the features of its TFDS
+      record, its label's name as `label` and our split as `split`. If CoOp has
+      a split file, the id is the path in that file.
     manual: the files that TFDS cannot download, and where it looks for them.
     dropped: labels whose images are left out.
   """
@@ -287,21 +289,21 @@ def find(name: str) -> Entry:
 
 @functools.cache
 def class_table(name: str) -> dict[str, str]:
-  """Returns the class names for prompts by label, in the order of the classes.
+  """Returns each label's class name for prompts, in the order of the classes.
 
-  A label is spelled as in TFDS or as a folder's name. Two spellings of a label
-  have the same class name.
+  A label is spelled as in TFDS or as the name of its folder. If these differ,
+  both spellings are keys with the same class name.
   """
   return json.loads((CLASSES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def classes(name: str) -> tuple[str, ...]:
-  """Returns the class names of a data set, in order."""
+  """Returns the class names of a data set, in the order of their numbers."""
   return tuple(dict.fromkeys(class_table(name).values()))
 
 
 def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
-  """Returns the class name of each label, without the dropped labels.
+  """Returns a dict from each label that is not dropped to its class name.
 
   Raises:
     InputError: some labels are not in the data set's table; the message lists
@@ -313,14 +315,17 @@ def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
     raise InputError(
       f"{len(unknown)} label(s) are no class of {name}: "
       f"{', '.join(map(repr, unknown[:5]))}; its labels are "
-      f"{', '.join(list(table)[:3])}, ...: give the data set itself, or for "
-      "one of your own set dataset.name to the empty string"
+      f"{', '.join(list(table)[:3])}, ...: use the files of that data set, or "
+      "set dataset.name to the empty string to use a data set of your own"
     )
   return {label: table[label] for label in kept}
 
 
 def papers(name: str) -> dict[str, int]:
-  """Returns the papers' number of images by split; empty if not published."""
+  """Returns the numbers of images in the papers' splits, by split.
+
+  The dict is empty if no such splits are published.
+  """
   counts = find(name).papers
   return dict(zip(("train", "val", "test"), counts or (), strict=bool(counts)))
 
@@ -345,10 +350,15 @@ def split_digest(rows: Rows) -> str:
 
 
 def origin(name: str, source: str, rows: Rows) -> str:
-  """`source`, and whether results are comparable to the papers.
+  """Says where splits come from and whether they are those of the papers.
 
-  They are if images and labels are those of the papers' split; that as many
-  images are in each split is not enough.
+  Results are comparable to the papers if the images and labels of every split
+  are the same. It is not enough that each split has the same number of images.
+
+  Args:
+    name: the data set's key in the catalogue.
+    source: the first words of the text, such as the name of a split file.
+    rows: (id or path, label, ...) of each image, by split.
   """
   counts = {split: len(listed) for split, listed in rows.items()}
   if not counts or counts != papers(name):
@@ -382,5 +392,6 @@ def check_counts(what: str, got: dict[str, int], known: dict[str, int]) -> None:
   if wrong:
     raise InputError(
       f"{what} does not have the known number of images: {', '.join(wrong)}; "
-      "get it whole, or set dataset.check_counts=False to use what is there"
+      "get all of its images, or set dataset.check_counts=False to use those "
+      "that are there"
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cpeal_jax.errors import InputError, nearest
 
-# Between "annual" and "Crop", and between "CT" and "Scan" in "CTScan".
+# The places between two words: before "Crop" in "AnnualCrop", and before "Scan"
+# in "CTScan".
 WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -33,18 +34,18 @@ def display_names(labels: Iterable[str], *, source: str = "") -> dict[str, str]:
 
   Args:
     labels: the labels, spelled as the folders are.
-    source: path of a file with display names, see `read_class_names`. Labels
-      that it does not name, or all if it is empty, are turned into phrases by
-      `display_name`.
+    source: the path of a file with display names, see `read_class_names`, or
+      the empty string. Labels that the file does not name are turned into
+      phrases by `display_name`.
 
   Raises:
     InputError: two labels have the same phrase, or the file cannot be used or
       names a label that does not exist.
   """
   labels = list(labels)
-  given = read_class_names(source) if source else {}
-  names = {label: given.get(label, display_name(label)) for label in labels}
-  if unknown := [label for label in given if label not in names]:
+  from_file = read_class_names(source) if source else {}
+  names = {label: from_file.get(label, display_name(label)) for label in labels}
+  if unknown := [label for label in from_file if label not in names]:
     raise InputError(
       f"{source} names {unknown[0]!r}, which is no class here."
       f"{nearest(unknown[0], labels)} Its lines are LABEL,NAME for these "
@@ -64,9 +65,9 @@ def display_names(labels: Iterable[str], *, source: str = "") -> dict[str, str]:
 def read_class_names(path: Path | str) -> dict[str, str]:
   """Reads display names by label, from `label,name` lines or from JSON.
 
-  A text file has one class a line, either `label,name` or a name that is the
-  label as well. JSON is an object from labels to names, or a list of names.
-  A byte order mark and Windows line ends are accepted.
+  A text file has one class per line: either `label,name`, or only a name, which
+  is then the label as well. JSON is an object from labels to names, or a list
+  of names. A byte order mark and Windows line ends are accepted.
 
   Raises:
     InputError: the file cannot be read, is malformed, empty, or names a label
@@ -74,7 +75,9 @@ def read_class_names(path: Path | str) -> dict[str, str]:
   """
   path = Path(path)
   if os.path.exists(path) and not os.path.isfile(path):
-    raise InputError(f"dataset.class_names={path} is no file; give a text file")
+    raise InputError(
+      f"dataset.class_names={path} is not a file; give a text file"
+    )
   try:
     text = path.read_bytes().decode("utf-8-sig")
   except OSError as error:
@@ -107,22 +110,21 @@ def read_class_names(path: Path | str) -> dict[str, str]:
 def _from_lines(path: Path, text: str) -> list[tuple[str, str, str]]:
   """The (place, label, name) of each line."""
   rows = []
-  lines = io.StringIO(text)
+  reader = csv.reader(io.StringIO(text), skipinitialspace=True)
   try:
-    for number, cells in enumerate(
-      csv.reader(lines, skipinitialspace=True), start=1
-    ):
+    for number, cells in enumerate(reader):
       cells = [cell.strip() for cell in cells]
-      if not any(cells) or cells == ["label", "name"]:
+      is_header = number == 0 and cells == ["label", "name"]
+      if not any(cells) or is_header:
         continue
       if len(cells) > 2:
         raise InputError(
-          f"{path}, line {number} has {len(cells)} columns; write LABEL,NAME, "
-          'with "quotes" around a name that contains a comma.'
+          f"{path}, line {reader.line_num} has {len(cells)} columns; write "
+          'LABEL,NAME, with "quotes" around a name that contains a comma.'
         )
-      rows.append((f"line {number}", cells[0], cells[-1]))
+      rows.append((f"line {reader.line_num}", cells[0], cells[-1]))
   except csv.Error as error:
-    raise InputError(f"{path} is no table: {error}.") from error
+    raise InputError(f"{path} is not a CSV table: {error}.") from error
   return rows
 
 
@@ -134,7 +136,7 @@ def _from_json(path: Path, text: str) -> list[tuple[str, str, str]]:
     raise InputError(f"{path} is not JSON: {error}.") from error
   if isinstance(content, list):
     different = len({str(name) for name in content}) == len(content)
-    content = {str(x): x for x in content} if different else None
+    content = {str(name): name for name in content} if different else None
   if not isinstance(content, Mapping) or not all(
     isinstance(name, str) for name in content.values()
   ):

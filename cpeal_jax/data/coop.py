@@ -9,6 +9,7 @@ from cpeal_jax.data.reading import read_json, shown
 from cpeal_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
+# The (path, label, class name) rows of each split.
 Entries = dict[str, list[tuple[str, int, str]]]
 
 
@@ -23,18 +24,18 @@ def load_coop(
   """Reads a data set in CoOp's layout.
 
   The split file is `{"train": [[path, label, class name], ...], "val": ...,
-  "test": ...}` with paths relative to the image folder. Paths may have
-  backslashes, or the other normal form of Unicode. The classes are in the order
-  of their labels.
+  "test": ...}` with paths relative to the image folder. Paths may be written
+  with backslashes, or in another normal form of Unicode than the names of the
+  files. The classes are in the order of their labels.
 
   Args:
     root: the data root, such as `eurosat/`; ids are relative to it.
-    split_file: the split file's path from `root`; by default the only
-      `split_zhou_*.json` in it.
-    image_dir: the image folder's path from `root`; by default the folder, or
-      `root` itself, that holds the files that the split file names.
-    name: the data set's name; by default the root's.
-    progress: called with the number of further files that were hashed.
+    split_file: the split file's path relative to `root`; by default the only
+      `split_zhou_*.json` in `root`.
+    image_dir: the image folder's path relative to `root`; by default the folder
+      in `root`, or `root` itself, that holds the files of the split file.
+    name: the data set's name; by default the name of the root folder.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
     InputError: the root or a file is missing, or the split file contradicts
@@ -51,9 +52,9 @@ def load_coop(
   folder = _image_dir(root, image_dir, entries)
   paths = [path for listed in entries.values() for path, _, _ in listed]
   located = iter(files.locate(root / folder, paths, source))
-  before = (folder / "x").as_posix()[:-1]  # "" for the root itself
+  prefix = (folder / "x").as_posix()[:-1]  # "" for the root itself
   rows = {
-    split: [(before + next(located), label) for _, label, _ in listed]
+    split: [(prefix + next(located), label) for _, label, _ in listed]
     for split, listed in entries.items()
   }
   return files.from_files(
@@ -76,26 +77,29 @@ def read_split(source: Path) -> tuple[tuple[str, ...], Entries]:
   return _classes(entries, source), entries
 
 
-def _split_file(root: Path, given: Path | str | None) -> Path:
-  """The path of the split file: the given one, or the only one in the root."""
-  if given is not None:
-    if not os.path.exists(root / given):
-      raise InputError(f"split file {root / given} does not exist")
-    return root / given
-  found = sorted(root.glob("split_zhou_*.json"))
-  if len(found) == 1:
-    return found[0]
-  if not found:
+def _split_file(root: Path, name: Path | str | None) -> Path:
+  """The split file `name` in the root; for None, the only one in the root."""
+  if name is not None:
+    if not os.path.exists(root / name):
+      raise InputError(f"split file {root / name} does not exist")
+    return root / name
+  candidates = sorted(root.glob("split_zhou_*.json"))
+  if len(candidates) == 1:
+    return candidates[0]
+  if not candidates:
     raise InputError(
       f"no split_zhou_*.json in {root}; download CoOp's split file and put it"
-      " there, or name the split file"
+      " there, or give its path with dataset.split_file"
     )
-  names = ", ".join(path.name for path in found)
-  raise InputError(f"{root} has several split files ({names}); name one")
+  names = ", ".join(path.name for path in candidates)
+  raise InputError(
+    f"{root} has several split files ({names}); choose one with"
+    " dataset.split_file"
+  )
 
 
 def _entries(source: Path) -> Entries:
-  """Each split's rows, after every row was checked."""
+  """The rows of each split, all of which have been checked."""
   content = read_json(source, "the split file")
   if not isinstance(content, dict) or not all(
     isinstance(content.get(split), list) for split in SPLITS
@@ -106,7 +110,7 @@ def _entries(source: Path) -> Entries:
     entries[split] = []
     for entry in content[split]:
       match entry:
-        # True is an int for Python, and no label.
+        # True is an int for Python, but not a label.
         case [str(path), int(label), str(class_name)] if (
           type(label) is not bool
         ):
@@ -132,7 +136,7 @@ def _entries(source: Path) -> Entries:
 
 
 def _leads_outside(path: str) -> bool:
-  """Whether a path is absolute or climbs, on this system or on Windows."""
+  """Whether a path is absolute or has "..", on this system or on Windows."""
   if "\\" in path:
     if PureWindowsPath(path).anchor:
       return True
@@ -141,16 +145,17 @@ def _leads_outside(path: str) -> bool:
 
 
 def _classes(entries: Entries, source: Path) -> tuple[str, ...]:
-  """The class names in the order of their labels, which have no gaps."""
+  """The class names in the order of their labels; refuses gaps in these."""
   names = collections.defaultdict(set)
   for _, label, class_name in (
     e for listed in entries.values() for e in listed
   ):
     names[label].add(class_name)
-  for label, given in names.items():
-    if len(given) > 1:
+  for label, different in names.items():
+    if len(different) > 1:
       raise InputError(
-        f"{source}: label {label} has several names ({sorted(given)}); use one"
+        f"{source}: label {label} has several names ({sorted(different)}); use"
+        " one"
       )
   labels = sorted(names)
   if labels != list(range(len(labels))):
@@ -164,30 +169,33 @@ def _classes(entries: Entries, source: Path) -> tuple[str, ...]:
 
 def _image_dir(
   root: Path,
-  given: str | None,
+  name: str | None,
   entries: Entries,
 ) -> PurePosixPath:
-  """The folder that the split's paths start from, relative to the root."""
-  if given is not None:
-    if not os.path.isdir(root / given):
-      raise InputError(f"image folder {root / given} does not exist")
-    return PurePosixPath(given)
-  beside = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-  folders = [".", *sorted(f for f in beside if not f.startswith("."))]
+  """The folder that the split's paths start from, relative to the root.
+
+  If `name` is None, it is the folder in which the first files are found.
+  """
+  if name is not None:
+    if not os.path.isdir(root / name):
+      raise InputError(f"image folder {root / name} does not exist")
+    return PurePosixPath(name)
+  subfolders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+  folders = [".", *sorted(f for f in subfolders if not f.startswith("."))]
   paths = [path for listed in entries.values() for path, _, _ in listed]
-  # Several paths are looked for, since the first file may be missing, which
-  # must be reported as such.
+  # Several paths are looked for, since a few files may be missing. The folder
+  # is still found then, and `files.locate` reports which files are missing.
   for path in paths[:20]:
-    found = [
+    holders = [
       folder
       for folder in folders
       if any(os.path.isfile(root / folder / p) for p in files.spellings(path))
     ]
-    if len(found) > 1:
+    if len(holders) > 1:
       raise InputError(
-        f"{path!r} is in several folders of {root} ({', '.join(found)}); name"
-        " the image folder"
+        f"{path!r} is in several folders of {root} ({', '.join(holders)});"
+        " choose one with dataset.image_dir"
       )
-    if found:
-      return PurePosixPath(found[0])
+    if holders:
+      return PurePosixPath(holders[0])
   return PurePosixPath(".")

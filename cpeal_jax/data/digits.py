@@ -24,12 +24,12 @@ CLASSES = (
 
 
 def load_digits(*, seed: int = 0) -> pools.Dataset:
-  """Returns the 1,797 gray images of 8 x 8 pixels as a data set.
+  """Returns scikit-learn's 1,797 gray images of 8 x 8 pixels as a data set.
 
   They are split 50/20/30 into train, val and test within each class, by a hash
   of (seed, id). Pixel values 0 to 16 are scaled to 0 to 255. Ids are
-  `digit-0000.png` and so on in scikit-learn's order, and `read` returns the
-  bytes of a PNG file.
+  `digit-0000.png` and so on in scikit-learn's order, and the `read` function of
+  a split returns the bytes of a PNG file.
   """
   from sklearn import datasets  # The import takes a second.
 

@@ -7,14 +7,14 @@ from cpeal_jax.data.pools import Dataset, Split
 from cpeal_jax.errors import InputError
 
 # What happens if an image of the pool is also in the validation or test split:
-# `refuse` ends the run, and `allow` says so and goes on.
+# `refuse` ends the run; `allow` reports the images and lets the run go on.
 POLICIES = ("refuse", "allow")
-# How many pairs of ids a line names.
+# How many pairs of ids a line names at most.
 NAMED = 3
 
 
 def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
-  """Looks for images with the same bytes: in two splits, two classes, or twice.
+  """Looks for images with the same bytes, across splits and classes.
 
   A test image that is also in the pool may be bought and trained on, so the
   test accuracy would be measured on training data. The same holds for the
@@ -25,7 +25,9 @@ def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
     policy: one of `POLICIES`.
 
   Returns:
-    A line for each kind of duplicate that was found.
+    A line for each kind of duplicate that was found: images of the pool that
+    are also in the test or the validation split, equal images of different
+    classes, and images that are in the pool several times.
 
   Raises:
     InputError: the policy is `refuse`, and an image of the pool is also in
@@ -73,8 +75,8 @@ def _contradictions(splits: Iterable[Split]) -> list[str]:
     for digest, id_, label in rows:
       if label < 0:
         continue
-      other, known = seen.setdefault(digest, (id_, label))
-      if known != label:
+      other, other_label = seen.setdefault(digest, (id_, label))
+      if other_label != label:
         names.append(f"{other} = {id_}")
   if not names:
     return []
@@ -85,7 +87,7 @@ def _contradictions(splits: Iterable[Split]) -> list[str]:
 
 
 def _by_digest(split: Split) -> dict[str, list[int]]:
-  """The row numbers of the images that have each digest."""
+  """The row numbers of the images with a digest, for each digest."""
   rows = collections.defaultdict(list)
   for i, digest in enumerate(split.sha256):
     rows[digest].append(i)
@@ -93,7 +95,7 @@ def _by_digest(split: Split) -> dict[str, list[int]]:
 
 
 def _pair(ids: Sequence[str], rows: Sequence[int]) -> str:
-  """The ids of the first two of the rows."""
+  """The ids of the first two rows, as `ID = ID`."""
   return f"{ids[rows[0]]} = {ids[rows[1]]}"
 
 

@@ -1,4 +1,4 @@
-"""Makes a data set of files below one root, after checks that layouts share."""
+"""Makes a data set out of image files; has checks that several layouts use."""
 
 import collections
 import functools
@@ -20,15 +20,16 @@ def from_files(
   progress: pools.Progress = None,
   notes: Sequence[str] = (),
 ) -> pools.Dataset:
-  """Returns the data set of files below `root`.
+  """Checks a list of image files and returns the data set of them.
 
   Args:
     name: the data set's name.
     classes: class names by label.
-    root: the folder that ids are relative to.
-    rows: (id, label) of each image, by split.
-    progress: called with the number of further files that were hashed.
-    notes: what the layout has to say, see `pools.Dataset`.
+    root: the data root.
+    rows: (id, label) of each image, by split. The id is the file's path
+      relative to `root`.
+    progress: called with the number of files hashed since the last call.
+    notes: the data set's notes, see `pools.Dataset`.
 
   Raises:
     InputError: there are fewer than two classes, a class name is empty or used
@@ -65,11 +66,12 @@ def from_files(
 
 
 def spellings(path: str) -> tuple[str, ...]:
-  """Returns the ways to spell a path that another system may have written.
+  """Returns the names that a file may have here if a list calls it `path`.
 
-  The first is the path as it is. The others have slashes for backslashes, or
-  are in one of the two normal forms of Unicode, since macOS stores an accented
-  letter as two characters.
+  The list may have been written on another system. The first name is the path
+  itself. The others have slashes in place of backslashes, or are in one of the
+  two normal forms of Unicode, since macOS may store an accented letter as two
+  characters.
   """
   if path.isascii() and "\\" not in path:
     return (path,)
@@ -83,7 +85,15 @@ def spellings(path: str) -> tuple[str, ...]:
 
 
 def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
-  """Returns the paths that `source` names as they are spelled in `folder`.
+  """Finds the files that a list names, and returns their real paths.
+
+  Args:
+    folder: the folder that the paths are relative to.
+    paths: the paths as the list spells them.
+    source: the file with the list, for messages.
+
+  Returns:
+    The paths, relative to `folder`, as the file system spells them.
 
   Raises:
     InputError: some files are missing, or are not regular files.
@@ -112,12 +122,12 @@ def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
 
 
 def check_present(folder: Path, paths: Sequence[str], source: Path) -> None:
-  """Raises InputError unless each path that `source` names is in `folder`."""
+  """Raises InputError if a path that `source` names is not in `folder`."""
   locate(folder, paths, source)
 
 
 def check_classes(classes: Sequence[str]) -> None:
-  """Raises InputError unless there are two or more distinct, real names."""
+  """Raises InputError unless there are at least two different, valid names."""
   if len(classes) < 2:
     raise InputError(
       f"got {len(classes)} class(es) {list(classes)}; there must be at least 2"
@@ -138,7 +148,7 @@ def _is_utf8(text: str) -> bool:
   """Whether the text can be written as UTF-8."""
   try:
     text.encode()
-  except UnicodeEncodeError:  # Python reads an invalid byte as a surrogate.
+  except UnicodeEncodeError:  # Python turned an invalid byte into a surrogate.
     return False
   return True
 

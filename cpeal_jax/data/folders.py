@@ -1,4 +1,4 @@
-"""Class folders: `root/<class>/<image>` or `root/<split>/<class>/<image>`."""
+"""Reads `root/<class>/<image>` or `root/<split>/<class>/<image>`."""
 
 import os
 import re
@@ -8,9 +8,10 @@ from pathlib import Path
 from cpeal_jax.data import files, pools, scan
 from cpeal_jax.errors import InputError
 
+# From the names of folders to class names, see `load_folders`.
 ClassNames = Callable[[Iterable[str]], dict[str, str]]
-# What split folders are called, in any case: the names that the documentation
-# of Hugging Face's `imagefolder` lists.
+# The names of split folders, in lower or upper case. They are those that the
+# documentation of Hugging Face's `imagefolder` lists.
 SPLITS = {
   "train": ("train", "training"),
   "val": ("val", "valid", "validation", "dev"),
@@ -27,26 +28,28 @@ def load_folders(
   seed: int = 0,
   progress: pools.Progress = None,
 ) -> pools.Dataset:
-  """Reads class folders; classes are the folders' names, sorted.
+  """Reads class folders; the classes are the folders' names, sorted.
 
-  If a folder of `SPLITS` holds folders, the layout is
+  If a folder with a name in `SPLITS` itself holds folders, the layout is
   `root/<split>/<class>/...`, otherwise `root/<class>/...`. Splits without a
   folder are cut out of the training images, class by class: 50/20/30 into
-  train/val/test, 80/20 where only val is missing, 70/30 where only test is.
-  Links to folders are followed. What is no image is passed over, and the data
-  set's notes say so.
+  train, val and test, 80/20 if only val is missing, 70/30 if only test is
+  missing. Links to folders are followed. Files that are not images are passed
+  over, and the data set's notes say so.
 
   Args:
     root: the data root; ids are relative to it.
-    name: the data set's name; by default the root's.
-    class_names: maps the folders' names to those that are kept, each with its
-      class name, in the classes' order; by default all, as they are.
-    seed: seed of the cut, which is by a hash of (seed, id).
-    progress: called with the number of further files that were hashed.
+    name: the data set's name; by default the name of the root folder.
+    class_names: a function from the names of all class folders to a dict. The
+      dict has the class name of each folder that is kept, in the order of the
+      classes. By default all folders are kept, and their names are the class
+      names.
+    seed: the seed of the cut, which is by a hash of (seed, id).
+    progress: called with the number of files hashed since the last call.
 
   Raises:
-    InputError: no such layout, two folders for a split, an empty class, or a
-      folder that may not be read.
+    InputError: there are no class folders, there are two folders for a split, a
+      class has no image, or a folder may not be read.
   """
   root = Path(root)
   if not os.path.isdir(root):
@@ -97,21 +100,21 @@ def load_folders(
 
 
 def _split_folders(root: Path) -> tuple[dict[str, Path], scan.Found]:
-  """Each split's folder, and what else is in the root.
+  """The folder of each split, and what else is in the root.
 
-  The root itself is the folder of `train` where there are no split folders.
+  If there are no split folders, the root itself is the folder of `train`.
   """
   folders = {}
-  # A class may be called "train": only folders of folders are splits.
+  # A class may be called "train", so only folders that hold folders are splits.
   nested = [name for name in scan.subfolders(root) if _is_nested(root / name)]
   for split, names in SPLITS.items():
-    there = [name for name in nested if name.lower() in names]
-    there.sort(key=lambda name: names.index(name.lower()))
-    if len(there) > 1:
-      both = " and ".join(there)
+    matching = [name for name in nested if name.lower() in names]
+    matching.sort(key=lambda name: names.index(name.lower()))
+    if len(matching) > 1:
+      both = " and ".join(matching)
       raise InputError(f"{root} has both {both}; keep one of them")
-    if there:
-      folders[split] = root / there[0]
+    if matching:
+      folders[split] = root / matching[0]
   if not folders:
     return {"train": root}, scan.Found()
   if "train" not in folders:
@@ -130,7 +133,7 @@ def _is_nested(folder: Path) -> bool:
 
 
 def _refuse_misplaced_splits(root: Path, labels: list[str]) -> None:
-  """Refuses splits that would be read as classes, or as parts of classes."""
+  """Refuses split folders that would be read as classes or inside classes."""
   if SPLIT_NAMES.issuperset(label.lower() for label in labels):
     raise InputError(
       f"{root} has no class folders: {', '.join(labels)} are the names of "
@@ -146,7 +149,7 @@ def _refuse_misplaced_splits(root: Path, labels: list[str]) -> None:
   if len(named) > 1:
     raise InputError(
       f"the folders {' and '.join(named[:3])} of {root} hold folders and are "
-      "called as splits are; rename them train, val and test, or else put the "
+      "named like splits; rename them train, val and test, or else put the "
       "images of a class directly in its folder"
     )
   splits = [

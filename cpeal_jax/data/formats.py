@@ -1,9 +1,10 @@
-"""Picture formats: which suffixes are read, and pictures of more than 8 bits.
+"""Says which picture formats are read; scales deep pictures to 8 bits.
 
-Pillow clips gray values above 255 to white. Here 16-bit gray is scaled to 8
-bits, and a picture whose black and white are not defined by its file (32-bit
-integers, floats) is refused unless its range of values is given. Pillow itself
-scales 16-bit color, by taking the high byte of each channel.
+When Pillow converts a gray picture of more than 8 bits, it clips values above
+255 to white. Here 16-bit gray is scaled to 8 bits instead, and a picture whose
+file does not say which values are black and white (32-bit integers, floats) is
+refused unless its range of values is given. 16-bit color is left to Pillow,
+which takes the high byte of each channel.
 """
 
 import functools
@@ -16,8 +17,8 @@ from PIL import Image, TiffImagePlugin
 
 from cpeal_jax.errors import InputError
 
-# Formats that Pillow lists but that are no pictures of pixels, that it can only
-# identify, or that need a program of their own to be drawn.
+# Formats that Pillow lists but that are not read: they do not hold pixels, or
+# Pillow can only identify them, or it needs another program to draw them.
 NO_PHOTOS = (
   "BUFR",
   "EPS",
@@ -30,12 +31,14 @@ NO_PHOTOS = (
   "WMF",
 )
 SIXTEEN_BIT = "16-bit"
-# What needs a range of values before it is a picture.
+SIXTEEN_BIT_COLOR = "16-bit color"  # or gray with transparency
+# Kinds of pictures that can only be read if their range of values is given.
 UNDEFINED = ("32-bit integer", "floating-point", "signed 16-bit")
-# How files start whose pictures never have more than 8 bits a channel.
+# The first bytes of formats that never have more than 8 bits per channel.
 _EIGHT_BIT_STARTS = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_DEPTH_AT = 24  # in the header chunk, which is always the first
+# Positions of the bit depth and the color type in the file.
+_PNG_DEPTH_AT, _PNG_COLOR_AT = 24, 25
 _UNREAD_STARTS = {
   b"#?RADIANCE": "Radiance HDR",
   b"#?RGBE": "Radiance HDR",
@@ -46,9 +49,10 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
 _WHITE_IS_ZERO = 0
 _FLOAT_SAMPLES = 3
-# Bands that Pillow reads: gray or RGB or CMYK, with or without transparency.
+# The most bands that Pillow reads: CMYK, or RGB with transparency.
 _MOST_BANDS = 4
 
+# (black, white): the gray values that become 0 and 255. None if not given.
 Range = tuple[float, float] | None
 
 
@@ -87,13 +91,16 @@ def form_of(data: bytes) -> str:
 
   Returns:
     The empty string for 8-bit pictures and for what is no picture;
-    `SIXTEEN_BIT`; one of `UNDEFINED`; or words for what is never read.
+    `SIXTEEN_BIT` or `SIXTEEN_BIT_COLOR`; one of `UNDEFINED`; or the name of a
+    kind that is never read.
   """
   if data.startswith(_EIGHT_BIT_STARTS):
     return ""
   if data.startswith(_PNG_START):
-    depth = data[_PNG_DEPTH_AT : _PNG_DEPTH_AT + 1]
-    return SIXTEEN_BIT if depth == b"\x10" else ""
+    if data[_PNG_DEPTH_AT : _PNG_DEPTH_AT + 1] != b"\x10":
+      return ""
+    is_gray = data[_PNG_COLOR_AT : _PNG_COLOR_AT + 1] == b"\0"
+    return SIXTEEN_BIT if is_gray else SIXTEEN_BIT_COLOR
   for start, name in _UNREAD_STARTS.items():
     if data.startswith(start):
       return name
@@ -105,7 +112,7 @@ def form_of(data: bytes) -> str:
 
 
 def form(image: Image.Image) -> str:
-  """What `form_of` says, of a picture that Pillow has opened."""
+  """Says the same as `form_of`, about a picture that Pillow has opened."""
   tags = getattr(image, "tag_v2", {})
   samples = tags.get(_SAMPLES, 1)
   if samples > _MOST_BANDS:
@@ -117,23 +124,24 @@ def form(image: Image.Image) -> str:
   if image.mode.startswith("I;16"):
     return SIXTEEN_BIT
   if image.mode == "I":
-    # Older versions of Pillow open 16-bit PNG so, and all versions 16-bit PGM.
+    # All versions of Pillow open a 16-bit PGM in this mode, and older versions
+    # a 16-bit PNG.
     if image.format in ("PNG", "PPM"):
       return SIXTEEN_BIT
     bits = max(tags.get(_BITS, (32,)))
     return "signed 16-bit" if bits <= 16 else "32-bit integer"
   deep = max(tags.get(_BITS, (8,))) > 8
-  return SIXTEEN_BIT if deep else ""
+  return SIXTEEN_BIT_COLOR if deep else ""
 
 
 def to_eight_bits(image: Image.Image, value_range: Range = None) -> Image.Image:
-  """Returns a gray picture of more than 8 bits as one of 8; others unchanged.
+  """Scales a gray picture of more than 8 bits to 8; returns others unchanged.
 
   Args:
     image: a picture of any mode.
     value_range: (black, white), the values that become 0 and 255; values
-      outside are clipped. None takes the full range of 16 bits (of 12 in a
-      12-bit TIFF), so that 16-bit values are divided by 257.
+      outside are clipped. None stands for 0 to 65535 (0 to 4095 in a 12-bit
+      TIFF), so that 16-bit values are divided by 257.
 
   Raises:
     UndefinedRange: the picture needs a range and there is none, or it is of
@@ -153,10 +161,10 @@ def to_eight_bits(image: Image.Image, value_range: Range = None) -> Image.Image:
   transparent = image.info.get("transparency")
   if isinstance(transparent, int):
     values[values == transparent] = high  # Transparency is put over white.
-  share = np.clip((values - low) / (high - low), 0, 1)
+  brightness = np.clip((values - low) / (high - low), 0, 1)
   if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-    share = 1 - share
-  return Image.fromarray(np.round(255 * share).astype(np.uint8))
+    brightness = 1 - brightness
+  return Image.fromarray(np.round(255 * brightness).astype(np.uint8))
 
 
 def refuse_form(
@@ -165,15 +173,17 @@ def refuse_form(
   """Refuses a picture whose pixels cannot be shown in 8 bits.
 
   Args:
-    what: what `form_of` said.
+    what: what `form_of` said about the picture.
     value_range: (black, white), or None.
     name: the picture's id or path, for the message.
-    more: what follows the name, such as " (and 3 more)".
+    more: text that follows the name in the message, such as " (and 3 more)".
 
   Raises:
-    UndefinedRange: naming what the picture is and what to do.
+    UndefinedRange: its message says what the picture is and what to do.
   """
-  if what in ("", SIXTEEN_BIT) or (what in UNDEFINED and value_range):
+  if what in ("", SIXTEEN_BIT, SIXTEEN_BIT_COLOR):
+    return
+  if what in UNDEFINED and value_range:
     return
   subject = f"image {name!r}{more}" if name else "the picture"
   if what in UNDEFINED:
@@ -188,7 +198,7 @@ def refuse_form(
 
 
 def _unread_tiff(data: bytes) -> str:
-  """Words for a TIFF that Pillow cannot open; empty if it is no TIFF."""
+  """Describes a TIFF that Pillow cannot open; empty if it is not a TIFF."""
   if not data.startswith(_TIFF_STARTS):
     return ""
   try:
@@ -200,5 +210,5 @@ def _unread_tiff(data: bytes) -> str:
     kinds = tags.get(_SAMPLE_FORMAT, (1,))
     number = " floating-point" if _FLOAT_SAMPLES in kinds else ""
     return f"a TIFF of {int(tags.get(_SAMPLES, 1))} x {bits}-bit{number}"
-  except Exception:  # A damaged header; decoding it says that it is corrupt.
+  except Exception:  # The header is damaged, so decoding calls it corrupt.
     return ""

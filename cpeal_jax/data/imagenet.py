@@ -17,32 +17,32 @@ def load_imagenet(
   The validation split is a fifth of each class's training images, chosen by a
   hash of (seed, id). CoOp uses ImageNet's validation images both as val and as
   test; here no image is in two splits. The classes are the synsets that have a
-  folder, in order.
+  folder, in alphabetical order.
 
-  Class names are the catalogue's, unless `classnames.txt`, with `SYNSET name`
-  on each line, has another name for a synset. A name that the file gives to two
-  synsets is ignored; CoOp's own file has two such names.
+  Class names are the catalogue's, unless the file `classnames.txt` in the root,
+  with `SYNSET name` on each line, has another name for a synset. A name that
+  the file gives to two synsets is ignored; CoOp's file has two such names.
 
   Args:
     root: the folder that holds `images/`.
-    seed: the seed of the cut.
-    progress: called with the number of further files that were hashed.
+    seed: the seed of the hash.
+    progress: called with the number of files hashed since the last call.
 
   Raises:
-    InputError: there are no such folders, or a folder is not a synset of
-      ImageNet.
+    InputError: `images/train` or `images/val` has no class folder, or the name
+      of such a folder is not a synset of ImageNet.
   """
   root = Path(root)
   found = {}
   for split, folder in (("train", "train"), ("test", "val")):
-    where = root / "images" / folder
+    images = root / "images" / folder
     found[split] = {
-      synset: scan.scan(root, where / synset)
-      for synset in scan.subfolders(where)
+      synset: scan.scan(root, images / synset)
+      for synset in scan.subfolders(images)
     }
     if not found[split]:
       raise InputError(
-        f"no class folder in {where}; {catalogue.find('imagenet').get}"
+        f"no class folder in {images}; {catalogue.find('imagenet').get}"
       )
   synsets = sorted({synset for listed in found.values() for synset in listed})
   names = catalogue.class_names("imagenet", synsets)
@@ -62,12 +62,14 @@ def load_imagenet(
     root,
     pools.cut_missing_splits(rows, seed=seed),
     progress=progress,
-    notes=scan.notes(each for x in found.values() for each in x.values()),
+    notes=scan.notes(
+      each for listed in found.values() for each in listed.values()
+    ),
   )
 
 
 def _names_from_file(root: Path, synsets: list[str]) -> dict[str, str]:
-  """The unambiguous class names in `classnames.txt`, by synset."""
+  """The class names in `classnames.txt` that are unique, by synset."""
   source = root / "classnames.txt"
   if not os.path.exists(source):
     return {}

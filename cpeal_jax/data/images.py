@@ -14,30 +14,32 @@ from cpeal_jax.data import formats
 from cpeal_jax.data.reading import Fields, read_object, shown
 from cpeal_jax.errors import InputError, reason
 
-# The longest side of an image that a tower could be made for, and the largest
-# number among its settings.
+# The largest side, in pixels, and the largest other number that are accepted in
+# a `preprocessor_config.json`. No image tower comes near them.
 MAX_SIDE = 16_384
 MAX_SETTING = 1e6
-# Pillow refuses to open larger images. The limit also holds here for what a
-# long, thin image would be resized to.
+# Pillow refuses to open larger images. Here the limit also holds for the size
+# that a long, thin image would be resized to.
 MAX_PIXELS = 178_956_970
 
 
 class CorruptImage(InputError):
-  """The bytes are not an image, or one that is truncated or too large."""
+  """The bytes are not an image, or the image is truncated or too large."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-  """What a checkpoint's image tower was trained to see.
+  """How to resize, crop and normalize images for a checkpoint's image tower.
 
   Attributes:
-    size: side of the square it sees, in pixels.
-    resize: short side before the center crop, at least `size`.
-    stretch: resize both sides to `resize`, giving up the aspect ratio.
-    resample: Pillow's filter; 3 is bicubic.
-    mean: per channel, of values in [0, 1].
-    std: per channel, of values in [0, 1].
+    size: side of the square that the tower sees, in pixels.
+    resize: length that the short side is resized to before the center crop, in
+      pixels; at least `size`.
+    stretch: whether both sides are resized to `resize` instead, which changes
+      the aspect ratio.
+    resample: number of Pillow's resampling filter; 3 is bicubic.
+    mean: mean of each channel, for values in [0, 1].
+    std: standard deviation of each channel, for values in [0, 1].
   """
 
   size: int = 224
@@ -56,19 +58,19 @@ class ImageSpec:
 
 
 def decode(data: bytes, *, value_range: formats.Range = None) -> Image.Image:
-  """Returns the first frame in RGB, transparency over white.
+  """Returns an image's first frame in RGB, with transparency put over white.
 
-  EXIF rotation is ignored. That is what CLIP's processor in transformers 5
-  does with a Pillow image, except for gray pictures of more than 8 bits: see
-  `formats`.
+  EXIF rotation is ignored. The result is that of CLIP's processor in
+  transformers 5, except for gray pictures of more than 8 bits: see `formats`.
 
   Args:
     data: the bytes of an image file.
     value_range: (black, white) of gray pictures of more than 8 bits.
 
   Raises:
-    CorruptImage: not an image, truncated, or too large to be meant.
-    UndefinedRange: a picture without a defined black and white.
+    CorruptImage: the bytes are not an image, or the image is truncated or
+      larger than Pillow accepts.
+    UndefinedRange: the picture has no defined black and white.
   """
   formats.register_heif()
   try:
@@ -76,7 +78,7 @@ def decode(data: bytes, *, value_range: formats.Range = None) -> Image.Image:
   except formats.UndefinedRange:
     raise
   except Exception as error:
-    # What Pillow cannot open may still be a picture of a kind that has a name.
+    # If this is a kind of picture that is known but never read, say so.
     formats.refuse_form(formats.form_of(data), value_range)
     # Pillow's plugins raise nearly anything on bad bytes: OSError, SyntaxError,
     # ValueError, struct.error, DecompressionBombError and more.
@@ -88,10 +90,10 @@ def decode(data: bytes, *, value_range: formats.Range = None) -> Image.Image:
 def to_rgb(
   image: Image.Image, *, value_range: formats.Range = None
 ) -> Image.Image:
-  """Returns any Pillow image as RGB in memory, transparency over white.
+  """Returns any Pillow image as RGB in memory, transparency put over white.
 
   Raises:
-    UndefinedRange: a picture without a defined black and white.
+    UndefinedRange: the picture has no defined black and white.
   """
   if image.mode != "RGB" or hasattr(image, "tag_v2"):
     image = formats.to_eight_bits(image, value_range)
@@ -99,7 +101,9 @@ def to_rgb(
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
-  if image.mode == "RGB":  # Small images are decoded in the time of a copy.
+  if image.mode == "RGB":
+    # `convert` would also copy the pixels. For a small image that takes as long
+    # as decoding it.
     image.load()
     return image
   return image.convert("RGB")
@@ -108,25 +112,27 @@ def to_rgb(
 def preprocess(
   image: Image.Image, spec: ImageSpec
 ) -> UInt8[np.ndarray, "S S 3"]:
-  """Resizes the short side and crops the center: what evaluation sees.
+  """Resizes an image and crops its center, as for evaluation.
 
-  Equal, byte for byte, to CLIPImageProcessorPil before it rescales to [0, 1]
-  and normalises; `(x / 255 - mean) / std` is left to the device.
+  The pixels equal, byte for byte, those of CLIPImageProcessorPil before it
+  rescales them to [0, 1] and normalizes them. The device computes the rest,
+  `(pixels / 255 - mean) / std`.
 
   Raises:
-    CorruptImage: so long and thin that its resized self would fill memory.
+    CorruptImage: the image is so long and thin that it would fill the memory
+      after resizing.
   """
   image = to_rgb(image)
   if spec.stretch:
     width = height = spec.resize
   else:
-    # The long side is cut to an integer, not rounded, as in the reference.
+    # CLIPImageProcessorPil also truncates the long side instead of rounding it.
     short = min(image.size)
     width = int(spec.resize * image.width / short)
     height = int(spec.resize * image.height / short)
   if width * height > MAX_PIXELS:
     raise CorruptImage(
-      f"{image.width} x {image.height} pixels are too long to resize"
+      f"{image.width} x {image.height} pixels are too long and thin to resize"
     )
   if (width, height) != image.size:
     image = image.resize((width, height), Image.Resampling(spec.resample))
@@ -136,16 +142,24 @@ def preprocess(
 
 
 def image_spec(path: Path | str) -> ImageSpec:
-  """Reads a `preprocessor_config.json`, or the one in a checkpoint's folder.
+  """Reads how a checkpoint preprocesses images.
 
-  An `open_clip_config.json` is read too, its `preprocess_cfg`, and a
-  `processor_config.json`, its `image_processor`. The latter goes before a
-  `preprocessor_config.json` beside it, as in transformers.
-  `size` may be a number or `{"shortest_edge": S}` (keeps the aspect ratio) or
-  `{"height": S, "width": S}` (does not).
+  The settings are those of one of these files:
+
+  - `preprocessor_config.json`;
+  - `processor_config.json`, in its object `image_processor`. If both files are
+    in a folder, this one counts, as in transformers;
+  - `open_clip_config.json`, in its object `preprocess_cfg`.
+
+  The setting `size` may be a number or `{"shortest_edge": S}`, which keep the
+  aspect ratio, or `{"height": S, "width": S}`, which does not.
+
+  Args:
+    path: one of the files, or a folder with one of the first two.
 
   Raises:
-    InputError: no such file, or a setting that is not supported.
+    InputError: there is no such file, or it has a setting that is not
+      supported.
   """
   path, config = _settings(Path(path))
 
@@ -208,7 +222,7 @@ def image_spec(path: Path | str) -> ImageSpec:
 
 
 def _settings(path: Path) -> tuple[Path, dict[str, Any]]:
-  """Returns the file that counts, and the image processor's settings in it."""
+  """Returns the file that is used, and the image settings that are in it."""
   path = path / "preprocessor_config.json" if os.path.isdir(path) else path
   nested = path.with_name("processor_config.json")
   if path.name == "preprocessor_config.json" and os.path.lexists(nested):
@@ -224,7 +238,7 @@ def _settings(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _side(size: Any) -> int | None:
-  """The one length in a size, or None where there is not exactly one."""
+  """The side length S in a setting; None if the setting is not supported."""
   match size:
     case {"height": height, "width": width} if len(size) == 2:
       side = height if height == width else None
@@ -236,7 +250,7 @@ def _side(size: Any) -> int | None:
 
 
 def processor_settings(spec: ImageSpec) -> dict[str, Any]:
-  """The `preprocessor_config.json` that `image_spec` reads back as `spec`."""
+  """Returns a `preprocessor_config.json` that `image_spec` reads as `spec`."""
   side = spec.resize
   return {
     "image_processor_type": "CLIPImageProcessor",
@@ -257,28 +271,29 @@ def processor_settings(spec: ImageSpec) -> dict[str, Any]:
 
 
 def _from_open_clip(path: Path, raw: dict) -> dict:
-  """OpenCLIP's preprocessing in the words of a `preprocessor_config.json`.
+  """Translates OpenCLIP's settings to those of a `preprocessor_config.json`.
 
-  Its defaults are CLIP's own. Where an odd number of pixels is cropped, its
-  crop may lie one pixel beside ours, which is transformers'.
+  Settings that OpenCLIP leaves out have CLIP's values. If an odd number of
+  pixels is cut off, OpenCLIP's crop may be shifted by one pixel against ours,
+  which is that of transformers.
   """
   try:
-    own = raw.get("preprocess_cfg") or {}
-    size = own.get("size") or raw["model_cfg"]["vision_cfg"]["image_size"]
+    cfg = raw.get("preprocess_cfg") or {}
+    size = cfg.get("size") or raw["model_cfg"]["vision_cfg"]["image_size"]
     side = size if isinstance(size, int) else max(size)
-    mode = own.get("resize_mode") or "shortest"
+    mode = cfg.get("resize_mode") or "shortest"
     filters = {"bicubic": 3, "bilinear": 2, "random": 3}
-    resample = filters[own.get("interpolation") or "bicubic"]
+    resample = filters[cfg.get("interpolation") or "bicubic"]
     square = {"height": side, "width": side}
-    if size not in (side, [side, side]) or own.get("mode", "RGB") != "RGB":
-      raise ValueError(f"size {size}, mode {own.get('mode')!r}")
+    if size not in (side, [side, side]) or cfg.get("mode", "RGB") != "RGB":
+      raise ValueError(f"size {size}, mode {cfg.get('mode')!r}")
     sizes = {"shortest": {"shortest_edge": side}, "squash": square}
     return {
       "size": sizes[mode],
       "crop_size": square,
       "resample": resample,
-      "image_mean": own.get("mean"),
-      "image_std": own.get("std"),
+      "image_mean": cfg.get("mean"),
+      "image_std": cfg.get("std"),
     }
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise InputError(

@@ -19,16 +19,20 @@ from cpeal_jax.data.pools import Dataset, Progress
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-  """Where a data set is, and what is known about it; empty texts are unset.
+  """Where a data set is and what the user says about it.
+
+  An empty string means that the value is not set.
 
   Attributes:
-    name: a key of `catalogue.CATALOGUE`, which gives class names and counts.
+    name: the key in `catalogue.CATALOGUE` whose class names and counts hold.
     root: the folder of the files.
     tfds_dir: TFDS's data directory.
     split_file: the path of CoOp's split file.
-    image_dir: the folder below `root` that the split's paths start from.
+    image_dir: the folder below `root` that the paths in the split file start
+      from.
     class_names: a file of display names, see `class_names.read_class_names`.
-    check_counts: whether a known data set with missing images is refused.
+    check_counts: whether a data set of the catalogue is refused if its number
+      of images is not the known one.
   """
 
   name: str = ""
@@ -61,7 +65,7 @@ def _coop(at: Location, progress: Progress) -> Dataset:
     progress=progress,
   )
   if not at.class_names:
-    return loaded  # The split file says how its classes are called.
+    return loaded  # The split file has the names of its classes.
   names = class_names.display_names(loaded.classes, source=at.class_names)
   return dataclasses.replace(loaded, classes=tuple(names.values()))
 
@@ -88,7 +92,7 @@ def _aptos(at: Location, progress: Progress) -> Dataset:
 
 
 def _digits(at: Location, progress: Progress) -> Dataset:
-  del at  # Bundled with scikit-learn.
+  del at  # The digits come with scikit-learn, so there is nothing to locate.
   loaded = digits.load_digits()
   if progress:
     progress(sum(map(len, loaded.splits)))
@@ -104,13 +108,14 @@ LAYOUTS: dict[str, Loader] = {
   "aptos": _aptos,
   "digits": _digits,
 }
-# The layouts that use a key; for the others it is refused.
+# For some fields of `Location`: the layouts that use the field. A value for any
+# other layout is refused.
 TAKES = {
   "split_file": ("coop", "tfds"),
   "image_dir": ("coop",),
   "class_names": ("folders", "coop"),
 }
-# Layouts whose splits are published with them.
+# Layouts in which files that were published with the data give the splits.
 PUBLISHED = ("coop", "aircraft")
 # Where the splits of the other layouts come from.
 ORIGINS = {

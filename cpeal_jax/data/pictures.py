@@ -1,8 +1,8 @@
-"""Pictures and texts as a caller of the library has them: one, many, any kind.
+"""Accepts the pictures and texts that a caller of the library passes.
 
-One picture where a list is meant is a list of that picture. An array of
-numbers that have no defined range, such as floats, is refused: whether 1 is
-white or nearly black cannot be told.
+A caller may pass one picture or many, of several types; a single picture counts
+as a list of one. An array whose type has no defined range, such as floats, is
+refused, since nothing tells whether the value 1 is white or nearly black.
 """
 
 import os
@@ -18,19 +18,20 @@ from cpeal_jax.data.reading import read_bytes, shown
 from cpeal_jax.errors import InputError
 
 Picture = Image.Image | np.ndarray | str | os.PathLike
+# What to pass, for messages.
 FORMS = (
-  "give PIL images, uint8 arrays [H, W, 3], or paths, one or a list of them"
+  "give PIL images, uint8 arrays [H, W, 3], or paths: one, or a list of them"
 )
 
 
 def as_pictures(images: Any) -> list[Any]:
-  """Returns a list of pictures, which are looked at when they are opened.
+  """Returns a list of pictures; `open_picture` checks each of them later.
 
   Args:
     images: one picture, an array [N, H, W, 3], or any iterable of pictures.
 
   Raises:
-    InputError: if it is none of these.
+    InputError: `images` is none of these.
   """
   if isinstance(images, str | os.PathLike | Image.Image):
     return [images]
@@ -38,20 +39,21 @@ def as_pictures(images: Any) -> list[Any]:
     array = np.asarray(images)
     if array.ndim in (2, 3):
       return [array]
-    if array.ndim in (1, 4):  # [1] of paths or of pictures of several sizes.
+    # An array [N] holds paths, or pictures of several sizes.
+    if array.ndim in (1, 4):
       return list(array)
     raise InputError(f"an array of shape {array.shape} is no picture; {FORMS}.")
   return _listed(images, FORMS)
 
 
 def as_texts(texts: Any) -> tuple[str, ...]:
-  """Returns the texts; one text is a tuple of it.
+  """Returns a tuple of texts; a single text becomes a tuple of one.
 
   Args:
     texts: one text, or any iterable of texts.
 
   Raises:
-    InputError: if it is neither a text nor an iterable of texts.
+    InputError: `texts` is neither a text nor an iterable of texts.
   """
   wanted = "give one text or a list of texts"
   listed = [texts] if isinstance(texts, str) else _listed(texts, wanted)
@@ -65,10 +67,15 @@ def as_texts(texts: Any) -> tuple[str, ...]:
 
 
 def open_picture(picture: Any, spec: ImageSpec) -> UInt8[np.ndarray, "S S 3"]:
-  """Preprocesses one picture.
+  """Reads and preprocesses one picture.
+
+  Args:
+    picture: a Pillow image, an array, or the path of an image file.
+    spec: how it is resized and cropped to S x S pixels.
 
   Raises:
-    InputError: if it cannot be read, is no image, or has no defined range.
+    InputError: the picture cannot be read, is not an image, or has no defined
+      range.
   """
   if isinstance(picture, Image.Image):
     return preprocess(picture, spec)
@@ -86,7 +93,7 @@ def open_picture(picture: Any, spec: ImageSpec) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:
-  """Returns an array that Pillow takes, or refuses what has no range."""
+  """Checks an array of pixels, and returns it in a shape that Pillow takes."""
   channels = array.shape[2:]
   if array.dtype != np.uint8:
     raise InputError(
@@ -105,12 +112,12 @@ def _pixels(array: np.ndarray) -> np.ndarray:
 
 
 def _is_array(value: Any) -> bool:
-  """Whether it is an array of numpy, jax, torch or the like."""
+  """Whether the value is an array of numpy, jax, torch or the like."""
   return hasattr(value, "__array__") and hasattr(value, "ndim")
 
 
 def _listed(values: Any, wanted: str) -> list[Any]:
-  # Names of a dict are no pictures, and a set has no order.
+  # A dict would be listed as its keys, and a set has no order.
   unordered = isinstance(values, Mapping | Set | bytes | bytearray)
   if unordered or not isinstance(values, Iterable):
     raise InputError(

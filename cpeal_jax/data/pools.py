@@ -17,6 +17,7 @@ from PIL import Image
 from cpeal_jax.data.formats import Range, UndefinedRange, form_of, refuse_form
 from cpeal_jax.data.images import CorruptImage, decode
 
+# A function that is called with the number of images done since its last call.
 Progress = Callable[[int], None] | None
 # How many images a thread hashes before it takes new ones.
 HASH_BLOCK = 64
@@ -36,14 +37,14 @@ class Split:
 
   Attributes:
     name: `train`, `val` or `test`.
-    ids: stable names, relative to the data root with forward slashes.
+    ids: stable names: paths relative to the data root, with forward slashes.
     labels: the class index of each image, -1 if unknown.
     sha256: the hex digest of each image's bytes.
-    paths: the path of each image's file; empty if it is not a file.
-    read: a function from the number of an image to its bytes.
-    forms: what `formats.form_of` says of each image; empty if not known.
-    value_range: (black, white) of gray images of more than 8 bits; None is
-      their full range.
+    paths: the path of each image's file; the empty string if it is not a file.
+    read: a function from an image's row number to the bytes of its file.
+    forms: what `formats.form_of` says about each image; empty if not known.
+    value_range: (black, white) of gray images of more than 8 bits; None stands
+      for their full range.
   """
 
   name: str
@@ -62,8 +63,9 @@ class Split:
     """Returns image `index` at its original size, in RGB.
 
     Raises:
-      CorruptImage: naming the image.
-      UndefinedRange: naming the image and what it is.
+      CorruptImage: the image cannot be decoded. The message has its id.
+      UndefinedRange: the image has no defined black and white. The message
+        has its id.
     """
     data = self.read(index)
     try:
@@ -79,10 +81,10 @@ class Split:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Digest of the ids and of all that decides the pixels, without labels."""
-    decides: list = [self.ids, self.sha256]
+    """Digest of the ids and of all that decides the pixels; not of labels."""
+    content: list = [self.ids, self.sha256]
     return _digest(
-      [*decides, self.value_range] if self.value_range else decides
+      [*content, self.value_range] if self.value_range else content
     )
 
 
@@ -91,14 +93,14 @@ class Dataset:
   """Three splits that share their classes; `classes[c]` names label c.
 
   Attributes:
-    name: what it is called.
+    name: the name of the data set.
     classes: the class names.
     train: the pool.
     val: the validation split.
     test: the test split.
-    origin: where the splits come from, for a person; it may be empty.
-    notes: lines for a person about how it was read: what was passed over,
-      scaled or repeated.
+    origin: where the splits come from, as text for a person; it may be empty.
+    notes: lines for a person about how the data set was read: what was passed
+      over, scaled or repeated.
   """
 
   name: str
@@ -138,7 +140,8 @@ def from_bytes(
 ) -> Split:
   """Makes a split of images that `read` returns, sorted by id.
 
-  Every image is read once, for its digest and its form.
+  Every image is read once, for its digest and its form, unless `sha256` is
+  given.
 
   Args:
     name: `train`, `val` or `test`.
@@ -146,9 +149,10 @@ def from_bytes(
     labels: the class index of each image, -1 if unknown.
     read: a function from a position in `ids` to the image's bytes. It is called
       from several threads.
-    paths: the path of each image, if they are files.
-    sha256: the digest of each image, if known; nothing is read then.
-    progress: called with the number of further images that were hashed.
+    paths: the path of each image's file, if the images are files.
+    sha256: the digest of each image, if known. Nothing is read then, and
+      `forms` stays empty.
+    progress: called with the number of images hashed since the last call.
   """
   order = sorted(range(len(ids)), key=lambda i: ids[i].encode())
   forms = ()
@@ -200,7 +204,7 @@ def cut_missing_splits(
   """Returns all three splits; missing ones are cut out of `train`.
 
   Args:
-    rows: (id, label) of each image, by split; `train` must be there.
+    rows: (id, label) of each image, by split. It must have the split `train`.
     seed: the seed of the cut, see `cut`.
   """
   missing = tuple(split for split in ("val", "test") if split not in rows)
@@ -218,7 +222,7 @@ def _look_at_all(
   order: Sequence[int],
   progress: Callable[[int], None],
 ) -> Iterator[tuple[str, str]]:
-  """The sha256 and the form of each image, from one reading of its bytes."""
+  """Yields the sha256 and the form of each image, whose bytes are read once."""
 
   def look_at_block(start: int) -> list[tuple[str, str]]:
     answers = []

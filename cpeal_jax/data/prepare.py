@@ -50,13 +50,13 @@ def ensure(name: str, data_dir: str = "", *, allowed: bool = True) -> Path:
   Args:
     name: the data set's key in the catalogue.
     data_dir: TFDS's data directory; empty for its default.
-    allowed: whether the data set may be prepared now; if not, an unprepared
-      one is an error.
+    allowed: whether the data set may be prepared now. If not, a data set that
+      is not prepared is an error.
 
   Raises:
     InputError: the data set is not in TFDS, or it is not prepared and cannot be
-      prepared now. The message then has the command to run, here or on another
-      machine, and the directory to copy.
+      prepared now. In the second case the message has the command to run, here
+      or on another machine, and the directory to copy from there.
   """
   entry = catalogue.find(name)
   if not entry.tfds:

@@ -1,9 +1,8 @@
-"""Reads a file that a user brings, and the fields of a JSON file.
+"""Reads files that a user brings, and checks the fields of a JSON file.
 
-What cannot be read, or holds what it must not hold, ends in an `InputError`
-that names the file, the field and the value. Nothing here waits: opening a
-named pipe would, until somebody writes into it, so only regular files are
-opened.
+A file that cannot be read, or a field with a value that is not allowed, raises
+an `InputError` that names the file, the field and the value. Only regular files
+are opened, since opening a named pipe would wait until a process writes to it.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 
 from cpeal_jax.errors import InputError, one_of, reason
 
-# What a path may lead to, other than a regular file.
+# What a path may lead to that is not a regular file.
 KINDS = (
   (stat.S_ISDIR, "a directory"),
   (stat.S_ISFIFO, "a named pipe"),
@@ -28,7 +27,7 @@ KINDS = (
 )
 # The three bytes with which some editors begin a UTF-8 file.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# No settings file comes near it; a larger file would fill the memory.
+# No settings file comes near this size; a larger file would fill the memory.
 MAX_JSON_BYTES = 512 * 2**20
 
 _shown = reprlib.Repr()
@@ -48,8 +47,8 @@ def refuse_unreadable(path: str | os.PathLike, what: str = "") -> None:
     what: what the file holds, for the message, such as "descriptors".
 
   Raises:
-    InputError: if there is nothing, something else than a regular file, or a
-      file without permission to read it.
+    InputError: there is nothing at the path, or something that is not a regular
+      file, or a file that this process may not read.
   """
   try:
     mode = os.stat(path).st_mode
@@ -71,21 +70,23 @@ def refuse_unreadable(path: str | os.PathLike, what: str = "") -> None:
 def read_bytes(
   path: str | os.PathLike, what: str = "", *, most: int | None = None
 ) -> bytes:
-  """Reads a regular file as a whole.
+  """Returns all bytes of a regular file.
 
   Args:
     path: the file.
-    what: what it holds, for the message.
-    most: the number of bytes above which it is refused.
+    what: what the file holds, for the message.
+    most: the largest size in bytes that is read; None for any.
 
   Raises:
-    InputError: if it is no regular file, cannot be read, or is too large.
+    InputError: it is not a regular file, cannot be read, or is too large.
   """
   refuse_unreadable(path, what)
   try:
     size = os.path.getsize(path)
     if most is not None and size > most:
-      raise _unread(path, what, f"it has {size} bytes, {most} are allowed")
+      raise _unread(
+        path, what, f"it has {size} bytes, at most {most} are allowed"
+      )
     return Path(path).read_bytes()
   except OSError as error:
     raise _unread(path, what, _system_reason(error)) from error
@@ -95,7 +96,7 @@ def read_text(path: str | os.PathLike, what: str = "") -> str:
   """Reads a UTF-8 text file; a byte order mark is allowed.
 
   Raises:
-    InputError: if it cannot be read or is not UTF-8.
+    InputError: it cannot be read or is not UTF-8.
   """
   data = read_bytes(path, what, most=MAX_JSON_BYTES)
   try:
@@ -116,7 +117,7 @@ def read_json(path: str | os.PathLike, what: str = "") -> Any:
   """Reads a JSON file; a byte order mark is allowed.
 
   Raises:
-    InputError: if it cannot be read or is not JSON.
+    InputError: it cannot be read or is not JSON.
   """
   data = read_bytes(path, what, most=MAX_JSON_BYTES)
   try:
@@ -131,7 +132,7 @@ def read_object(path: str | os.PathLike, what: str = "") -> dict[str, Any]:
   """Reads a JSON file that holds one object.
 
   Raises:
-    InputError: if it cannot be read, is not JSON, or holds something else.
+    InputError: it cannot be read, is not JSON, or holds something else.
   """
   content = read_json(path, what)
   if not isinstance(content, dict):
@@ -145,11 +146,11 @@ def read_object(path: str | os.PathLike, what: str = "") -> dict[str, Any]:
 def explained(refusal: Callable[[str], str]) -> Iterator[None]:
   """Turns whatever another library raises about a file into an `InputError`.
 
-  Libraries raise nearly anything about bytes that they did not expect, and
-  those written in Rust raise what is not even an `Exception`.
+  Libraries raise errors of nearly any type on bytes that they do not expect.
+  Those written in Rust even raise errors that are not of type `Exception`.
 
   Args:
-    refusal: makes the message out of the first line of the library's own.
+    refusal: makes our message out of the first line of the library's message.
   """
   try:
     yield
@@ -161,15 +162,15 @@ def explained(refusal: Callable[[str], str]) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-  """A JSON object of a file, whose fields are checked when they are read.
+  """A JSON object from a file, whose fields are checked when they are read.
 
-  A field that is absent has its default; one that is `null` is refused.
+  A field that is absent has its default value. A `null` is refused.
 
   Attributes:
     path: the file, for messages.
     values: the object.
-    within: the names of the objects around it in the file, each followed by a
-      dot, such as `text_config.`; empty for the whole file.
+    within: the names of the fields that lead to this object in the file, each
+      followed by a dot, such as `text_config.`; empty for the outermost object.
   """
 
   path: Path
@@ -177,7 +178,7 @@ class Fields:
   within: str = ""
 
   def refuse(self, name: str, allowed: str) -> NoReturn:
-    """Raises the `InputError` about a field; `allowed` is what it may be."""
+    """Raises an `InputError` on a field; `allowed` describes valid values."""
     got = "is missing"
     if name in self.values:
       got = f"is {shown(self.values[name])}"
@@ -186,7 +187,7 @@ class Fields:
     )
 
   def object(self, name: str) -> "Fields":
-    """Returns the object in a field."""
+    """Returns the object in a field, which is required."""
     value = self.values.get(name)
     if not isinstance(value, dict):
       self.refuse(name, "an object, in braces")
@@ -195,7 +196,10 @@ class Fields:
   def whole(
     self, name: str, default: int | None = None, *, low: int = 1, high: int
   ) -> int:
-    """Returns a whole number from `low` to `high`; without default required."""
+    """Returns the whole number from `low` to `high` that is in a field.
+
+    The field is required if there is no default.
+    """
     value = self.values.get(name, default)
     if type(value) is not int or not low <= value <= high:
       self.refuse(name, f"a whole number from {low} to {high:,}")
@@ -209,7 +213,10 @@ class Fields:
     low: int | float,
     high: int | float,
   ) -> float:
-    """Returns a number from `low` to `high`; without default required."""
+    """Returns the number from `low` to `high` that is in a field.
+
+    The field is required if there is no default.
+    """
     value = self.values.get(name, default)
     # Every comparison with nan is false, so nan is refused.
     if type(value) not in (int, float) or not low <= value <= high:
@@ -217,7 +224,7 @@ class Fields:
     return float(value)
 
   def word(self, name: str, default: str, choices: Collection[str]) -> str:
-    """Returns one of the words."""
+    """Returns the text in a field, which must be one of `choices`."""
     value = self.values.get(name, default)
     if not isinstance(value, str):
       self.refuse(name, f"one of {', '.join(sorted(choices))}")
@@ -230,5 +237,5 @@ def _unread(path: str | os.PathLike, what: str, why: str) -> InputError:
 
 
 def _system_reason(error: OSError | ValueError) -> str:
-  """Returns what the operating system says, without the path."""
+  """Returns the operating system's message about an error, without a path."""
   return getattr(error, "strerror", None) or reason(error)

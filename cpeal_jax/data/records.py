@@ -19,10 +19,10 @@ BLOCK = 64  # records that one thread reads per task
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-  """What one pass over a TFDS split collects; all fields have length N.
+  """What one pass over the N records of a TFDS split collects.
 
   Attributes:
-    ids: the id of each image, made from the template `catalogue.Entry.file`.
+    ids: the id of each image, made by the template `catalogue.Entry.file`.
     labels: the label name of each image.
     sha256: hex digest of each image's encoded bytes.
     source: the TFDS data source; `source[i]["image"]` is image i, encoded.
@@ -57,7 +57,7 @@ def read_all(
     builder: Any = tfds.builder_from_directory(str(folder))
     features = builder.info.features
     # All image features are left undecoded, not just `image`: Oxford Pets
-    # also has a segmentation mask, which would be decoded for nothing.
+    # also has a segmentation mask, which nobody needs decoded.
     decoders = {
       key: tfds.decode.SkipDecoding()
       for key, feature in features.items()
@@ -83,6 +83,21 @@ def read_all(
   }
 
 
+def _text(value: bytes, key: str, number: int, split: str) -> str:
+  """Decodes a text of a record.
+
+  Raises:
+    InputError: it is not UTF-8.
+  """
+  try:
+    return value.decode()
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"record {number} of split {split}: its {key!r} is {value!r}, which is "
+      "not UTF-8; prepare the data set anew."
+    ) from error
+
+
 def read_records(
   source: Sequence[dict[str, Any]],
   label_name: Callable[[int], str],
@@ -91,7 +106,7 @@ def read_records(
   *,
   progress: pools.Progress = None,
 ) -> Records:
-  """Reads a data source once, for its ids, label names and digests.
+  """Reads each record of a split once, for ids, label names and digests.
 
   Args:
     source: records with the keys `image` (encoded bytes), `label` (a number)
@@ -110,7 +125,7 @@ def read_records(
     for i in range(start, min(start + BLOCK, len(source))):
       record = source[i]
       label = label_name(int(record["label"]))
-      fields = {k: record[k].decode() for k in text_keys}
+      fields = {k: _text(record[k], k, i, split) for k in text_keys}
       id_ = file.format_map(fields | {"label": label, "split": split})
       digest = hashlib.sha256(record["image"]).hexdigest()
       rows.append((id_.removeprefix("/"), label, digest))

@@ -1,4 +1,4 @@
-"""What a person should know about a data set before a run on it."""
+"""Makes notes on a data set that a person should read before a run on it."""
 
 import collections
 import dataclasses
@@ -6,19 +6,20 @@ import dataclasses
 from cpeal_jax.data import formats
 from cpeal_jax.data.pools import Dataset
 
+# How many classes a note names at most.
 NAMED = 3
 
 
 def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
-  """Returns the data set with the range of its gray images, and notes on it.
+  """Sets the value range of a data set's gray images, and adds a note on it.
 
   Args:
-    dataset: as read.
+    dataset: the data set as it was read.
     value_range: (black, white) of gray images of more than 8 bits, or None.
 
   Raises:
-    UndefinedRange: an image has no defined black and white, and there is no
-      range; or it is of a kind that is never read.
+    UndefinedRange: an image has no defined black and white and `value_range` is
+      None, or the image is of a kind that is never read.
   """
   forms = [
     (form, split.ids[i])
@@ -28,19 +29,25 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
   ]
   refused: dict[str, list[str]] = collections.defaultdict(list)
   for form, id_ in forms:
-    if form != formats.SIXTEEN_BIT:
+    if form not in (formats.SIXTEEN_BIT, formats.SIXTEEN_BIT_COLOR):
       refused[form].append(id_)
   for form, ids in refused.items():
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
     formats.refuse_form(form, value_range, ids[0], more)
   notes = list(dataset.notes)
-  if forms:
-    count = f"{len(forms)} images have more than 8 bits a channel"
+  color = sum(form == formats.SIXTEEN_BIT_COLOR for form, _ in forms)
+  if gray := len(forms) - color:
+    count = f"{gray} gray images have more than 8 bits a channel"
     notes.append(
-      f"{count}; gray values from {value_range[0]:g} to {value_range[1]:g} "
-      "become 0 to 255"
+      f"{count}; values from {value_range[0]:g} to {value_range[1]:g} become "
+      "0 to 255"
       if value_range
       else f"{count} and are scaled to 8 bits (16-bit values divided by 257)"
+    )
+  if color:
+    notes.append(
+      f"{color} color images have 16 bits a channel, of which the upper 8 are "
+      "taken"
     )
   splits = {
     split.name: dataclasses.replace(split, value_range=value_range)
@@ -50,7 +57,7 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
 
 
 def on_classes(dataset: Dataset) -> tuple[str, ...]:
-  """A line about the classes that a split has no image of, if there are any.
+  """Returns a line about classes that have no image in a split, if any.
 
   A class without an image in the pool can never be learned.
   """
@@ -58,8 +65,10 @@ def on_classes(dataset: Dataset) -> tuple[str, ...]:
   for split in dataset.splits:
     if not len(split):
       continue
-    there = set(split.labels.tolist())
-    lacking = [name for c, name in enumerate(dataset.classes) if c not in there]
+    present = set(split.labels.tolist())
+    lacking = [
+      name for c, name in enumerate(dataset.classes) if c not in present
+    ]
     if lacking:
       dots = ", ..." if lacking[NAMED:] else ""
       where = "the pool" if split.name == "train" else split.name

@@ -1,7 +1,7 @@
-"""Lists the images below a folder, and says what it passed over.
+"""Lists the images below a folder, and says what was passed over.
 
-Only regular files are images: a pipe, a socket or a device with an image's
-suffix would keep its reader waiting.
+Only regular files count as images. A pipe, a socket or a device may have the
+suffix of an image, but reading it could wait forever.
 """
 
 import collections
@@ -14,7 +14,8 @@ from typing import NamedTuple
 from cpeal_jax.data import formats
 from cpeal_jax.errors import InputError
 
-# Folders that systems make beside a person's: thumbnails, archives and bins.
+# Folders that operating systems and archivers make among those of the user, for
+# thumbnails, metadata and deleted files.
 SYSTEM_FOLDERS = (
   "@eaDir",
   "@tmp",
@@ -25,16 +26,18 @@ SYSTEM_FOLDERS = (
   "System Volume Information",
   "lost+found",
 )
+# How many paths, and how many suffixes, a note names at most.
 NAMED = 3
 SUFFIXES_NAMED = 8
-# What a file or folder was passed over for, besides the suffix of a file.
+# Why a file or folder was passed over. A file may also be passed over for its
+# suffix.
 HIDDEN = "hidden"
 SYSTEM = "folder of the system"
 SPECIAL = "not a regular file"
 LOOP = "link back to a folder above"
 OUTSIDE = "image outside the class folders"
 UNUSED = "folder beside the split folders"
-# Links to folders are followed, and that is said as well.
+# A link to a folder is not passed over but followed, and the notes say so.
 FOLLOWED = "link to a folder"
 
 
@@ -44,8 +47,8 @@ class Found:
 
   Attributes:
     images: paths of image files relative to the data root, with slashes.
-    others: (kind, path) of everything that is no image; a kind is one of the
-      constants above, or the suffix of a file.
+    others: (kind, path) of everything that is not an image. The kind is one of
+      the constants above, or the suffix of a file, or "without suffix".
   """
 
   images: tuple[str, ...] = ()
@@ -53,10 +56,13 @@ class Found:
 
 
 class Entry(NamedTuple):
-  """A name in a folder, and what it is; of a link, what it leads to.
+  """A file, folder or link in a folder.
+
+  For a link, `is_folder` and `is_file` describe what it leads to. A hidden link
+  is not followed, so both are False.
 
   Attributes:
-    name: the name.
+    name: its name, without the folder.
     is_link: whether it is a symbolic link.
     is_folder: whether it is a folder.
     is_file: whether it is a regular file.
@@ -69,7 +75,7 @@ class Entry(NamedTuple):
 
 
 def list_folder(folder: Path | str) -> list[Entry]:
-  """A folder's entries, in the order of their names' bytes.
+  """Returns a folder's entries, in the order of the bytes of their names.
 
   Raises:
     InputError: the folder may not be read, or holds a link to nothing.
@@ -82,7 +88,7 @@ def list_folder(folder: Path | str) -> list[Entry]:
         try:
           is_link, follows = entry.is_symlink(), not is_hidden
           if is_link and follows:
-            entry.stat()  # Raises where a link leads to nothing, or to itself.
+            entry.stat()  # Raises if the link leads to nothing or to itself.
           is_folder = entry.is_dir(follow_symlinks=follows)
           is_file = not is_folder and entry.is_file(follow_symlinks=follows)
         except OSError as error:
@@ -100,12 +106,13 @@ def list_folder(folder: Path | str) -> list[Entry]:
 
 
 def subfolders(folder: Path) -> list[str]:
-  """Names of the folders in a folder, except hidden ones and systems'.
+  """Returns the names of the folders in `folder` that may hold images.
 
-  An absent folder has none.
+  Hidden folders and `SYSTEM_FOLDERS` are left out. If `folder` does not exist,
+  the list is empty.
 
   Raises:
-    InputError: the folder may not be read.
+    InputError: `folder` may not be read.
   """
   if not os.path.isdir(folder):
     return []
@@ -117,7 +124,10 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def beside_classes(root: Path, folder: Path) -> Found:
-  """What lies in a folder of class folders beside them; no image is read."""
+  """Lists what lies beside the class folders in `folder`.
+
+  Nothing there is read, so images are among the `others`.
+  """
   others = []
   prefix = _prefix(root, folder)
   for entry in list_folder(folder):
@@ -132,17 +142,18 @@ def beside_classes(root: Path, folder: Path) -> Found:
 
 
 def scan(root: Path, folder: Path) -> Found:
-  """All images in a folder and below, with links to folders followed.
+  """Finds all images in a folder and below it; follows links to folders.
 
   Args:
     root: the data root; paths are relative to it.
     folder: where to look.
 
   Raises:
-    InputError: a folder that may not be read, or a link to nothing.
+    InputError: a folder may not be read, or a link leads to nothing.
   """
   images, others = [], []
-  # Each folder's path from the root, and the folders it was reached through.
+  # The folders that are not listed yet: each one's path from the root, and the
+  # identities of the folder itself and of those above it.
   waiting = [(_prefix(root, folder), frozenset({_identity(folder)}))]
   while waiting:
     prefix, above = waiting.pop()
@@ -166,7 +177,7 @@ def scan(root: Path, folder: Path) -> Found:
 
 
 def notes(found: Iterable[Found]) -> tuple[str, ...]:
-  """What was passed over and which links were followed, in lines of text."""
+  """Returns lines on what was passed over and which links were followed."""
   by_kind: dict[str, list[str]] = collections.defaultdict(list)
   for each in found:
     for kind, path in each.others:
@@ -174,7 +185,9 @@ def notes(found: Iterable[Found]) -> tuple[str, ...]:
   followed = by_kind.pop(FOLLOWED, [])
   unused = by_kind.pop(UNUSED, [])
   parts = []
-  suffixes = {kind: len(x) for kind, x in by_kind.items() if _is_suffix(kind)}
+  suffixes = {
+    kind: len(paths) for kind, paths in by_kind.items() if _is_suffix(kind)
+  }
   if suffixes:
     ranked = sorted(suffixes, key=lambda kind: (-suffixes[kind], kind))
     words = [f"{suffixes[kind]} {kind}" for kind in ranked[:SUFFIXES_NAMED]]
@@ -204,7 +217,7 @@ def notes(found: Iterable[Found]) -> tuple[str, ...]:
 
 
 def _file_kind(entry: Entry) -> str:
-  """Why a file is not read as an image; empty if it is."""
+  """Why a file is not read as an image; empty if it is read."""
   suffix = os.path.splitext(entry.name)[1].lower()
   if entry.name.startswith("."):
     return HIDDEN
@@ -221,11 +234,12 @@ def _folder_kind(name: str) -> str:
 
 
 def _prefix(root: Path, folder: Path) -> str:
-  """The folder's path from the root with a slash behind; empty for the root."""
+  """The folder's path from the root, ending in a slash; empty for the root."""
   return (folder.relative_to(root) / "x").as_posix()[:-1]
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:
+  """The device and inode numbers, which are the same through any link."""
   status = os.stat(folder)
   return status.st_dev, status.st_ino
 

@@ -1,8 +1,8 @@
-"""Keeps every image of a split preprocessed on disk, as evaluation sees it.
+"""Keeps the preprocessed pixels of every image of a split on disk.
 
 A store has two files in the cache directory: a mask of the images that can be
 decoded, and an array of the pixels. Their names are a digest of all that
-determines their content. A file gets its name only once it is complete, so a
+their content depends on. A file gets its name only once it is complete, so a
 process that is killed leaves no incomplete file, and processes that build the
 same store do not disturb one another.
 """
@@ -27,13 +27,13 @@ from cpeal_jax.data.pools import Progress, Split
 from cpeal_jax.data.workers import SAMPLES, thread_count
 from cpeal_jax.errors import InputError
 
-# To be raised whenever the same images and spec give other pixels.
+# Increase this number whenever the same images and spec give other pixels.
 VERSION = 2
-# How many images are decoded between two writes.
+# The number of images that are decoded between two writes.
 BLOCK = 256
-# Images that a thread decodes before it takes new ones.
+# The number of images that a thread decodes before it takes new ones.
 IMAGES_PER_TASK = 16
-# Corrupt images of a split that a message names.
+# The most corrupt images of a split that a message names.
 NAMED = 20
 
 
@@ -43,8 +43,8 @@ class ImageStore:
 
   Attributes:
     ok: False for images that could not be decoded; their pixels are zeros.
-    rows: a function (start, stop) to the pixels of these images, a read-only
-      array uint8 [stop - start, S, S, 3].
+    rows: a function (start, stop) that returns the pixels of these images as a
+      read-only array uint8 [stop - start, S, S, 3].
   """
 
   ok: Bool[np.ndarray, " N"]
@@ -78,18 +78,19 @@ def open_store(
   Pixels whose checksum is wrong are decoded again.
 
   Args:
-    split: the images.
-    spec: how they are resized and cropped.
-    cache_dir: the folder of the files; processes and runs may share it.
-    fingerprint: a digest of the images; by default the split's.
+    split: the N images.
+    spec: how they are resized and cropped to S x S pixels.
+    cache_dir: the folder of the store's files; processes and runs may share it.
+    fingerprint: a digest of the images, which becomes part of the files' names;
+      by default the split's fingerprint.
     limit_bytes: if the split's pixels need more bytes, they are not kept but
       decoded at every call of `rows`. One pass at the start finds the corrupt
       images, and only the mask is kept.
     max_corrupt: how many images may fail to decode.
-    progress: called with the number of further images that were decoded.
+    progress: called with the number of images decoded since the last call.
 
   Raises:
-    TooManyCorrupt: more images are corrupt.
+    TooManyCorrupt: more images than `max_corrupt` fail to decode.
     InputError: a file cannot be read, or the cache cannot be written.
   """
   cache_dir = Path(cache_dir)
@@ -122,14 +123,14 @@ def open_store(
       kept = pixels.rows(start, stop)
       if kept is not None:
         return kept
-      # Removed, so that the next start builds it anew.
+      # The file is removed, so that the next start builds it again.
       with contextlib.suppress(OSError):
         pixel_file.unlink()
       return decode(start, stop)
 
     return ImageStore(np.array(ok), rows)
 
-  if not len(split):  # nothing to map
+  if not len(split):  # An empty file cannot be mapped into memory.
     return ImageStore(np.zeros(0, bool), decode)
   if (store := load()) is not None:
     return store
@@ -141,12 +142,14 @@ def open_store(
   except OSError as error:
     raise InputError(
       f"cannot write the image cache in {cache_dir}: {error.strerror}; make"
-      " room, choose another cache_dir, or lower dataset.store_gb so that they"
-      " are not kept on disk"
+      " room, choose another cache_dir, or lower dataset.store_gb so that the"
+      " pixels are not kept on disk"
     ) from error
   if (store := load()) is not None:
     return store
-  raise InputError(f"the image cache in {cache_dir} was changed while opening")
+  raise InputError(
+    f"the image cache in {cache_dir} was changed while it was opened"
+  )
 
 
 def corrupt_note(
@@ -154,7 +157,7 @@ def corrupt_note(
 ) -> str:
   """Says which images of a split cannot be decoded, and what follows from it.
 
-  It is empty if all can be.
+  The text is empty if all images can be decoded.
   """
   ids = [split.ids[i] for i in np.flatnonzero(~ok)]
   if not ids:
@@ -170,7 +173,7 @@ def corrupt_note(
 
 
 def can_decode(split: Split) -> Bool[np.ndarray, " N"]:
-  """Decodes every image of a split; False where that fails."""
+  """Decodes every image of a split; returns False for those that fail."""
   ok = np.ones(len(split), bool)
   for i in range(len(split)):
     try:
@@ -181,8 +184,11 @@ def can_decode(split: Split) -> Bool[np.ndarray, " N"]:
 
 
 def is_built(split: Split, spec: ImageSpec, *, cache_dir: Path | str) -> bool:
-  """Returns whether the mask is there, so that little is left to decode."""
-  # Path.exists would raise if a folder may not be entered.
+  """Returns whether the mask of a split is in the cache.
+
+  The pixels are then probably in the cache too.
+  """
+  # Path.exists would raise an error if a folder may not be entered.
   return os.path.exists(_files(split, spec, Path(cache_dir))[0])
 
 
@@ -190,12 +196,12 @@ def _files(
   split: Split, spec: ImageSpec, folder: Path, fingerprint: str | None = None
 ) -> tuple[Path, Path]:
   """The paths of the mask and of the pixels."""
-  determines = [
+  ingredients = [
     VERSION,
     fingerprint or split.fingerprint,
     [spec.size, spec.resize, spec.stretch, spec.resample],
   ]
-  name = hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:24]
+  name = hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:24]
   return folder / f"{name}.ok.npy", folder / f"{name}.npy"
 
 
@@ -214,7 +220,7 @@ def _decode(
 
   with ThreadPoolExecutor(threads) as pool:
     for _ in pool.map(fill, range(0, len(span), IMAGES_PER_TASK)):
-      pass  # raises what a thread raised
+      pass  # This raises the error of a thread, if one failed.
   return images, ok
 
 
@@ -241,11 +247,11 @@ def _decode_all(
 
 
 class TooManyCorrupt(InputError):
-  """More images cannot be decoded than are allowed.
+  """More images fail to decode than are allowed.
 
   Attributes:
-    found: (split, ids of its corrupt images) of each such split.
-    allowed: how many each split may have.
+    found: (name, ids of the corrupt images) of each split with too many.
+    allowed: how many corrupt images each split may have.
   """
 
   def __init__(self, found: Sequence[tuple[str, list[str]]], allowed: int):
@@ -266,7 +272,7 @@ class TooManyCorrupt(InputError):
 
 
 def _refuse(split: Split, ok: np.ndarray, max_corrupt: int) -> None:
-  """Raises TooManyCorrupt if more images of a split failed than may."""
+  """Raises TooManyCorrupt if `ok` is False for more than `max_corrupt`."""
   bad = [split.ids[i] for i in np.flatnonzero(~ok)]
   if len(bad) > max_corrupt:
     raise TooManyCorrupt([(split.name, bad)], max_corrupt)
@@ -280,9 +286,9 @@ def _build(
 ) -> None:
   """Writes the pixels block by block, and then the mask.
 
-  The pixels' file gets its name last. The pixels are written, not assigned to a
-  memory map, since on a full disk a write raises an error, and an assignment
-  would kill the process.
+  The file of pixels gets its name last. The pixels are written to a file and
+  not assigned to a memory map: on a full disk a write raises an error, but an
+  assignment would kill the process.
   """
   masks = []
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from cpeal_jax.data import catalogue, coop, files, pools, prepare, records
 from cpeal_jax.errors import InputError
 
-# The records that hold an image, its position in them and its label's name, by
-# the image's id.
+# From an image's id to: the records that hold the image, its position in these
+# records, and the name of its label.
 Index = dict[str, tuple[records.Records, int, str]]
 
 
@@ -37,12 +37,12 @@ def load_tfds(
   Args:
     name: a key of the catalogue.
     data_dir: TFDS's data directory; empty for its default.
-    split_file: CoOp's split file, whose images are found by file name. It then
-      gives splits, labels and class names, and images that it does not name are
-      left out.
-    seed: the seed of the cut.
+    split_file: the path of CoOp's split file, or the empty string. If there is
+      one, it gives splits, labels and class names, its images are found by file
+      name, and images that it does not name are left out.
+    seed: the seed of the hash.
     check_counts: whether the number of images must be the known one.
-    progress: called with the number of further images that were read.
+    progress: called with the number of records read since the last call.
 
   Raises:
     InputError: there is no such data set, it is not prepared, it has other
@@ -66,7 +66,7 @@ def load_tfds(
     name, dict.fromkeys(label for *_, label in index.values())
   )
   classes = catalogue.classes(name)
-  number = {label: classes.index(own) for label, own in names.items()}
+  number = {label: classes.index(shown) for label, shown in names.items()}
   rows = {
     split: [
       (id_, number[label])
@@ -119,12 +119,12 @@ def match_files(
 ) -> dict[str, str]:
   """Returns the id of each path of a split file, matched by file name.
 
-  Letter case, separators and the normal form of Unicode do not matter.
-
-  The folder above is looked at only where file names repeat.
+  Letter case, separators and the normal form of Unicode do not matter. If
+  several files have the same name, one or two folders above them are compared
+  too.
 
   Raises:
-    InputError: paths that no id, or several, belong to.
+    InputError: for some paths there is no id, or there are several.
   """
   matched: dict[str, str] = {}
   for depth in (1, 2, 3):
@@ -143,8 +143,8 @@ def match_files(
   wrong = [path for path in paths if path not in matched]
   raise InputError(
     f"{len(wrong)} of {len(paths)} files named in {source} are not in the data "
-    f"set, or under one name with others, e.g. {', '.join(wrong[:3])}; use the "
-    "split file of this data set"
+    f"set, or share one name with others, e.g. {', '.join(wrong[:3])}; use "
+    "the split file of this data set"
   )
 
 

@@ -13,7 +13,7 @@ from cpeal_jax.data.images import CorruptImage
 # decode: an image of 64 x 64 pixels takes 82 us on one thread, 98 to 161 us on
 # two.
 SMALL_SECONDS = 150e-6
-SAMPLES = 8  # how many images callers should time; so few are enough
+SAMPLES = 8  # the number of images that callers should pass to be timed
 
 
 def thread_count(samples: Iterable[Callable[[], object]]) -> int:
@@ -26,8 +26,9 @@ def thread_count(samples: Iterable[Callable[[], object]]) -> int:
   """
   shortest = math.inf
   for sample in samples:
-    # Thread time excludes waiting for the lock and for the disk. Decoding will
-    # hardly wait for the disk either: every file was just read to be hashed.
+    # This clock leaves out time that the thread waits for the lock or the disk.
+    # Decoding will hardly wait for the disk either, since every file was just
+    # read to be hashed.
     begun = time.thread_time()
     with contextlib.suppress(CorruptImage):
       sample()

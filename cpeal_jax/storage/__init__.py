@@ -1,1 +1,1 @@
-"""Stores what outlives the process: the workdir, its files and checkpoints."""
+"""Reads and writes a workdir: its files, its checkpoints and its lock."""

@@ -50,8 +50,8 @@ class Checkpoints:
       directory: a directory that holds nothing but checkpoints.
       keep: how many of the newest checkpoints are kept, besides the last one
         of each round.
-      read_only: whether nothing is saved or deleted. Another process may then
-        be saving there.
+      read_only: whether this object saves and deletes nothing. Another process
+        may then be saving in the directory.
     """
     # Orbax wants an absolute path.
     self._directory = epath.Path(directory).resolve()
@@ -131,7 +131,7 @@ class Checkpoints:
     """Reads one checkpoint, onto any number of devices.
 
     Args:
-      round_, step: which checkpoint.
+      round_, step: the position that the checkpoint was saved at.
       abstract_train: a tree like the saved one, of arrays or of
         ShapeDtypeStructs. Their shardings say where the values are placed.
 
@@ -162,7 +162,7 @@ class Checkpoints:
     return out["train"], out["loop"]
 
   def damage(self, round_: int, step: int) -> str | None:
-    """Returns a line on what is wrong with a checkpoint; None if it is intact.
+    """Says what is wrong with a checkpoint; returns None if it is intact.
 
     `restore` calls this before orbax reads the files. Orbax reads many files at
     once, and if one is damaged, reads on other threads fail later, each with a
@@ -175,7 +175,7 @@ class Checkpoints:
       content = files.read_json(path / _DIGESTS)
       change = files.first_change(path, content["files"])
     except (InputError, KeyError, AttributeError, TypeError):
-      return _DIGESTS
+      return f"{_DIGESTS} is missing or unreadable"
     return f"{change[0]}: {change[1]}" if change else None
 
   def wait(self) -> None:
@@ -200,17 +200,18 @@ class Checkpoints:
     try:
       self.close()
     except InputError:
-      # If the block ended with the InputError of a failed save, that one is
-      # reported. Otherwise this one is raised, whatever else ended the block.
+      # If the block has already ended with an InputError, such as that of a
+      # failed save, that error is reported. Otherwise the new one is raised.
       if not isinstance(error, InputError):
         raise
 
   def _write_digests(self) -> None:
     """Writes the digests of the files of the save in progress.
 
-    Orbax calls this before it commits, while the directory still has its
-    temporary name. Only files in subfolders are listed: those beside them are
-    orbax's marks and time stamp, which it writes later.
+    Orbax calls this before it commits, while the checkpoint's directory still
+    has its temporary name. Only files in subfolders are listed. The files
+    directly in the directory are orbax's marks and time stamp, which it writes
+    later.
     """
     for path in self._directory.iterdir():
       if path.name.split(".")[0] == str(self._saving) and path.is_dir():
@@ -239,8 +240,8 @@ class Checkpoints:
 def refuse_path(workdir: str | os.PathLike) -> None:
   """Refuses a path below which checkpoints could be written but not read.
 
-  Orbax writes arrays with tensorstore. When that reads, but not when it writes,
-  it takes a backslash as a slash and brackets as a pattern.
+  Orbax stores arrays with tensorstore, which takes a backslash for a slash and
+  brackets for a pattern when it reads, but not when it writes.
 
   Raises:
     InputError: the absolute path has a backslash or a square bracket.
@@ -268,7 +269,7 @@ def open_checkpoints(
 
 
 class _Keep:
-  """A preservation policy for orbax, which keeps what `kept` says."""
+  """A preservation policy for orbax that keeps the checkpoints `kept` names."""
 
   def __init__(self, keep: int):
     self._keep = keep

@@ -3,7 +3,7 @@
 An adapter and its optimizer's state are small and the same on every device, so
 process 0 uploads them in one piece. The object starts with the sha256 of the
 rest, as 64 hexadecimal digits. The rest is a dict in flax's MessagePack format:
-`train` is the train state, `loop` is a JSON text with the loop's values.
+`train` holds the train state, and `loop` holds the loop's values as JSON text.
 """
 
 import json
@@ -21,8 +21,8 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files
 
 # Orbax numbers checkpoints, and silently skips a save whose number is not
-# higher than the last one. So (round, step) becomes one number, with room for a
-# million steps in a round.
+# higher than the last one. So (round, step) becomes the single number
+# round * STRIDE + step. A round may have up to a million steps.
 STRIDE = 1_000_000
 # Length of a sha256 in hexadecimal digits.
 _DIGEST = 64
@@ -186,7 +186,7 @@ class CheckpointObjects:
 
 
 def _placed(target: Any, value: np.ndarray) -> jax.Array:
-  """Places `value` on the devices like `target`.
+  """Places `value` on the devices in the same way as `target`.
 
   Each process places the parts that belong on its own devices.
 

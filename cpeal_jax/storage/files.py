@@ -1,7 +1,7 @@
-"""Reads and writes files with a schema version, none of them half-written.
+"""Reads and writes files with a schema version; none is ever half-written.
 
 A JSON object has the key `schema_version`, and a parquet file has it in its
-metadata. CSV and JSON-lines files have the version that config.json gives.
+metadata. CSV and JSON-lines files have the version in config.json.
 """
 
 import contextlib
@@ -39,7 +39,8 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
   """Writes a file so that a reader sees the old bytes or all of the new ones.
 
   Raises:
-    InputError: the file system refuses (full disk, read-only workdir).
+    InputError: the file system refuses the write, for example because the disk
+      is full or the workdir is read-only.
   """
   content = data.encode() if isinstance(data, str) else data
   target = epath.Path(path)
@@ -49,13 +50,13 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
         if os.fspath(target).startswith(f"{folder}/"):
           check()
       # The upload is a single call, and the object appears when it is complete.
-      # If the object were opened as a file instead, an error would close it and
-      # so complete a part of it.
+      # If the object were opened as a file instead, an error would close the
+      # file, and the part written so far would become the object.
       client(target).pipe_file(os.fspath(target), content)
       return
     target.parent.mkdir(parents=True, exist_ok=True)
     # Only the holder of the workdir's lock writes, so a fixed temporary name
-    # cannot clash. What a killed process left there is overwritten.
+    # cannot clash. A file that a killed process left there is overwritten.
     aside = target.parent / f".{target.name}.tmp"
     try:
       with open(aside, "wb", opener=no_link) as file:
@@ -108,14 +109,16 @@ def reach(path: str | os.PathLike) -> None:
   """Prepares access to a bucket and tries it; does nothing for a local path.
 
   Raises:
-    InputError: the address is of another kind, its client is not installed, or
-      the bucket does not answer.
+    InputError: the address is not of a kind in `BUCKETS`, its client is not
+      installed, or the bucket does not answer.
   """
   if not is_remote(path):
     return
   scheme = os.fspath(path).partition("://")[0]
   if scheme not in BUCKETS:
-    raise InputError(f"{path}; give a local directory, gs:// or s3://.")
+    raise InputError(
+      f"unsupported address {path}; give a local directory, gs:// or s3://."
+    )
   # If TensorFlow is installed, epath would use it, but it cannot read s3://.
   os.environ["EPATH_USE_TF"] = "false"
   # Other processes write to the bucket too, so listings must not be cached.
@@ -212,8 +215,8 @@ def read_parquet(path: str | os.PathLike) -> pa.Table:
 def csv_text(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
   """Returns CSV text with a header line.
 
-  Floats are written as float32 in their shortest form, and NaN as an empty
-  cell.
+  Floats are written as float32 in their shortest decimal form. NaN and None
+  become empty cells.
 
   Args:
     names: the names of the columns.
@@ -259,7 +262,7 @@ def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
 def digests(
   folder: str | os.PathLike, names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """Returns the size in bytes and the sha256 of files, by name in `folder`."""
+  """Returns the `size` in bytes and `sha256` of files in `folder`, by name."""
   out = {}
   for name in names:
     data = (epath.Path(folder) / name).read_bytes()
@@ -270,7 +273,7 @@ def digests(
 def first_change(
   folder: str | os.PathLike, expected: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, str] | None:
-  """Finds the first file that does not fit its `digests`.
+  """Finds the first file in `folder` that does not fit its `digests`.
 
   Returns:
     Its name and what is wrong with it; None if all files fit.

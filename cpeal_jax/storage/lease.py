@@ -26,11 +26,12 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.progress import say
 from cpeal_jax.storage import files
 
-# All three in seconds.
+# `BEAT`, `SILENCE` and `SETTLE` are in seconds.
 BEAT = 15.0
 SILENCE = 90.0
 # If two processes take over from the same dead holder, both write the object
-# and the later write stays. After this time each reads which of them it names.
+# and the later write stays. After this time each process reads the object to
+# see which of the two it names.
 SETTLE = 2.0
 
 
@@ -43,8 +44,8 @@ def hold(path: str | os.PathLike) -> Iterator[None]:
   `SILENCE` seconds for a sign that the process is alive.
 
   Raises:
-    InputError: another process holds the lock. A write in the block raises it
-      too, if another process took over since this one was silent for too long.
+    InputError: another process holds the lock. A write in the block also raises
+      it, if another process took over because this one was silent for too long.
   """
   lease = _Lease(epath.Path(path))
   lease.take()
@@ -184,7 +185,7 @@ class _Lease:
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
-  """Returns the holder's identity; empty if no lease wrote the object."""
+  """Returns the holder's identity; empty if `content` does not have one."""
   try:
     holder = json.loads(content or b"")
   except ValueError:
@@ -193,6 +194,7 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
 
 
 def _who(content: bytes | None) -> str:
+  """Describes the holder that the object's content names, for messages."""
   holder = _parsed(content)
   if not holder:
     return "nobody: it was removed" if content is None else "another process"
@@ -211,7 +213,7 @@ def _machine() -> str:
     Path("/proc/1/stat").read_text()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-  except OSError:  # This is not Linux, or /proc may not be read.
+  except OSError:  # This is not Linux, or this process may not read /proc.
     return ""
 
 

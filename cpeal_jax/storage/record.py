@@ -3,9 +3,9 @@
 A round commits twice: it writes SELECTED after scores.parquet and
 selection.csv, and DONE after labels.csv and the round's row in metrics.jsonl.
 Both markers hold the size and sha256 of the files that they commit. A run that
-is started again repeats what came after the last marker. No round is lost with
-a marker: a missing SELECTED is restored from DONE, and without DONE the round
-goes on from its selection.
+is started again repeats what came after the last marker. If a marker is removed
+later, its round is not lost: a missing SELECTED is restored from DONE, and a
+round without DONE goes on from its selection.
 """
 
 import collections
@@ -20,6 +20,7 @@ from etils import epath
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files
 
+# The number of the zero-shot row in metrics.jsonl.
 ZERO_SHOT = -1
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
@@ -28,6 +29,7 @@ _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 # them.
 _SELECTION_FIRST = ("id", "path", "rank", "score")
 _SELECTION_LAST = ("prediction", "confidence", "reason")
+# The first columns of metrics.jsonl after `round` and `labeled`.
 METRICS = (
   "accuracy",
   "macro_f1",
@@ -101,7 +103,7 @@ def _done(workdir: str | os.PathLike) -> list[int]:
 
 
 def restore_selected(workdir: str | os.PathLike) -> list[int]:
-  """Writes the missing SELECTED of rounds with a DONE again.
+  """Writes SELECTED again for rounds that have DONE but no SELECTED.
 
   DONE also has the digests of the files that SELECTED commits.
 
@@ -115,7 +117,7 @@ def restore_selected(workdir: str | os.PathLike) -> list[int]:
   for round_ in _done(workdir):
     folder = round_dir(workdir, round_)
     if not _is_selected(workdir, round_):
-      _verify(folder / "DONE", but="SELECTED")
+      _verify(folder / "DONE", skip="SELECTED")
       _mark_selected(folder)
       rounds.append(round_)
   return rounds
@@ -134,9 +136,9 @@ def write_selection(
     workdir: the run's workdir.
     round_: number of the round, from 0.
     selection: columns with a value for each pick, best first: id, and any of
-      path, rank, score, its parts, prediction, confidence, reason. Labels are
-      not among them, but `pseudo_label` holds a prediction that is taken as
-      the label.
+      path, rank, score, the parts of the pick, prediction, confidence and
+      reason. There are no labels, but a column `pseudo_label` may hold
+      predictions that are taken as labels.
     scores: columns with a value for each image of the pool.
 
   Raises:
@@ -183,7 +185,7 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
 
 
 def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
-  """Returns class names by id, of the picks that the model labels itself."""
+  """Returns the class name of each pick that the model labels itself, by id."""
   path = round_dir(workdir, round_) / "selection.csv"
   rows = files.read_csv(path)
   return {
@@ -199,7 +201,7 @@ def write_labels(
   *,
   sources: Sequence[str],
 ) -> None:
-  """Writes labels.csv: id, label (the class name) and source (who answered)."""
+  """Writes labels.csv: id, label (the class name) and source (who gave it)."""
   rows = list(zip(ids, labels, sources, strict=True))
   text = files.csv_text(("id", "label", "source"), rows)
   files.write_atomic(round_dir(workdir, round_) / "labels.csv", text)
@@ -208,7 +210,9 @@ def write_labels(
 def read_labels(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, str]:
-  """Returns the class names by id that some rounds recorded, in their order.
+  """Returns the class name of each image that some rounds labeled, by id.
+
+  The ids are in the order of the rounds and, within a round, of its file.
 
   Raises:
     InputError: a file is damaged, or an image has two different labels.
@@ -225,7 +229,7 @@ def read_labels(
 def count_sources(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, int]:
-  """Returns how many labels of some rounds came from each source."""
+  """Returns how many labels of the given rounds came from each source."""
   return collections.Counter(
     row["source"]
     for round_ in rounds
@@ -250,7 +254,9 @@ def write_metrics(
     plain = {key: _plain(row[key]) for key in sorted(row, key=_column)}
     lines[plain["round"]] = json.dumps(plain, allow_nan=False)
   ordered = [lines[round_] for round_ in sorted(lines)]
-  files.write_atomic(root / "metrics.jsonl", "".join(x + "\n" for x in ordered))
+  files.write_atomic(
+    root / "metrics.jsonl", "".join(line + "\n" for line in ordered)
+  )
   write_results(workdir)
 
 
@@ -282,7 +288,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def mark_done(workdir: str | os.PathLike, round_: int) -> None:
-  """Writes DONE of a round; its labels and metrics must be written before."""
+  """Writes a round's DONE, after its labels and metrics have been written."""
   folder, lines = round_dir(workdir, round_), _metric_lines(workdir)
   content: dict[str, Any] = {"files": files.digests(folder, _DONE_FILES)}
   content["metrics_sha256"] = files.sha256(lines[round_].encode())
@@ -349,19 +355,19 @@ def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
   return by_round
 
 
-def _verify(marker: epath.Path, *, but: str = "") -> dict[str, Any]:
-  """Reads a marker; returns its content if its files are unchanged.
+def _verify(marker: epath.Path, *, skip: str = "") -> dict[str, Any]:
+  """Reads a marker; returns its content if the files it lists are unchanged.
 
   Args:
     marker: the path of a SELECTED or a DONE.
-    but: name of a file that may differ or be missing.
+    skip: the name of a file that may differ or be missing.
 
   Raises:
     InputError: the marker or one of its files was changed.
   """
   content = files.read_json(marker)
   try:
-    listed = {k: v for k, v in content["files"].items() if k != but}
+    listed = {k: v for k, v in content["files"].items() if k != skip}
     wanted = _SELECTED_FILES if marker.name == "SELECTED" else _DONE_FILES
     if missing := set(wanted).difference(content["files"]):
       raise files.damaged(marker, f"it does not list {min(missing)}")

@@ -47,7 +47,8 @@ DERIVED_FILES = ("report.html", "results.csv", "metrics.jsonl")
 # them: without them, a folder with files of the user would be no workdir.
 FIRST_FILES = ("environment.json", "manifest.parquet")
 LOCK = "lock"
-# Matches the name of a checkpoint: of orbax, complete or not, or in a bucket.
+# Matches the name of a checkpoint: a directory of orbax, complete or not, or an
+# object in a bucket.
 CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
 
 
@@ -70,8 +71,8 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     return
   with writing(root / LOCK):
     root.mkdir(parents=True, exist_ok=True)
-    # A run never makes a link of this name, so a link and its target are the
-    # user's.
+    # A run never makes a symbolic link here, so a link and the file behind it
+    # are the user's.
     file = open(root / LOCK, "a+", opener=no_link)  # noqa: SIM115
   with file:
     try:
@@ -100,7 +101,8 @@ def refuse_foreign(workdir: str | os.PathLike) -> None:
   interrupted first start left.
 
   Raises:
-    InputError: naming a file that does not belong to a workdir.
+    InputError: the path holds a file that does not belong to a workdir, which
+      the message names.
   """
   root = epath.Path(workdir)
   try:
@@ -146,7 +148,8 @@ def open_workdir(
     workdir: a local directory or an address in an object store.
     config: nested settings, JSON-able. They must equal the workdir's, except
       `run_keys`, and `rounds`, which may grow.
-    run_keys: dotted names of settings, or of whole sections, that may differ.
+    run_keys: dotted names of settings that may differ. The name of a section
+      stands for all settings in it.
     defaults: values by dotted name, for keys that an older workdir lacks.
     environment: versions, devices and weights; recorded at the first start.
     manifest: columns of strings (or None): id, path, sha256, split, status,
@@ -154,8 +157,8 @@ def open_workdir(
       same labels unless `accept_labels`.
     overwrite: whether an earlier run is removed first. Files that the run did
       not write stay.
-    accept_labels: whether labels or class names may have changed since; those
-      of finished rounds stay as they were bought.
+    accept_labels: whether labels or class names may have changed since the last
+      start. The labels of finished rounds stay as they were recorded.
 
   Returns:
     The allowed differences from the last start, each as "key: workdir has X,
@@ -220,6 +223,7 @@ def config_hash(config: Mapping[str, Any], run_keys: Collection[str]) -> str:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns the values of nested settings by their dotted names."""
   out = {}
   for key, value in config.items():
     if isinstance(value, Mapping) and value:
@@ -230,6 +234,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_run_key(key: str, run_keys: Collection[str]) -> bool:
+  """Returns whether `run_keys` names a setting or a section around it."""
   parts = key.split(".")
   return any(".".join(parts[: i + 1]) in run_keys for i in range(len(parts)))
 
@@ -264,6 +269,7 @@ def _is_less(old: Any, new: Any) -> bool:
 
 
 def _check_manifest(root: epath.Path, given: pa.Table) -> None:
+  """Refuses images that are not those that the workdir was started with."""
   stored = read_parquet(root / "manifest.parquet")
   if missing := {"id", "split", "sha256"}.difference(stored.column_names):
     raise damaged(root / "manifest.parquet", f"no column {min(missing)}")
@@ -284,9 +290,9 @@ def _check_manifest(root: epath.Path, given: pa.Table) -> None:
 
 
 def _changed_labels(root: epath.Path, given: pa.Table) -> str:
-  """Says how many images have other labels than before; empty for none.
+  """Says how many images have other labels than before; empty if none has.
 
-  Workdirs of older versions did not record labels.
+  It is also empty for a workdir of an older version, which has no labels.
   """
   stored = read_parquet(root / "manifest.parquet")
   if not all("label" in table.column_names for table in (stored, given)):
@@ -312,7 +318,7 @@ def _refuse_links(root: epath.Path) -> None:
   The files behind a link are the user's.
 
   Raises:
-    InputError: naming the link.
+    InputError: there is such a link, which the message names.
   """
   if is_remote(root):
     return
