@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_pools import made, moments_of
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from test_gaussian import made, moments_of
 
 from cpeal_jax.run import anchoring
 from cpeal_jax.training import anchored, gaussian
@@ -19,7 +19,7 @@ def fitted(tau, n=24):
   features, labels, texts = made()
   moments = moments_of(features, texts)
   labeled = known(features, labels, n)
-  anchor, scale = anchored.make_anchor(moments, features, labeled)
+  anchor, _ = anchored.make_anchor(moments, features, labeled)
   head, value = anchored.fit_head(moments, labeled, anchor, np.float32(tau))
   return features, labels, anchor, head, float(value)
 

@@ -3,32 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from gaussian_pools import SCALE, made, moments_of
 from scipy.special import softmax
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from cpeal_jax.parallel import sharding
 from cpeal_jax.training import gaussian
-
-SCALE = 14.0
-
-
-def unit(rows):
-  return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def made(n=300, classes=4, size=12, seed=0):
-  """Features around class means that the texts resemble, and their classes."""
-  rng = np.random.default_rng(seed)
-  texts = unit(rng.normal(size=(classes, size)))
-  labels = rng.integers(0, classes, n).astype(np.int32)
-  features = unit(texts[labels] + rng.normal(size=(n, size)) * 0.3 + 0.4)
-  return features, labels, texts
-
-
-def moments_of(features, texts, where=None):
-  where = np.ones(len(features), bool) if where is None else where
-  return gaussian.pool_moments(features, where, texts, np.float32(SCALE))
 
 
 def in_numpy(features, texts):

@@ -14,6 +14,7 @@ from jaxtyping import Int32
 from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
 from cpeal_jax.models import text
+from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
@@ -111,11 +112,18 @@ def pool_view(
   experiment, settings = run.experiment, run.config.acquisition
   scorer = _scorer(experiment, adapter)
   extras = {}
-  if adapter is None or experiment.plan.classifier.has_texts:
-    texts = scorer.embed(experiment.params, adapter or {})
+  scale = np.exp(experiment.plan.pretrained.params["logit_scale"])
+  if experiment.plan.zero_shot.has_texts:
+    has_texts = experiment.plan.classifier.has_texts
+    texts = (scorer if has_texts else experiment.zero_scorer).embed(
+      experiment.params, adapter if has_texts and adapter else {}
+    )
     extras["class_embeddings"] = np.asarray(texts)
-    scale = experiment.plan.pretrained.params["logit_scale"]
-    extras["logit_scale"] = np.exp(scale)
+    extras["logit_scale"] = scale
+  if adapter is not None and HEAD in adapter:
+    head = adapter[HEAD]
+    extras["head_weights"] = scale * np.asarray(head["kernel"])
+    extras["head_bias"] = np.asarray(head["bias"])
   if settings.name == "learning_loss" and adapter is not None:
     losses = objective.predicted_losses(adapter, scores.logits)
     extras["predicted_loss"] = losses

@@ -14,7 +14,7 @@ one compiled program serves several rounds.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ def fitted_scale(
 
 
 def cross_entropy(
-  logits: Float[Array, "n C"], classes: Int[ArrayLike, " n"]
+  logits: Float[Array | np.ndarray, "n C"], classes: Int[ArrayLike, " n"]
 ) -> Float[Array, " n"]:
   """Returns the cross entropy of each row, in nats."""
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
@@ -185,9 +185,9 @@ def choose_tau(
 
 
 def whitened(
-  moments: PoolMoments, features: Float[ArrayLike, "n D"]
+  moments: PoolMoments, features: Float[Array | np.ndarray, "n D"]
 ) -> tuple[Float[Array, "n E"], Float[Array, "E E"]]:
-  """Returns L^-1 [f; 1] for each feature f, and L, where L L' = E [f; 1][f; 1]'.
+  """Returns L^-1 [f; 1] for each feature f, and L, where L L' = moments.second.
 
   A change V of the head's weights and bias changes the logits of the pool by
   V [f; 1], whose mean square is |V L|^2. So in terms of u = (V L)' the anchor
@@ -279,5 +279,6 @@ def solve(
     steep = optax.tree.norm(optax.tree.get(state, "grad")) > tolerance
     return (count == 0) | ((count < ITERATIONS) & steep)
 
+  u: Any
   u, _ = jax.lax.while_loop(goes_on, step, (start, solver.init(start)))
   return u
