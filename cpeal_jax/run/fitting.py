@@ -103,9 +103,8 @@ def _solve(
     adapter = anchoring.adapter(run, head)
     advance(1)
   plan = run.experiment.plan
-  state = training.place(
-    state.replace(step=state.step + 1, adapter=adapter), plan.mesh
-  )
+  state = training.TrainState(state.step + 1, adapter, state.optimizer)
+  state = training.place(state, plan.mesh)
   training.check_adapter(state, round_=round_)
   progress = {"terms": terms, "weights": plan.pretrained.sha256}
   run.checkpoints.save(round_, 1, state, progress)

@@ -156,7 +156,7 @@ def choose_tau(
     train = labels._replace(weights=labels.weights * (fold != part))
     means, _ = gaussian.class_means(moments, *train)
     head = gaussian.gaussian_head(moments, means)
-    offsets = scale * head.logits(labels.features)
+    offsets = jnp.asarray(scale * head.logits(labels.features))
     u = solve(rows, offsets, train, tau, start, FOLD_TOLERANCE)
     logits = offsets + jnp.matmul(rows, u, precision=EXACT)
     losses = cross_entropy(logits, labels.classes)
