@@ -72,8 +72,8 @@ def cb(
 
   Returns:
     Picks in the order of allocation; parts `cluster`, `distance` to its
-    centroid, and `score`, which is minus the cluster's ratio labeled / size just
-    before the pick.
+    centroid, and `score`, which is minus the cluster's ratio labeled / size
+    just before the pick.
 
   Raises:
     InputError: the pool has no class embeddings, or `clusters_per_class` is

@@ -35,8 +35,8 @@ def calibrated_entropy(
     H = - sum_c q_c ln q_c
 
   Source: descriptions of CEC by other authors, since its paper was not
-  available to us. The union is the construction of PATRON (arXiv 2209.06995), from which
-  CEC takes this step.
+  available to us. The union is the construction of PATRON (arXiv 2209.06995),
+  from which CEC takes this step.
 
   Args:
     logits: the predicted probabilities are p = softmax(logits).
@@ -71,16 +71,16 @@ def _calibrated_entropy(logits, allowed, *, support, prior, images):
   # The support of each class: log-probabilities and row numbers, [C, support],
   # the same on every device.
   values, rows = jax.vmap(lambda x: rowwise.top(x, support))(masked.T)
-  # If fewer than `support` images are allowed, each list ends in images that are
-  # not allowed. Their value is -inf.
+  # If fewer than `support` images are allowed, each list ends in images that
+  # are not allowed. Their value is -inf.
   in_support = values > -jnp.inf
   if prior == "per_class":
     number = jnp.sum(in_support, axis=1)
     mean = jnp.sum(jnp.exp(values), axis=1) / jnp.maximum(number, 1)
   else:
     # A row that supports several classes counts once in the union. `clear_rows`
-    # can only set rows to False, so it clears the rows of the union in a mask of
-    # True, and the mask is then negated.
+    # can only set rows to False, so it clears the rows of the union in a mask
+    # of True, and the mask is then negated.
     union = allowed & ~rowwise.clear_rows(
       jnp.ones_like(allowed), jnp.where(in_support, rows, -1)
     )
@@ -154,8 +154,9 @@ def _neighbor_mean(
 
   def mean(indices, cosines):
     exists = indices >= 0  # [tile, k], as are the cosines and the weights.
-    # A missing neighbor has the cosine -inf, which would give 0 x inf = NaN in
-    # the rbf kernel with rho = 0. Its weight becomes 0 below.
+    # A missing neighbor has the cosine -inf. It is replaced by 0, because the
+    # rbf kernel with rho = 0 would compute 0 x inf = NaN. The weight of a
+    # missing neighbor becomes 0 below in any case.
     cosines = jnp.where(exists, cosines, 0)
     weights = (
       jnp.maximum(cosines, 0)
@@ -203,7 +204,8 @@ def cec(
   corresponds to alpha = beta / (1 + beta).
 
   Source: the stages that CEC's abstract names, and descriptions of its steps by
-  other authors. The paper's constants are unknown to us, so the defaults are ours.
+  other authors. The paper's constants are unknown to us, so the defaults are
+  ours.
 
   Args:
     key: the source of the random seeds of k-means.
