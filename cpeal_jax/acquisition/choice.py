@@ -75,7 +75,8 @@ def choose(
       `faithful` it is n for the methods in `ASKED_FOR_N`, as in the reference.
     within: how PCB draws within a class, `random` or by `rank`.
     preselect: another method, whose best images are the only ones that the
-      method `name` may choose from. None offers all unlabeled images.
+      method `name` may choose from. It runs with its default hyperparameters.
+      None offers all unlabeled images.
     gamma: how many images `preselect` leaves, as a fraction of the pool; never
       fewer than the method `name` is asked for.
     min_distance: least Euclidean distance between the unit features of two

@@ -17,7 +17,7 @@ from cpeal_jax.parallel import rowwise
 from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# Centers that a tile of rows is compared with in one matrix product.
+# How many centers a tile of rows is compared with in one matrix product.
 BLOCK = 64
 
 
@@ -25,7 +25,8 @@ class Clusters(NamedTuple):
   """K centers, and the cluster of each of N points of D dimensions.
 
   Attributes:
-    centers: the first K of the `size` rows are the centers; the rest is unused.
+    centers: the first K of the `size` rows are the centers; the others are not
+      used.
     assignments: the index of each point's nearest center.
     distances: each point's squared Euclidean distance to that center.
     inertia: the weighted sum of these squared distances.

@@ -219,8 +219,8 @@ def alfa_mix(
   nearest, squares = nearest_distinct(pool.features, offered, centers)
   clustered = jnp.arange(n) < count
   # The rows of `centers` from `count` on are unused, and so are their picks.
-  # These are replaced by -1, which is no image's index, so that they are not
-  # cleared from the rest.
+  # These are replaced by -1, which is no image's index, so that the images
+  # remain in `rest`, from which the missing picks are drawn.
   rest = rowwise.clear_rows(free, jnp.where(clustered, nearest, -1))
   drawn = rowwise.top(jnp.where(rest, noise(draw_key, pool), -jnp.inf), n)[1]
   # Pick i is drawn number i - count where that is 0 or more. Where it is below

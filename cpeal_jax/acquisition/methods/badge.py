@@ -35,7 +35,7 @@ def gradient_distances(
   to_a: Float[Array, " C"],
   to_h: Float[Array, " D"],
 ) -> Float[Array, " N"]:
-  """Returns the squared distances of all gradient embeddings to one image's.
+  """Returns the squared distances of all images' gradients to one image's.
 
   The embedding of an image is the outer product g = a h^T, and for unit h
 

@@ -128,8 +128,8 @@ def allocate(
   """Makes n picks, each from the cluster with the lowest ratio labeled / size.
 
   Earlier picks count as labeled. On a tie the largest cluster comes first, then
-  the one of the lowest index. Within the cluster, the free image nearest to the
-  centroid is picked. Clusters without free images are skipped.
+  the cluster of the lowest index. Within the cluster, the free image nearest to
+  the centroid is picked. Clusters without free images are skipped.
 
   Args:
     assignments: each image's cluster.

@@ -107,7 +107,7 @@ def k_center(
 
     d_i = min over centers c of |x_i - x_c|;  pick argmax_i d_i
 
-  The anchors are the first centers, and every pick becomes one. Without
+  The anchors are the first centers, and every pick becomes a center. Without
   anchors, the first pick is the free point nearest the mean of the free points.
 
   Source: Sener and Savarese 2018 (arXiv 1708.00489), algorithm 1.
@@ -185,7 +185,7 @@ def coreset(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   Returns:
     Picks; part `distance`, to the nearest labeled or picked image at the time
     of the pick; part `score`, the same number; column `score`, each image's
-    distance to the nearest labeled one, or 0 if nothing is labeled. All
+    distance to the nearest labeled image, or 0 if nothing is labeled. All
     distances are Euclidean.
   """
   del key  # Deterministic.

@@ -1,4 +1,4 @@
-"""Featdist: picks the images farthest from the labeled ones."""
+"""Featdist: picks the images farthest from the labeled images."""
 
 import jax
 import jax.numpy as jnp

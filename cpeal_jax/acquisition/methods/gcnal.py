@@ -29,9 +29,9 @@ def inverse_column_sums(
   """Returns 1 / column sums of S = Z Z^T - I, taken over the nodes.
 
   It is 0 for rows that are not nodes. It is also 0 where the sum lies between
-  -1e-3 and 1e-3, as it does for a node without any other node: dividing would
-  amplify noise, so such a node passes nothing on to its neighbors. A negative
-  sum keeps its sign.
+  -1e-3 and 1e-3, for example if there is only one node: dividing would amplify
+  noise, so such a node passes nothing on to its neighbors. A negative sum keeps
+  its sign.
 
   Args:
     z: unit features.
@@ -144,7 +144,7 @@ def draw_nodes(
   nodes: int,
   images: int,
 ) -> tuple[Int[Array, " M"], Bool[Array, " M"]]:
-  """Chooses the nodes: up to `nodes` random free rows, and the labeled ones.
+  """Chooses the nodes: up to `nodes` random free rows, and the labeled rows.
 
   The number of labeled rows grows from round to round, but the shapes must not
   grow, or every round would compile again. So the number of chosen rows, M, is
@@ -207,7 +207,7 @@ def train(
     unlabeled: which rows are unlabeled nodes.
     steps: number of steps.
     learning_rate: Adam's.
-    weight_decay: the factor of the weights that is added to the gradient.
+    weight_decay: this number times the weights is added to the gradient.
     dropout: probability that a hidden unit is dropped.
     unlabeled_weight: see `loss`.
 
@@ -215,7 +215,7 @@ def train(
     The trained weights.
   """
   # The decay is part of the gradient that Adam gets, as in torch's Adam. AdamW
-  # would instead apply it to the weights, past Adam's moments.
+  # would instead apply it directly to the weights.
   adam = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.adam(learning_rate)
   )
@@ -252,7 +252,7 @@ def gcnal(
 ) -> Picks:
   """CoreGCN: picks by k-center greedy on what a graph network computes.
 
-  The nodes are the labeled images and up to `nodes` random unlabeled ones.
+  The nodes are the labeled images and up to `nodes` random unlabeled images.
   Edges are cosines, S = Z Z^T - I, and Adj = S diag(1 / column sums of S) + I.
   Two graph convolutions (D to `hidden`, ReLU, dropout, `hidden` to 1) learn to
   tell labeled from unlabeled nodes (`loss`) in `steps` full-batch steps of
@@ -281,13 +281,13 @@ def gcnal(
     hidden: width of the hidden layer.
     steps: number of full-batch steps.
     learning_rate: Adam's.
-    weight_decay: the factor of the weights that is added to the gradient.
+    weight_decay: this number times the weights is added to the gradient.
     dropout: probability that a hidden unit is dropped in training.
     unlabeled_weight: weight of the unlabeled nodes in the loss.
 
   Returns:
     Picks; part `distance` to the nearest center at the time of the pick; column
-    `score`, which is 1 - sigmoid(logit) for nodes and 0 for all others.
+    `score`, which is 1 - sigmoid(logit) for nodes and 0 for all other images.
   """
   draw_key, init_key, dropout_key = jax.random.split(key, 3)
   free = ~pool.labeled

@@ -40,15 +40,15 @@ def probcover(
   Here z are the unit features. A pick x covers all y with x -> y, and what the
   labeled images cover is covered from the start.
 
-  When no remaining image would cover anything new, the rest is picked
-  farthest-first: each time the image farthest from all labeled and picked ones.
+  When no remaining image would cover anything new, the remaining picks are made
+  farthest-first: each is the image farthest from all labeled and picked images.
 
-  The memory is O(N D), because of the graph x -> y only the out-degrees are
-  kept. When a pick covers a set S of images, the edges into S are computed and
-  subtracted. Each image is covered only once, so a call computes the products
-  of all pairs, N^2 D multiply-adds, at most twice (for the degrees and for the
-  subtractions), plus at most 32 N D per pick. In addition, the |L| labeled
-  images take N |L| D, and the cost of `estimate_radius` comes on top.
+  The memory is O(N D): only the out-degrees of the graph x -> y are kept, not
+  its edges. When a pick covers a set S of images, the edges into S are computed
+  and subtracted. Each image is covered only once, so a call computes the
+  products of all pairs, N^2 D multiply-adds, at most twice (for the degrees and
+  for the subtractions), plus at most 32 N D per pick. In addition, the |L|
+  labeled images take N |L| D, and the cost of `estimate_radius` comes on top.
 
   Source: Yehuda et al. 2022 (arXiv 2205.11320) and the reference code's
   behavior. Two faults of that code are repaired here: there the last N mod 500
@@ -184,8 +184,8 @@ def _distances_to_other_clusters(
     def cosines(features: Array) -> Array:
       return jnp.matmul(features, others.T, precision=jax.lax.Precision.HIGHEST)
 
-    # This device's rows against the drawn rows, [N, BLOCK]. Where no row
-    # differs, the maximum below is -inf and the distance is inf.
+    # This device's rows against the drawn rows, [N, BLOCK]. If all rows have
+    # the label of a drawn row, its maximum below is -inf, its distance inf.
     differs = real[:, None] & (labels[:, None] != drawn_labels[None])
     similarities = jnp.where(differs, rowwise.each(cosines, features), -jnp.inf)
     # Each device has the maximum over its own rows.
