@@ -63,5 +63,5 @@ def reason(error: BaseException) -> str:
   Messages of other libraries may be empty, have many lines, or hold control
   characters, which are escaped here.
   """
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return escaped(lines[0].rstrip("."))
+  lines = str(error).strip().splitlines() or [""]
+  return escaped(lines[0].rstrip(". ") or type(error).__name__)

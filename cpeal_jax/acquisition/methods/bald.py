@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import best, selector
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.parallel import rowwise
 
 NOISES = ("features", "lora")
@@ -56,8 +56,15 @@ def bald(
     Picks; column `score` as above.
 
   Raises:
-    InputError: the pool lacks a field that this kind of noise needs.
+    InputError: the pool lacks a field that this kind of noise needs, or an
+      argument is out of its range.
   """
+  one_of("noise of bald", noise, NOISES)
+  if passes < 1 or not 0 <= dropout < 1:
+    raise InputError(
+      f"bald: passes is {passes} and dropout is {dropout}; passes must be at "
+      "least 1, and dropout from 0 to below 1."
+    )
   if noise == "lora":
     if pool.mean_probs is None or pool.mean_entropy is None:
       raise InputError(
