@@ -1,4 +1,7 @@
-"""Errors that a user can cause: each is one clear line, with exit code 2."""
+"""Errors that a user can cause.
+
+`main` prints each of them as one line and exits with code 2.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -9,8 +12,8 @@ class InputError(ValueError):
 
   The message is one line that says what is wrong, the value that was given,
   which values are allowed, and what to do. `main` prints it without a traceback
-  and exits with 2. Line breaks and control characters, which names of files and
-  classes may hold, are escaped.
+  and exits with code 2. Line breaks and control characters, which names of
+  files and classes may hold, are escaped.
   """
 
   def __init__(self, message: object = "") -> None:
@@ -40,7 +43,8 @@ def one_of(what: str, got: str, choices: Iterable[str]) -> str:
 
   Raises:
     InputError: `got` is not among them; the message lists the choices and asks
-      whether the most similar one was meant. `what` names the setting in it.
+      whether the most similar one was meant. In the message, `what` names the
+      setting.
   """
   allowed = sorted(choices)
   if got in allowed:
@@ -52,10 +56,12 @@ def one_of(what: str, got: str, choices: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-  """Returns the first line of an exception's message, or else its type.
+  """Returns the first line of an exception's message without a full stop.
 
-  Other libraries' messages may be empty, go on for many lines, or hold control
+  If the message is empty, it returns the name of the exception's type.
+
+  Messages of other libraries may be empty, have many lines, or hold control
   characters, which are escaped here.
   """
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return escaped(lines[0].rstrip("."))
+  lines = str(error).strip().splitlines() or [""]
+  return escaped(lines[0].rstrip(". ") or type(error).__name__)

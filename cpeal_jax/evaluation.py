@@ -16,7 +16,10 @@ _temperature = jax.jit(metrics.fit_temperature)
 
 @jax.jit
 def _held_out(logits, labels, *, where):
-  """Returns the validation split's metrics; `jit` drops all others."""
+  """Returns the validation split's metrics.
+
+  `jit` removes the computation of all other metrics of the summary.
+  """
   row = metrics.summary(logits, labels, temperature=1.0, where=where)
   return {name: row[name] for name in HELD_OUT}
 
@@ -56,7 +59,7 @@ def evaluate(
   Args:
     logits, labels, where: the test split's N images; only those where `where`
       is True count.
-    validation_logits, validation_labels, validation_where: the same of the
+    validation_logits, validation_labels, validation_where: the same for the
       validation split's M images.
 
   Returns:

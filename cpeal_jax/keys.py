@@ -1,7 +1,7 @@
 """Random keys and generators, each derived from (seed, round, purpose, step).
 
-There is no global generator, so a run that is resumed, or does things in
-another order, draws the same numbers.
+There is no global generator. So a run that is resumed, or that draws in a
+different order, draws the same numbers.
 """
 
 import jax
@@ -27,9 +27,9 @@ def key(seed: int, round_: int, purpose: str, step: int = 0) -> PRNGKeyArray:
 
   Args:
     seed: the run's seed.
-    round_: the round; -1 is what comes before round 0.
+    round_: the round; -1 for draws before round 0.
     purpose: one of `PURPOSES`.
-    step: which of several draws for the same purpose.
+    step: the number of the draw, if there are several for the same purpose.
   """
   base = jax.random.key(seed)
   for number in (round_ + 1, PURPOSES[purpose], step):
@@ -44,6 +44,7 @@ def generator(
 
   Args:
     seed, round_, purpose: as in `key`.
-    numbers: which of several draws for the same purpose.
+    numbers: integers that identify the draw, if there are several for the same
+      purpose; for an image's crop, its epoch and a hash of the image's id.
   """
   return np.random.default_rng([seed, round_ + 1, PURPOSES[purpose], *numbers])

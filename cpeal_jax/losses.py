@@ -1,10 +1,11 @@
 """Training losses: cross entropy, calibration losses and a ranking loss.
 
-Every loss is made of masked sums over the whole batch, divided by how much they
-cover, so sharding and padding do not change its value. All arithmetic is
-float32: in float16 tanh(u) rounds to 1 from about 90 classes on, and the
-gradient vanishes. Masked rows may hold anything, NaN included. A non-finite
-logit in a selected row gives a non-finite loss.
+Every loss is made of masked sums over the whole batch, divided by the number or
+the weight of the rows that count, so sharding and padding do not change its
+value. All arithmetic is float32: in float16, with about 90 classes or more,
+tanh(u) of the largest entropy u rounds to 1 and its gradient vanishes. Masked
+rows may hold anything, NaN included. A non-finite logit in a selected row gives
+a non-finite loss.
 """
 
 import math
@@ -28,7 +29,7 @@ def cross_entropy(
   Args:
     logits: before the softmax, `[B, C]`.
     labels: class indices, `[B]`; any value where masked.
-    where: rows that count, `[B]`; all if None. The loss of no rows is 0.
+    where: rows that count, `[B]`; all if None. If no row counts, the loss is 0.
   """
   logits, where = _selected(logits, labels, where)
   labels = jnp.where(where, labels, 0)
@@ -45,7 +46,9 @@ def uncertainty_calibration_loss(
   balanced: bool = True,
   beta: float | None = None,
 ) -> Scalar:
-  """C-PEAL's loss: low entropy if a prediction is correct, high if it is wrong.
+  """Computes C-PEAL's calibration loss.
+
+  It is low if correct predictions have low entropy and wrong ones high entropy.
 
   Let u = -sum_c p_c ln(p_c + 1e-6) be a row's entropy in nats, A the set of the
   n_A rows that are predicted correctly and I the set of the n_I others. No
@@ -65,16 +68,17 @@ def uncertainty_calibration_loss(
   that is all correct or all wrong gives nearly 0.
 
   Source: the released code of C-PEAL (arXiv 2507.21521). That code replaces a
-  NaN by 0; here it stays NaN, so that the caller notices and stops. Its scripts
-  do not use effective numbers (Cui et al. 2019, arXiv 1901.05555), for which it
-  has beta = 0.999.
+  NaN by 0; here it stays NaN, so that the caller notices and stops. The code
+  has effective numbers (Cui et al. 2019, arXiv 1901.05555) with beta = 0.999,
+  but its scripts do not use them.
 
   Args:
     logits: before the softmax, `[B, C]`.
     labels: class indices, `[B]`; any value where masked.
     where: rows that count, `[B]`; all if None.
     balanced: whether each group is weighted by the size of the other one.
-    beta: if given, between 0 and 1, that size is an effective number.
+    beta: between 0 and 1; if it is not None, each group's size is replaced by
+      its effective number.
 
   Returns:
     The loss, not yet multiplied by `calibration_weight`.
@@ -89,8 +93,8 @@ def uncertainty_calibration_loss(
   logits, where = _selected(logits, labels, where)
   u = _entropy(jax.nn.softmax(logits), eps=1e-6)
   correct, wrong = _outcomes(logits, labels, where)
-  # 2 sigmoid(-2u) is 1 - tanh(u) without the subtraction, which would leave 3
-  # correct digits at u = 5 in float32.
+  # 2 sigmoid(-2u) is 1 - tanh(u), but is computed without the subtraction,
+  # which in float32 would leave only 3 correct digits at u = 5.
   loss_correct = _mean(-jnp.log(2 * jax.nn.sigmoid(-2 * u) + 1e-6), correct)
   loss_wrong = _mean(-jnp.log(jnp.tanh(u) + 1e-6), wrong)
   if balanced:
@@ -116,7 +120,7 @@ def calibration_weight(
 
   Args:
     epoch: counted from 0.
-    epochs: how many there are.
+    epochs: the number of epochs.
     weight: the full weight.
     anneal: whether the weight grows; if not, it is `weight` in every epoch.
 
@@ -140,9 +144,11 @@ def avuc_loss(
   threshold: Float[ArrayLike, ""],
   where: Where = None,
 ) -> Scalar:
-  """Differentiable accuracy versus uncertainty (AvU): -ln(AvU + 1e-10).
+  """Returns -ln(AvU + 1e-10), with a differentiable AvU.
 
-  Let c = max p be a row's confidence and u its entropy in nats; the row is
+  AvU is "accuracy versus uncertainty".
+
+  Let c be a row's largest probability and u its entropy in nats; the row is
   certain if u is at most the threshold. Each row has a weight:
 
                certain               uncertain
@@ -159,7 +165,7 @@ def avuc_loss(
     logits: before the softmax, `[B, C]`.
     labels: class indices, `[B]`; any value where masked.
     threshold: entropy in nats up to which a row is certain.
-    where: rows that count, `[B]`; all if None. The loss of no rows is 0.
+    where: rows that count, `[B]`; all if None. If no row counts, the loss is 0.
   """
   logits, where = _selected(logits, labels, where)
   probs = jax.nn.softmax(logits)
@@ -183,13 +189,13 @@ def loss_ranking_loss(
   *,
   where: Where = None,
 ) -> Scalar:
-  """Learning Loss's hinge loss for ranking pairs of rows by their true losses.
+  """Returns Learning Loss's hinge loss: do predictions rank the true losses?
 
   It is the mean over pairs (i, j) of `max(0, 1 - sign (l_i - l_j))` for
   predicted losses l, where sign is +1 if the true cross entropy of i is the
   larger one and -1 otherwise. No gradient passes through the true losses. Row i
-  of the n selected rows is paired with row n - 1 - i; the middle one of an odd
-  number has no partner. The loss of no pairs is 0.
+  of the n rows that count is paired with row n - 1 - i. If n is odd, the middle
+  row has no partner. If there is no pair, the loss is 0.
 
   Source: Yoo and Kweon 2019 (arXiv 1905.03677), eq. 2, with margin 1. The
   pairing is that of the released code of C-PEAL, which needs an even batch.
@@ -198,7 +204,8 @@ def loss_ranking_loss(
     predicted: the losses that the head predicts, `[B]`.
     logits: before the softmax, `[B, C]`; they give the true losses.
     labels: class indices, `[B]`; any value where masked.
-    where: rows that count, `[B]`; all if None. They must come first.
+    where: rows that count, `[B]`; all if None. They must come before all rows
+      that do not count.
   """
   logits, where = _selected(logits, labels, where)
   labels = jnp.where(where, labels, 0)
@@ -214,7 +221,7 @@ def loss_ranking_loss(
 
 
 def _selected(logits, labels, where):
-  """Returns float32 logits and the mask.
+  """Returns float32 logits and the mask, all True if `where` is None.
 
   Masked logits become 0, since a NaN there would reach the gradient through
   a later `jnp.where`.
@@ -232,19 +239,23 @@ def _outcomes(logits, labels, where):
 
 
 def _effective_number(count, beta):
-  """(1 - beta^count) / (1 - beta), but not less than 1e-6 / (1 - beta)."""
-  # 1 - beta^count without its cancellation, which would cost 3 digits.
+  """Returns (1 - beta^count) / (1 - beta), but at least 1e-6 / (1 - beta)."""
+  # 1 - beta^count, but without the subtraction, which would cost 3 digits.
   covered = -jnp.expm1(count * math.log(beta))
   return jnp.maximum(covered, 1e-6) / (1 - beta)
 
 
 def _entropy(probs, *, eps):
-  # The eps in the logarithm, or rounding, makes u negative near p = 1. Without
-  # the maximum tanh(u) + 1e-6, of which the logarithm is taken, could be <= 0.
+  # The eps in the logarithm, or rounding, can make the sum negative where one
+  # probability is near 1. Without the maximum, tanh(u) + 1e-6 could be 0 or
+  # less, and callers take its logarithm.
   return jnp.maximum(-jnp.sum(probs * jnp.log(probs + eps), axis=-1), 0)
 
 
 def _mean(values, where):
-  """Returns the mean of the selected values; 0, with gradient 0, of none."""
+  """Returns the mean of the selected values.
+
+  If none is selected, it is 0 and its gradient is 0.
+  """
   total = jnp.sum(jnp.where(where, values, 0))
   return total / jnp.maximum(jnp.sum(where), 1)

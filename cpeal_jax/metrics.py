@@ -3,7 +3,7 @@
 All functions take probabilities or logits `[N, C]`, class indices `labels`
 `[N]`, and a mask `where` `[N]` of the rows that count (all if None). Masked
 rows may hold anything. Results are float32 scalars. A metric that is not
-defined, such as any metric of no rows, is nan.
+defined is nan; if no row counts, every metric is.
 """
 
 import math
@@ -39,7 +39,7 @@ def macro_f1(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
   predictions = jnp.argmax(probs, axis=-1)
 
   def count(classes, rows):
-    # Counts are whole numbers, so float32 adds them exactly in any order.
+    # Counts are integers, so float32 adds them exactly in any order.
     rows = rows.astype(jnp.float32)
     return jnp.bincount(classes, weights=rows, length=probs.shape[1])
 
@@ -118,7 +118,8 @@ def accuracy_versus_uncertainty(
   """Returns the share of rows correct and certain, or wrong and uncertain.
 
   A row is certain if its entropy is at most ln(C) / 2. Source: Krishnan and
-  Tickoo 2020 (arXiv 2012.07923); every row counts 1, unlike in their loss.
+  Tickoo 2020 (arXiv 2012.07923). All rows have the same weight, unlike in their
+  loss.
   """
   probs, where = _selected(probs, where)
   _, correct = _top(probs, labels)
@@ -129,9 +130,9 @@ def accuracy_versus_uncertainty(
 def error_auroc(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
   """Returns the AUROC of entropy as a detector of wrong predictions.
 
-  It is the chance that a wrong row has a higher entropy than a correct one;
-  equal entropies count one half. It is nan if all rows are correct or all are
-  wrong.
+  It is the probability that a random wrong row has a higher entropy than a
+  random correct row; equal entropies count one half. It is nan if all rows are
+  correct or all are wrong.
   """
   probs, where = _selected(probs, where)
   _, correct = _top(probs, labels)
@@ -153,20 +154,21 @@ def fit_temperature(
   et al. 2017 (arXiv 1706.04599), section 4.2.
   """
   logits, where = _selected(logits, where)
-  # Subtracting the maximum changes no probability and leaves more digits for
-  # the differences between the highest logits.
+  # Subtracting the maximum does not change the probabilities, and it leaves
+  # more digits for the differences between the highest logits.
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
   observed = _of_label(logits, labels)
 
-  def narrow(i, log_temperature):
+  def bisect(i, log_temperature):
     # Bisection: the NLL is convex in 1/T, so the sign of its slope says on
     # which side the minimum lies. Comparing values of the NLL instead would
-    # find T to only half of float32's digits, as the NLL is flat there.
+    # find T to only half of float32's digits, as the NLL is flat there. The
+    # steps 1.5, 0.75, ... add up to 3, so ln T stays in [-3, 3].
     probs = jax.nn.softmax(logits * jnp.exp(-log_temperature))
     slope = _mean(jnp.sum(probs * logits, axis=-1) - observed, where)
     return log_temperature + jnp.sign(slope) * 1.5 * 0.5**i
 
-  return jnp.exp(jax.lax.fori_loop(0, 25, narrow, jnp.float32(0)))
+  return jnp.exp(jax.lax.fori_loop(0, 25, bisect, jnp.float32(0)))
 
 
 def summary(
@@ -214,7 +216,7 @@ def _selected(rows, where):
 
 
 def _mean(values, where):
-  """Returns the mean of the selected values; nan of none."""
+  """Returns the mean of the selected values; nan if none is selected."""
   return jnp.sum(jnp.where(where, values, 0.0)) / jnp.sum(where)
 
 
@@ -232,9 +234,12 @@ def _entropy(probs):
 
 
 def _equal_width(confidence, bins):
-  """Returns b with b / bins < confidence <= (b + 1) / bins; 0 for 0."""
-  # Dividing in float32 gives the edges the same rounding as a confidence of
-  # exactly k / bins, which then falls into the bin below its edge.
+  """Returns the bin b with b / bins < confidence <= (b + 1) / bins.
+
+  A confidence of 0 goes to bin 0.
+  """
+  # The edges are divided in float32, so they round like a confidence of exactly
+  # k / bins, which therefore falls into the bin below that edge.
   inner = np.arange(1, bins, dtype=np.float32) / np.float32(bins)
   return jnp.searchsorted(inner, confidence)
 
@@ -243,9 +248,9 @@ def _binned_gap(index, confidence, hit, where, bins):
   """Returns sum_b |sum over rows in bin b of (hit - confidence)| / n.
 
   Args:
-    index: bin of each row, [N] or, for C predictions a row, [N, C].
-    confidence, hit: same shape; predicted probability, and 1 where it was
-      right.
+    index: bin of each prediction: [N] for one prediction per row, [N, C] for C.
+    confidence, hit: arrays of the same shape: the predicted probability, and 1
+      or True where the prediction was right.
     where: rows that count, [N].
     bins: how many bins there are.
 

@@ -1,11 +1,12 @@
 """Exact nearest neighbors of a feature matrix that is split over the devices.
 
-Each of P devices keeps its N/P rows, the queries. The keys are all N rows, in
-tiles: one tile after the other, in the order of the rows, is sent from the
-device that holds it to all devices, and each device merges it into the lists of
-the k best keys of its queries. So a device needs memory for
-O(N/P (D + k) + tile D) numbers. It never holds another device's share of the
-features, as in a ring that passes whole shares, nor a row of N similarities.
+Each of P devices keeps its N/P rows, which are its queries. All N rows are the
+keys. They are cut into tiles: one tile after the other, in the order of the
+rows, is sent from the device that holds it to all devices, and each device
+merges it into the lists of the k best keys of its queries. So a device needs
+memory for O(N/P (D + k) + tile D) numbers. It never holds another device's
+share of the features, as it would if the devices passed whole shares around a
+ring, nor a row of N similarities.
 
 Matrix products have a constant shape and equal similarities are ordered by
 index, so 1, 2, 4 and 8 devices give the same bits on CPU.
@@ -25,8 +26,9 @@ from cpeal_jax.parallel import rowwise, sharding
 
 # The largest k.
 MOST = 1024
-# Queries of one product. With 1024 keys and k = 10, a CPU core runs the search
-# at 60 % of the speed of the bare products.
+# The largest number of queries in one matrix product. With 1024 keys and
+# k = 10, a CPU core runs the search at 60 % of the speed of the matrix products
+# alone.
 QUERIES = 256
 
 
@@ -48,11 +50,13 @@ def nearest_neighbors(
 
   Args:
     features: finite rows, the same on every process.
-    k: neighbors of a row, 1 to 1024; may exceed the number of other rows.
-    where: which rows may be neighbors; all if None. The others get neighbors
-      too, but are not listed as anyone's neighbor.
+    k: number of neighbors of a row, 1 to 1024; may exceed the number of other
+      rows.
+    where: which rows may be neighbors; all if None. All other rows get
+      neighbors, too, but are not listed as the neighbor of any row.
     mesh: the devices to use; all if None.
-    tile: keys of one matrix product. Another value may change the last bits.
+    tile: number of keys in one matrix product. A different value may change the
+      last bits.
     backend: `shard_map` or `pmap`.
 
   Returns:
@@ -74,8 +78,8 @@ def nearest_neighbors(
   mesh = sharding.make_mesh() if mesh is None else mesh
   total = len(features)
   allowed = np.ones(total, bool) if where is None else np.asarray(where)
-  # Blocks in multiples of this let `_search` take gcd(QUERIES, tile) queries at
-  # least: its number of queries divides half a block.
+  # `_search` takes gcd(QUERIES, half a block) queries at a time. If blocks are
+  # multiples of `unit`, this is at least gcd(QUERIES, tile).
   unit = 2 * math.gcd(QUERIES, tile)
   padding = sharding.padded(total, mesh.devices.size, unit) - total
   process_rows = sharding.own_rows(mesh, total + padding)
@@ -107,13 +111,13 @@ def search(
     features: float32 rows, padded and split over the devices, or a host array
       with the padded rows of this process's devices.
     where: which rows may be neighbors; split like `features`.
-    k: neighbors of a row.
+    k: number of neighbors of a row.
     total: how many rows are not padding.
     mesh, tile, backend: as in `nearest_neighbors`.
 
   Returns:
     Indices and similarities as in `nearest_neighbors`, split like the features.
-    The rows of padding mean nothing.
+    The results in padding rows mean nothing.
   """
   similarities, indices = _search(mesh, k, tile, backend)(
     np.int32(total), features, where
@@ -129,20 +133,20 @@ def narrow(
   *,
   total: int | None = None,
 ) -> tuple[Int32[Array, "N k"], Float32[Array, "N k"], bool]:
-  """Reads the k nearest neighbors among fewer rows off longer lists.
+  """Takes the k nearest neighbors among fewer rows from longer lists.
 
   Args:
-    indices, similarities: the lists, from `nearest_neighbors` or `search` with
-      all rows, or a superset of `where`, as possible neighbors.
+    indices, similarities: the lists of `nearest_neighbors` or `search`, for
+      which the possible neighbors were all rows, or at least those of `where`.
     where: which rows may be neighbors now.
-    k: neighbors of a row.
+    k: number of neighbors of a row.
     total: how many rows are not padding; all if None.
 
   Returns:
     Indices and similarities, split like the lists, and whether they are
-    complete. If True, they are those of
-    `nearest_neighbors(features, k, where=where)`. If False, some row's list has
-    fewer than k rows of `where` although more exist, so search again.
+    complete. If that is True, they are the results of
+    `nearest_neighbors(features, k, where=where)`. If it is False, some row's
+    list has fewer than k rows of `where` although more exist, so search again.
   """
   total = len(indices) if total is None else total
   nearest, values, complete = _narrow(
@@ -156,8 +160,9 @@ def narrow(
   out=(rowwise.ROWS, rowwise.ROWS, rowwise.WHOLE),
 )
 def _narrow(total, indices, similarities, where, *, k):
-  # [n, K] for this device's n rows; `where` is gathered, as a list may name any
-  # of the N rows.
+  """The device part of `narrow`."""
+  # [n, K] for this device's n rows. `where` is gathered, because a list may
+  # name any of the N rows. An index of -1 reads the last row and is masked.
   fits = (indices >= 0) & rowwise.gather(where)[indices]
   count = jnp.minimum(fits.sum(axis=1), k)  # [n]
   # A stable sort puts the fitting entries first and keeps them nearest first.
@@ -168,11 +173,12 @@ def _narrow(total, indices, similarities, where, *, k):
   )
   values = jnp.take_along_axis(similarities, columns, axis=1)
   values = jnp.where(missing, -jnp.inf, values)
-  gap = ((0, 0), (0, k - columns.shape[1]))  # K may be less than k.
-  existing = rowwise.count_true(where) - where  # A row is not its own neighbor.
+  padding = ((0, 0), (0, k - columns.shape[1]))  # K may be less than k.
+  # How many neighbors each row could have, [n]: a row is not its own neighbor.
+  existing = rowwise.count_true(where) - where
   return (
-    jnp.pad(nearest, gap, constant_values=-1).astype(jnp.int32),
-    jnp.pad(values, gap, constant_values=-jnp.inf),
+    jnp.pad(nearest, padding, constant_values=-1).astype(jnp.int32),
+    jnp.pad(values, padding, constant_values=-jnp.inf),
     ~rowwise.any_true(
       (count < jnp.minimum(k, existing)) & (rowwise.ids(count) < total)
     ),
@@ -193,14 +199,15 @@ def _search(
     # On one device: features [share, D], allowed [share].
     share = features.shape[0]
     # The number of queries divides a block of rows, so products have the same
-    # shape on 1 to 8 devices. It is at most half a block, for the reason that
-    # `rowwise._tile` gives.
+    # shape on 1, 2, 4 and 8 devices. It is at most half a block, for the reason
+    # that `rowwise._tile` gives.
     block = share * devices // sharding.blocks(devices)
     queries = math.gcd(QUERIES, max(1, block // 2))
     device = jax.lax.axis_index(sharding.AXIS)
-    # Query tiles of this device without those of mere padding: the ceiling of
-    # (total - device * share) / queries, at least 0. It is a traced number: XLA
-    # would inline a loop known to run once and fuse it differently.
+    # How many tiles of this device's queries have a row that is not padding:
+    # the ceiling of (total - device * share) / queries, at least 0. It is a
+    # traced number, because XLA would inline a loop that it knows to run once
+    # and fuse it differently.
     query_tiles = jnp.clip(
       -((device * share - total) // queries), 0, share // queries
     )
@@ -208,8 +215,8 @@ def _search(
     def key_tile(number: Array, lists: list[Array]) -> list[Array]:
       first = number * tile
       key_ids = first + jnp.arange(tile)
-      # [tile, D], sent from their owners to all devices. Keys beyond the last
-      # row come out as zeros and are not usable.
+      # [tile, D], sent from the devices that hold them to all devices. `take`
+      # returns zeros for keys beyond the last row, so these are not usable.
       keys = rowwise.take(features, key_ids)
       usable = rowwise.take(allowed.astype(jnp.int32), key_ids) > 0
 
@@ -244,7 +251,8 @@ def _rows(rows: Array, start: Array, count: int) -> Array:
 def _similarities(queries: Array, keys: Array) -> Array:
   """Returns the inner products [queries, keys]."""
   values = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
-  # -0.0 becomes 0.0: top_k puts 0.0 before -0.0, where they should be equal.
+  # -0.0 becomes 0.0, because top_k ranks 0.0 above -0.0, while equal values
+  # must be ordered by index.
   return jnp.where(values == 0, 0.0, values)
 
 
@@ -252,8 +260,8 @@ def _merge(best: list[Array], values: Array, first: Array) -> list[Array]:
   """Merges a tile of keys into the lists of the k best.
 
   Keys come in ascending order, so all row numbers in the lists are lower than
-  those of the tile. top_k orders equal values by position, which is therefore
-  the order of row numbers.
+  those of the tile. top_k keeps equal values in the order of their positions,
+  and therefore in the order of their row numbers.
 
   Args:
     best: similarities and row numbers so far, [queries, k] each.

@@ -1,4 +1,6 @@
-"""Oracles, which answer queries for labels; nothing else reads hidden labels.
+"""Oracles, which answer queries for labels.
+
+Only an oracle reads the labels that are hidden from the methods.
 
 An oracle has a `source`, a name that is recorded in labels.csv, and a method
 `reveal(ids)`, which returns a class index per id, or None where the answer is
@@ -24,7 +26,7 @@ class SimulatedOracle:
     ids: ids of the pool's N images.
     labels: their class indices, in the order of `ids`; -1 where the data set
       has no label.
-    source: see the module.
+    source: the oracle's name in labels.csv.
   """
 
   ids: Sequence[str]
@@ -47,18 +49,18 @@ class SimulatedOracle:
         it.
     """
     labels = self._labels_by_id
-    for i in ids:
-      if i not in labels:
+    for image_id in ids:
+      if image_id not in labels:
         raise InputError(
-          f"id {i!r} is not in the pool of {len(labels)} images. Was the data "
-          "set changed since the image was selected?"
+          f"id {image_id!r} is not in the pool of {len(labels)} images. Was "
+          "the data set changed since the image was selected?"
         )
-      if labels[i] < 0:
+      if labels[image_id] < 0:
         raise InputError(
-          f"image {i!r} has no label, so its answer cannot be simulated. Label "
-          "it in the data set or leave it out of the pool."
+          f"image {image_id!r} has no label, so its answer cannot be "
+          "simulated. Label it in the data set or leave it out of the pool."
         )
-    return [labels[i] for i in ids]
+    return [labels[image_id] for image_id in ids]
 
 
 # The source of a label that is a prediction: see `sure_enough`.
@@ -75,21 +77,24 @@ def sure_enough(
 
   A pick that is predicted as class c is sure enough if its confidence is at
   least the mean confidence of the images labeled c. If no image is labeled c,
-  it is not. The prediction of a sure pick becomes its label at no cost.
+  the pick is not sure enough. The prediction of a pick that is sure enough
+  becomes its label at no cost.
 
   Source: CB+SQ (arXiv 2411.16722). As in its code, these pseudo-labels count as
-  labels from then on, which raises the mean that later picks have to reach.
+  labels from then on, which raises the mean confidence that later picks have to
+  reach.
 
   Args:
     confidence: each image's largest probability under the current model.
-    predictions: the class of that probability.
+    predictions: the class that has the largest probability.
     labels: class indices; -1 where the label is unknown.
     picks: indices of the selected images.
 
   Returns:
-    For each pick, True if it need not be asked about.
+    For each pick, True if it is sure enough, so that no label is asked for.
   """
-  # The confidence that each class demands: infinite without a label.
+  # The confidence that is sure enough for each class; infinite if no image has
+  # that label.
   thresholds = np.full(max(predictions.max(), labels.max()) + 1, np.inf)
   for label in np.unique(labels[labels >= 0]):
     thresholds[label] = confidence[labels == label].mean()

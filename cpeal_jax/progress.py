@@ -1,4 +1,4 @@
-"""Progress output: a bar on a terminal, else one line for each stage."""
+"""Progress output: a bar on a terminal, otherwise one line for each stage."""
 
 import contextlib
 import io
@@ -14,23 +14,28 @@ _speaks = True
 
 
 def speak(yes: bool) -> None:
-  """Sets whether this process prints; of several processes one should."""
+  """Sets whether this process prints.
+
+  Where there are several processes, only one of them should print.
+  """
   global _speaks
   _speaks = yes
 
 
 def steady_streams() -> None:
-  """Makes stdout and stderr safe to write to, whatever they are.
+  """Makes it safe to write to stdout and stderr.
 
-  A launcher may have closed them, and then the next file that is opened would
-  get their number and whatever C code prints. One with a narrow encoding gets
-  escapes for the letters that it lacks.
+  A launcher may have closed stdin, stdout or stderr. The next file to be opened
+  would then get its file descriptor, 0 to 2, and C code would print into that
+  file. So a closed stream is opened as the null device. If the encoding of
+  stdout or stderr lacks a character, an escape is written in its place.
   """
   for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)  # The lowest free number: this one.
+      # `open` takes the lowest free descriptor, which is `number`.
+      os.open(os.devnull, os.O_RDWR)
     if number and getattr(sys, name) is None:
       stream = open(number, "w", closefd=False)  # noqa: SIM115
       setattr(sys, name, stream)
@@ -50,7 +55,8 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
   except BrokenPipeError:
-    # The stream would try again at the end of the process.
+    # At its end the process flushes stdout again, which would fail again, so
+    # stdout becomes the null device.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     speak(False)
 
@@ -64,7 +70,7 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
   Args:
     name: name of the stage.
-    total: how many units it has.
+    total: how many units the stage has.
     unit: what is counted, such as images.
 
   Yields:

@@ -24,9 +24,10 @@ from cpeal_jax.neighbors import narrow, search
 from cpeal_jax.parallel import sharding
 
 TILES_PER_CHUNK = 16
-# Rows of a tile: CHIP_TILE fills an accelerator. On a CPU the widest
-# activations of a tile should stay in its cache: they are at most CPU_VALUES
-# numbers of 4 bytes, unless that leaves fewer than CPU_LEAST rows.
+# Rows of a tile: CHIP_TILE rows keep an accelerator busy. On a CPU the widest
+# activation of a tile should stay in the CPU's cache, so a tile has as many
+# rows as fit into CPU_VALUES numbers of 4 bytes, rounded down to a power of 2,
+# but at least CPU_LEAST and at most CHIP_TILE rows.
 CHIP_TILE, CPU_VALUES, CPU_LEAST = 128, 5_000_000, 4
 
 
@@ -49,9 +50,9 @@ class PoolScores:
   Attributes:
     logits: scaled cosines, or a linear head's logits, float32.
     features: unit image features, float32.
-    total: how many images there are; rows beyond are padding.
+    total: how many images there are; all rows after these are padding.
     neighbor_indices, neighbor_similarities: the K nearest neighbors by cosine,
-      -1 and -inf where there are fewer; None if they were not requested.
+      -1 and -inf where there are fewer than K; None if they were not requested.
   """
 
   logits: Float[Array, "N C"]
@@ -65,7 +66,8 @@ class PoolScores:
 class Scorer:
   """The compiled functions of scoring passes, for one classifier and one mesh.
 
-  Keep it for a whole run: another scorer would be compiled anew.
+  Keep it for a whole run: the functions of another scorer would be compiled
+  again.
 
   Attributes:
     embed: (params, adapter) -> class embeddings [C, D].
@@ -99,8 +101,8 @@ def make_scorer(
   Args:
     classifier: the model that scores.
     mesh: the devices to use.
-    tile: rows of a tile; 0 takes what suits the devices. Another value may
-      change the last bits.
+    tile: rows of a tile; 0 chooses a number that suits the devices. A different
+      number may change the last bits.
     backend: `shard_map` or `pmap`.
   """
   on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -141,17 +143,18 @@ def in_tiles(of_tile: Callable, rows: Any, tile: int, tiles: Array) -> Array:
   """Applies a row-wise function tile by tile and joins the results.
 
   Args:
-    of_tile: takes `rows`' tree with `tile` rows, returns an array [tile, ...].
+    of_tile: takes a tree like `rows` but with `tile` rows, and returns an array
+      [tile, ...].
     rows: an array [n, ...], or a tree of arrays of n rows.
     tile: rows of one call; n must be a multiple.
-    tiles: how many tiles to compute. It is a traced number, since XLA would
-      inline a loop known to run once and could fuse it differently.
+    tiles: how many tiles to compute. It is a traced number, because XLA would
+      inline a loop that it knows to run once, and could fuse it differently.
 
   Returns:
-    [n, ...], 0 in rows beyond the last computed tile.
+    [n, ...]; the rows after the last computed tile are 0.
   """
 
-  # jit, so that eval_shape and the loop trace the function once in all.
+  # jit traces the function only once for both eval_shape and the loop.
   of_tile = jax.jit(of_tile, inline=True)
 
   def take_tile(x: Array, start: Array) -> Array:
@@ -189,12 +192,13 @@ def by_chunks(
   it is not one contiguous range of rows.
 
   Args:
-    run: (tiles, first row numbers, rows) -> results [rows, V]. `rows` are the
-      chunk's rows of this process's devices, one device after the other, and
-      `first row numbers` [devices of this process] says where each begins. The
-      first `tiles` tiles of each device count.
-    rows: reads the range (first, last) of all rows.
-    total: how many rows there are.
+    run: (tiles, firsts, part) -> results [rows of all devices, V]. `part` has
+      the chunk's rows for this process's devices, one device after the other,
+      and `firsts` [devices of this process] has the row number of each device's
+      first row in the chunk. Only the first `tiles` tiles of each device are
+      used.
+    rows: reads rows: (first, last) -> the rows first to last - 1 of the split.
+    total: how many rows there are, without padding.
     mesh: the devices.
     tile: rows of a tile.
     progress: called with the number of rows that this process just finished.
@@ -203,7 +207,8 @@ def by_chunks(
     The results, split over the devices and padded to whole tiles.
   """
   devices = mesh.devices.size
-  # Half a block must be whole tiles: 2 * tile.
+  # A block is a multiple of 2 * tile rows, so that half a block is a multiple
+  # of a tile.
   share = sharding.padded(total, devices, 2 * tile) // devices
   process_rows = sharding.own_rows(mesh, share * devices)
   length = chunk_rows(mesh, tile) // devices
@@ -214,19 +219,20 @@ def by_chunks(
 
   def read(first: np.int32, count: int) -> np.ndarray:
     last = min(first + count, total)
-    # A device that has nothing but padding still needs the shape of a row.
+    # If a device has only padding here, the answer has no rows, but it still
+    # needs the shape of a row.
     return rows(int(first), int(last)) if first < last else rows(0, 1)[:0]
 
   results, new = None, None
-  # The first device has as many real rows as any: beyond those all devices
-  # would compute padding.
+  # No device has more rows that are not padding than the first device has, so
+  # after these all devices would compute padding.
   longest = min(share, total)
   for start in range(0, longest, length):
     tiles = -(-min(length, longest - start) // tile)
     parts = [read(first + start, tiles * tile) for first in firsts]
     chunk = np.concatenate([fill_up(x, length) for x in parts])
-    # Wait for the chunk before, or the host would read all chunks ahead of the
-    # devices and hold them in memory.
+    # Wait for the previous chunk. Otherwise the host would read chunks faster
+    # than the devices compute, and hold all of them in memory.
     jax.block_until_ready(new)
     new = run(np.int32(tiles), firsts + start, chunk)
     if results is None:
@@ -293,13 +299,13 @@ def score_pool(
     params, adapter: the model's variables.
     features: from `encode_pool` with the same adapter, or cached ones of a
       frozen image tower.
-    total: how many images there are; rows beyond are padding.
-    neighbors: how many nearest neighbors to find, K; 0 for none.
-    where: images that may be neighbors; all if None. The others get neighbors
-      too, but are not listed as anyone's neighbor.
+    total: how many images there are; all rows after these are padding.
+    neighbors: K, how many nearest neighbors to find for each image; 0 for none.
+    where: which images may be neighbors; all if None. All other images get
+      neighbors, too, but are not listed as the neighbor of any image.
     known: (indices, similarities) of more than K neighbors among all images,
-      if these features have been searched before. They are searched again only
-      if these lists are too short; see `neighbors.narrow`.
+      if these features have been searched before. The features are searched
+      again only if these lists are too short; see `neighbors.narrow`.
   """
   texts = scorer.embed(params, adapter)
   tiles = np.int32(len(features) // scorer.mesh.devices.size // scorer.tile)

@@ -1,8 +1,8 @@
 """Scoring passes with dropout in the LoRA branches, for BALD's `noise=lora`.
 
-Each pass draws its own dropout masks: one set for the texts, and one for each
-tile of images, from the tile's number. So the masks do not depend on the number
-of devices.
+Each pass draws new dropout masks: one set for the texts, and one set for each
+tile of images. The key of a tile's masks is derived from the tile's number, so
+the masks do not depend on the number of devices.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
-# Images of a tile, which share one dropout key. It decides the masks, so it is
-# the same on all kinds of devices.
+# How many images a tile has; they share one dropout key. The number decides
+# which masks are drawn, so it is the same on all kinds of devices.
 TILE = 32
 
 
@@ -34,13 +34,14 @@ def make_passes(
   Args:
     classifier: a model whose adapter has dropout.
     mesh: the devices to use.
-    tile: images of a tile; 0 takes `TILE`. Another value draws other masks.
+    tile: how many images a tile has; 0 takes `TILE`. A different number draws
+      different masks.
     backend: `shard_map` or `pmap`.
 
   Returns:
-    (params, adapter, images, key, passes, progress) -> mean probabilities
-    [N, C] and mean entropies [N], in nats, over so many passes. The N rows are
-    split over the devices and padded. `progress` is as in `by_chunks`.
+    (params, adapter, images, key, passes, progress) -> the probabilities [N, C]
+    and the entropies [N], in nats, both averaged over `passes` passes. The N
+    rows are split over the devices and padded. `progress` is as in `by_chunks`.
   """
   tile = tile or TILE
 
@@ -101,7 +102,7 @@ def make_passes(
 
 @rowwise.per_device(rows=("means", "logits"), out=rowwise.ROWS)
 def _add_pass(means, logits, *, passes):
-  """Adds 1/passes of a pass's probabilities and entropies to the means so far.
+  """Adds a pass's probabilities and entropies, over `passes`, to the means.
 
   `means` is None before the first pass.
   """

@@ -482,6 +482,14 @@ def test_bald_takes_the_passes_it_is_given():
     choose("bald", make_pool(), 5, noise="lora")
 
 
+@pytest.mark.parametrize(
+  "wrong", [{"noise": "feature"}, {"passes": 0}, {"dropout": 1.0}]
+)
+def test_bald_refuses_arguments_out_of_range(wrong):
+  with pytest.raises(InputError, match=next(iter(wrong))):
+    choose("bald", make_pool(), 5, **wrong)
+
+
 def test_bald_feature_dropout_against_a_loop():
   pool = make_pool()
   passes, kept = 200, 0.5

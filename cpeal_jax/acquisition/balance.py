@@ -1,9 +1,9 @@
 """PCB: picks that balance the predicted classes among a method's candidates.
 
 Pseudo-class balance (Bang et al. 2024, arXiv 2311.11178): each pick comes from
-the class with the fewest labels, where the current model's prediction stands
-for the unknown class. It runs on the host, since it takes only n steps over a
-few thousand candidates.
+the class with the fewest labels. A candidate's true class is unknown, so the
+current model's prediction is used in its place. PCB runs on the host, since it
+takes only n steps over a few thousand candidates.
 """
 
 from collections.abc import Sequence
@@ -44,17 +44,17 @@ def balance(
   The rules differ in the classes they consider:
 
     repaired: the classes that still have a candidate.
-    faithful: all classes. If the rarest class has no candidate, any candidate
-      is drawn and no count changes, so the same class stays the rarest and all
-      later picks of the round are random, too. This is what the reference code
-      does.
+    faithful: all classes. If the class with the fewest labels has no candidate,
+      one of all candidates is drawn at random and no count changes. So the same
+      class keeps the fewest labels, and all later picks of the round are
+      random, too. This is what the reference code does.
 
   When no candidate is left, the reference code draws again forever; this
   function stops.
 
   Args:
-    rng: for draws within a class.
-    predictions: predicted class of each candidate, best candidate first.
+    rng: the source of the random draws.
+    predictions: predicted class of each of the Q candidates, best first.
     counts: labels per true class before this round.
     n: number of picks wanted.
     rule: `repaired` or `faithful`.
@@ -101,7 +101,8 @@ def balance_reasons(
   counts = counts.copy()
   reasons = []
   for prediction in predictions:
-    # The repaired rule always takes from the rarest class that has candidates.
+    # The repaired rule never draws at random from all candidates: it always
+    # picks from the class with the fewest labels among those with candidates.
     due = rule == "repaired" or prediction == np.argmin(counts)
     if due:
       counts[prediction] += 1

@@ -26,7 +26,7 @@ from cpeal_jax.acquisition.wrappers import picks_at, shortlist, spaced
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.parallel import rowwise
 
-# The share of the pool that the reference offers to PCB as candidates.
+# The fraction of the pool that the reference offers to PCB as candidates.
 CANDIDATES = 0.1
 # The methods that the reference asks for exactly the n images that PCB will
 # pick, so that PCB changes their order and nothing else.
@@ -74,9 +74,11 @@ def choose(
       default a tenth of the pool, and never fewer than n. With the rule
       `faithful` it is n for the methods in `ASKED_FOR_N`, as in the reference.
     within: how PCB draws within a class, `random` or by `rank`.
-    preselect: a method; only its best `gamma` of the pool are offered. None to
-      offer all.
-    gamma: the share of the pool that `preselect` leaves.
+    preselect: another method, whose best images are the only ones that the
+      method `name` may choose from. It runs with its default hyperparameters.
+      None offers all unlabeled images.
+    gamma: how many images `preselect` leaves, as a fraction of the pool; never
+      fewer than the method `name` is asked for.
     min_distance: least Euclidean distance between the unit features of two
       picks, or of a pick and a labeled image; 0 to allow any.
     hyper: the method's hyperparameters.
@@ -85,10 +87,10 @@ def choose(
     The picks on the host, best first; with PCB, in the order they were picked.
 
   Raises:
-    InputError: there is no such method, n is below 1 or more than what is left,
-      the pool lacks a field that the method needs, its fields disagree about
-      the number of rows or classes, or logits, features or scores are not
-      finite.
+    InputError: there is no such method, n is below 1 or above the number of
+      unlabeled images, the pool lacks a field that the method needs, its fields
+      disagree about the number of rows or classes, a label is not a class, or
+      logits, features or scores are not finite.
   """
   one_of("acquisition", name, ACQUISITIONS)
   pool = placed(pool)
@@ -125,8 +127,9 @@ def choose(
   if preselect is not None:
     one_of("preselection", preselect, ACQUISITIONS)
     size = min(left, max(wanted, int(gamma * total)))
-    # Methods fold the indices of images, which are below `total`, into their
-    # key, so folding in `total` itself gives an independent key.
+    # Methods fold the indices of images, which are all below `total`, into
+    # `method_key`. No method folds in `total` itself, so this is an independent
+    # key.
     preselect_key = jax.random.fold_in(method_key, total)
     rows = ACQUISITIONS[preselect](preselect_key, pool, size).indices
     offered = shortlist(pool, np.asarray(rows))
@@ -156,8 +159,8 @@ def _finite_rows(rows: Float[Array, "N V"]) -> Bool[Array, " N"]:
 
 def _refuse_non_finite(what: str, finite: Bool[np.ndarray, " N"]) -> None:
   """Raises an error that names `what`, unless all of `finite` are True."""
-  # A selector could not cope: top_k ranks NaN first, and a score of -inf ties
-  # with the labeled images.
+  # A selector would choose wrongly: top_k ranks NaN first, and a score of -inf
+  # ties with the labeled images, whose scores are replaced by -inf.
   if not finite.all():
     raise InputError(
       f"{what} of {np.sum(~finite)} of {len(finite)} images are not finite, "
@@ -172,9 +175,9 @@ def _refuse_unknown_classes(
   wrong = np.flatnonzero((labels < -1) | (labels >= classes))
   if len(wrong):
     raise InputError(
-      f"labels of {len(wrong)} images are no class, the first is "
-      f"{labels[wrong[0]]} at index {wrong[0]}: logits have {classes} classes, "
-      f"so they are 0 to {classes - 1}, or -1 where there is no label."
+      f"labels of {len(wrong)} images are not classes, the first is "
+      f"{labels[wrong[0]]} at index {wrong[0]}: the logits have {classes} "
+      f"classes, so a label must be 0 to {classes - 1}, or -1 if it is unknown."
     )
 
 
@@ -186,19 +189,19 @@ def _predicted(logits: Float[Array, "N C"]) -> Int[Array, " N"]:
 def predicted(pool: PoolView) -> Int[np.ndarray, " N"]:
   """Returns each image's predicted class, which has the largest logit.
 
-  The probabilities would not do: rounding can make them tie where the logits
-  differ.
+  It does not use probabilities, because rounding can make them equal where the
+  logits differ.
   """
   return on_host(_predicted(pool.logits), pool)
 
 
 @rowwise.per_device(rows=("rows",), out=rowwise.ROWS)
 def _common_columns(rows: dict[str, Array]) -> dict[str, Float[Array, " N"]]:
-  """Computes the columns that are recorded whatever the method is.
+  """Computes the columns that are recorded for every method.
 
   Args:
-    rows: the fields of the pool that are needed: `logits`, and the neighbors
-      where the pool has them.
+    rows: fields of the pool by name: `logits`, and, if the pool has them,
+      `neighbor_indices` and `neighbor_similarities`.
   """
 
   def from_logits(logits: Array) -> dict[str, Array]:
@@ -290,13 +293,17 @@ def explain(
 def _reasons(
   name: str, pool: PoolView, picks: Picks, parts: dict[str, list]
 ) -> list[str]:
-  """Describes each pick by its parts, or its rank by score, or as a draw."""
+  """Describes each pick in one line.
+
+  The line lists the pick's parts. If the method has no parts, it says the
+  pick's rank by score; if it has no score either, that the pick was drawn.
+  """
   if parts:
-    lines = zip(*parts.values(), strict=True)
+    values_of_picks = zip(*parts.values(), strict=True)
     return [
       f"{name}: "
-      + ", ".join(f"{k} {v:.4g}" for k, v in zip(parts, line, strict=True))
-      for line in lines
+      + ", ".join(f"{k} {v:.4g}" for k, v in zip(parts, values, strict=True))
+      for values in values_of_picks
     ]
   if "score" not in picks.columns:
     return [f"{name} draw"] * len(picks.indices)

@@ -17,7 +17,7 @@ from cpeal_jax.parallel import rowwise
 from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# Centers that a tile of rows is compared with in one matrix product.
+# How many centers a tile of rows is compared with in one matrix product.
 BLOCK = 64
 
 
@@ -25,7 +25,8 @@ class Clusters(NamedTuple):
   """K centers, and the cluster of each of N points of D dimensions.
 
   Attributes:
-    centers: the first K of the `size` rows are the centers; the rest is unused.
+    centers: the first K of the `size` rows are the centers; the others are not
+      used.
     assignments: the index of each point's nearest center.
     distances: each point's squared Euclidean distance to that center.
     inertia: the weighted sum of these squared distances.
@@ -56,15 +57,16 @@ def kmeans(
 ) -> Clusters:
   """Minimizes `sum_i w_i min_k |x_i - m_k|^2` by Lloyd's iterations.
 
-  The centers start from greedy k-means++ (Arthur and Vassilvitskii 2007): each
-  seed is the one of 2 + ln(size) random points, drawn with a probability
-  proportional to w d^2, that lowers the sum most. A cluster that becomes empty
-  keeps its center. As in scikit-learn, the iterations end when the squared
-  movements of all centers add up to at most `tolerance` times the mean variance
-  of the features.
+  The centers start from greedy k-means++ (Arthur and Vassilvitskii 2007). For
+  each seed, 2 + ln(size) points are drawn with a probability proportional to
+  w d^2, where d is the distance to the nearest earlier seed; the drawn point
+  that lowers the sum most becomes the seed. A cluster that becomes empty keeps
+  its center. As in scikit-learn, the iterations end when the squared movements
+  of all centers add up to at most `tolerance` times the mean variance of the
+  features.
 
-  The points stay on their devices: an iteration exchanges the sums of the
-  clusters, and a seed exchanges a few rows.
+  The points stay on their devices. An iteration exchanges only the sums of the
+  clusters between devices, and the choice of a seed only a few rows.
 
   Args:
     key: for the seeds.
@@ -72,7 +74,7 @@ def kmeans(
     weights: at least 0; a row of weight 0 does not influence the centers.
     count: K, the number of clusters, at most `size`. It is traced, so another
       number compiles nothing.
-    size: number of rows of `centers`.
+    size: static number of rows of `centers`, at least `count`.
     restarts: number of runs from different seeds; the one of least inertia is
       returned.
     iterations: the most iterations of a run.
@@ -85,8 +87,10 @@ def kmeans(
     lambda x, w: jnp.matmul(w[None], x, precision=HIGHEST)[0], points, weights
   )
   mean /= total
-  # Squared norms [N] of the points after their mean is subtracted. A common
-  # offset would make the norms large and cost their differences digits.
+  # Squared norms [N] of the points after their weighted mean [D] is subtracted.
+  # `_seeds` computes squared distances as differences of such norms and dot
+  # products. An offset common to all points would make these terms large, and
+  # their differences would lose digits.
   norms = rowwise.each(lambda x: _squared_distances(x, mean), points)
   spread = rowwise.total(lambda w, d: jnp.sum(w * d), weights, norms) / total
   # `spread` is the variance summed over the D features.
@@ -102,7 +106,9 @@ def kmeans(
       sums, masses = rowwise.total(
         lambda x, w: _sums(x, w, centers, count), points, weights
       )
-      # An empty cluster has mass 0 and keeps its center.
+      # sums is [size, D], masses is [size]. An empty cluster has mass 0 and
+      # keeps its center, as do the unused rows from `count` on: `where` drops
+      # their quotient 0 / 0 = NaN.
       new = jnp.where(masses[:, None] > 0, sums / masses[:, None], centers)
       return new, jnp.sum(jnp.square(new - centers)), done + 1
 
@@ -126,6 +132,7 @@ def kmeans(
 def _squared_distances(
   rows: Float[Array, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
+  # From differences, so that a copy of `row` is at a distance of exactly 0.
   return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
@@ -145,9 +152,9 @@ def _seeds(key, points, weights, mean, norms, count, size):
     `[size, D]`, the same on every device; rows from `count` on are 0.
   """
   trials = 2 + int(np.log(size))
-  # The distances come from matrix products, whose rounding error is about this
-  # share of the squared norms. Two points that are closer than that count as
-  # copies; otherwise a copy of a seed could be drawn as another seed.
+  # The squared distances come from matrix products, whose rounding error is
+  # about this fraction of the squared norms. A smaller squared distance is set
+  # to 0; otherwise a copy of a seed could be drawn as another seed.
   copy_tolerance = jnp.finfo(points.dtype).eps * np.sqrt(points.shape[1])
 
   def closer(x, norms, nearest, others):
@@ -160,7 +167,8 @@ def _seeds(key, points, weights, mean, norms, count, size):
       others: the possible seeds minus `mean`, `[T, D]`.
 
     Returns:
-      `[tile, T]`: column t holds if seed t is added.
+      `[tile, T]`: column t has the squared distances to the nearest seed for
+      the case that possible seed t is added.
     """
     lengths = jnp.sum(jnp.square(others), axis=1)
     dots = jnp.matmul(x - mean[None], others.T, precision=HIGHEST)
@@ -173,17 +181,21 @@ def _seeds(key, points, weights, mean, norms, count, size):
     centers, nearest = state
     step_key = jax.random.fold_in(key, i)
     chances = rowwise.each(jnp.multiply, weights, nearest)
-    # The trial seeds, [trials, D], on every device.
+    # The trial seeds, [trials, D], on every device. If all chances are 0, every
+    # point is a copy of a seed, and `draw` returns a point of positive weight.
     rows = rowwise.take(
       points, rowwise.draw(step_key, chances, weights > 0, trials)
     )
     tried = rowwise.each(
-      lambda x, d, to_seed: closer(x, d, to_seed, rows - mean[None]),
+      lambda x, tile_norms, tile_nearest: closer(
+        x, tile_norms, tile_nearest, rows - mean[None]
+      ),
       points,
       norms,
       nearest,
     )
-    # The weighted sum that each trial would leave, [trials].
+    # For each trial seed, the weighted sum of the squared distances that would
+    # remain if it were added, [trials].
     potentials = rowwise.total(
       lambda w, d: jnp.matmul(w[None], d, precision=HIGHEST)[0], weights, tried
     )
@@ -193,7 +205,9 @@ def _seeds(key, points, weights, mean, norms, count, size):
   first = rowwise.take(points, rowwise.draw(key, weights, weights > 0, 1))
   unreached = jnp.full_like(norms, jnp.inf)
   nearest = rowwise.each(
-    lambda x, d, to_seed: closer(x, d, to_seed, first - mean[None])[:, 0],
+    lambda x, tile_norms, tile_nearest: closer(
+      x, tile_norms, tile_nearest, first - mean[None]
+    )[:, 0],
     points,
     norms,
     unreached,
@@ -219,21 +233,22 @@ def _nearest(x, centers, count):
 
   def visit(b, state):
     assignments, squared_distances = state
-    # The last block is moved back to fit; comparing with a center twice is
-    # harmless.
+    # If the last block would extend past the end of `centers`, it starts
+    # earlier. Some centers are then compared twice, which is harmless.
     start = jnp.minimum(b * block, size - block)
     block_centers = jax.lax.dynamic_slice_in_dim(centers, start, block)
     dots = jnp.matmul(x, block_centers.T, precision=HIGHEST)
+    # [tile, block].
     d = (
       norms[:, None]
       + jnp.sum(jnp.square(block_centers), axis=1)[None]
       - 2 * dots
     )
-    live = start + jnp.arange(block) < count
+    is_center = start + jnp.arange(block) < count
     # Rounding can make the square of a tiny distance negative.
-    d = jnp.where(live[None], jnp.maximum(d, 0), jnp.inf)
+    d = jnp.where(is_center[None], jnp.maximum(d, 0), jnp.inf)
     least = jnp.min(d, axis=1)
-    # Strictly less, so that the lower index keeps a tie.
+    # Strictly less, so that of two equally near centers the lower index wins.
     better = least < squared_distances
     nearest = start + jnp.argmin(d, axis=1).astype(jnp.int32)
     return (
@@ -248,8 +263,9 @@ def _nearest(x, centers, count):
 def _sums(x, weights, centers, count):
   """Sums a tile's rows by cluster: weighted sums and masses.
 
-  It multiplies with one-hot rows. A scatter-add would not add in a fixed order
-  on every kind of device, so its last bits could change from run to run.
+  It computes the sums as matrix products with one-hot rows. A scatter-add would
+  not add in a fixed order on every kind of device, so its last bits could
+  change from run to run.
 
   Args:
     x: `[tile, D]`.
@@ -262,16 +278,19 @@ def _sums(x, weights, centers, count):
   """
   size = centers.shape[0]
   block = min(BLOCK, size)
-  # Whole blocks: dynamic_update_slice would move a last block that sticks out
-  # back, over the sums of the block before it.
+  # The number of rows is rounded up to a multiple of `block`. Otherwise the
+  # last block could extend past the end; dynamic_update_slice would then write
+  # it earlier, over sums of the block before it.
   padded = -(-size // block) * block
   assignments, _ = _nearest(x, centers, count)
 
   def visit(b, state):
     in_cluster = assignments[:, None] == b * block + jnp.arange(block)[None]
-    share = jnp.where(in_cluster, weights[:, None], 0)
-    sums = jnp.matmul(share.T, x, precision=HIGHEST)
-    new = sums, jnp.sum(share, axis=0)
+    # The one-hot rows of this block of centers, times the weights: both arrays
+    # are [tile, block].
+    membership = jnp.where(in_cluster, weights[:, None], 0)
+    sums = jnp.matmul(membership.T, x, precision=HIGHEST)  # [block, D]
+    new = sums, jnp.sum(membership, axis=0)
     return jax.tree.map(
       lambda out, part: jax.lax.dynamic_update_slice_in_dim(
         out, part, b * block, 0
@@ -302,7 +321,7 @@ def nearest_distinct(
   Args:
     points: the rows to pick from.
     free: which of them may be picked, n or more.
-    centers: in the order in which they pick.
+    centers: the n centers, in the order in which they pick.
 
   Returns:
     Indices of the points, and squared Euclidean distances to their centers.

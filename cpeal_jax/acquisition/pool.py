@@ -42,7 +42,9 @@ COUNTED = {"N": "rows", "C": "classes", "D": "features", "K": "neighbors"}
 
 @flax.struct.dataclass
 class PoolView:
-  """The whole pool: N images, C classes, D features. Frozen, never shrunk.
+  """The whole pool: N images, C classes, D features.
+
+  The object is immutable, and images stay in it after they are labeled.
 
   The rows are either host arrays, or arrays that are split over the devices of
   a mesh and padded. Arrays with C or D numbers per row are never gathered from
@@ -130,7 +132,7 @@ def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
 
   Raises:
     InputError: two fields of the pool disagree about the number of rows,
-      classes, features or neighbors, a field is no array or has another
+      classes, features or neighbors, a field is not an array or has a wrong
       number of axes, or `labeled` is not boolean.
   """
   _refuse_contradictions(pool)
@@ -148,7 +150,8 @@ def placed(pool: PoolView, mesh: jax.sharding.Mesh | None = None) -> PoolView:
 
 def _refuse_contradictions(pool: PoolView) -> None:
   """Raises an error if the fields of the pool do not fit together."""
-  # Otherwise padding would make all of them as long as the longest.
+  # Without this check, padding would make all fields as long as the longest and
+  # so hide the mistake.
   seen: dict[str, tuple[str, int]] = {}
   for name, axes in AXES.items():
     values = getattr(pool, name)
@@ -173,8 +176,8 @@ def _refuse_contradictions(pool: PoolView) -> None:
       if size != expected:
         raise InputError(
           f"the fields of the pool disagree: {name} has {size} "
-          f"{COUNTED[axis]}, {first} has {expected}. Give one row per image in "
-          "the same order, and the same classes and features, in all of them."
+          f"{COUNTED[axis]}, {first} has {expected}. All fields must have one "
+          "row per image, in the same order, and the same classes and features."
         )
   if pool.total is not None and "N" in seen and pool.total > seen["N"][1]:
     name, rows = seen["N"]

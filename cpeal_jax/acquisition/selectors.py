@@ -26,11 +26,12 @@ Selector = Callable[..., Picks]
 def selector(body: Selector) -> Selector:
   """Decorates and compiles a selector that is written for one device's rows.
 
-  Inside `body` the arrays of the pool are the rows of one device; see
-  `parallel.rowwise` for what it may ask about all rows. The indices that it
-  returns count over the rows of all devices, its `parts` must be the same on
-  every device, and its `columns` have one value per row of the device. n and
-  the hyperparameters are static: each combination is compiled once.
+  Inside `body` the arrays of the pool are the rows of one device; the functions
+  of `parallel.rowwise` compute what depends on the rows of all devices. The
+  indices that `body` returns count over the rows of all devices, its `parts`
+  must be the same on every device, and its `columns` have one value per row of
+  the device. n and the hyperparameters are static: each combination is compiled
+  once.
   """
 
   @functools.cache
@@ -76,7 +77,7 @@ def best(
 ) -> Int[Array, " n"]:
   """Returns the indices of the n highest values among the unlabeled images.
 
-  They come highest first. On a tie the lower index wins.
+  The highest value comes first. On a tie the lower index wins.
   """
   return rowwise.top(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
 
@@ -116,6 +117,6 @@ def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
 
 
 def noise(key: PRNGKeyArray, pool: PoolView) -> Float[Array, " N"]:
-  """Returns a uniform number per image, drawn from the key and its index."""
+  """Draws a number in [0, 1) for each image, from the key and its index."""
   draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
   return draw(rowwise.ids(pool.labeled))

@@ -17,8 +17,8 @@ def spread(
   took. If all scores are 0, all unlabeled images get the same weight.
 
   Args:
-    key: seeds the clusters.
-    pool: features, labeled.
+    key: the source of the random seeds of k-means.
+    pool: its `features` and `labeled` are used.
     n: number of picks, and of centers.
     score: weight of each image, at least 0.
 

@@ -1,7 +1,7 @@
 """The table of acquisition functions by name.
 
-To add a method, write its function and add a line here, as shown in
-`docs/acquisition.md`. The contract tests run on every line of the table.
+To add a method, write its function and add it to the table, as shown in
+`docs/acquisition.md`. The contract tests run on every method of the table.
 """
 
 from cpeal_jax.acquisition.methods.alfa_mix import alfa_mix

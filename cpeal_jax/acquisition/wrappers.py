@@ -22,12 +22,12 @@ BLOCK = 64
 def shortlist(pool: PoolView, rows: Int[np.ndarray, " Q"]) -> PoolView:
   """Restricts what a placed pool offers to `rows` (candidate pre-selection).
 
-  Only the mask `labeled` changes. The labels stay, so what a method measures
-  against the labeled images does not change.
+  Only the mask `labeled` changes: it becomes True for all other images. The
+  field `labels` stays, so distances to the labeled images do not change.
   """
-  aside = np.ones(pool.images, bool)
-  aside[rows] = False
-  return masked(pool, on_host(pool.labeled, pool) | aside)
+  set_aside = np.ones(pool.images, bool)
+  set_aside[rows] = False
+  return masked(pool, on_host(pool.labeled, pool) | set_aside)
 
 
 def near_any(
@@ -42,13 +42,13 @@ def near_any(
     rows: unit rows to compare with.
     min_distance: Euclidean.
   """
-  gap = -len(rows) % BLOCK
+  padding = -len(rows) % BLOCK
   return _near_any(
     features,
-    np.pad(rows, ((0, gap), (0, 0))).reshape(-1, BLOCK, rows.shape[1]),
+    np.pad(rows, ((0, padding), (0, 0))).reshape(-1, BLOCK, rows.shape[1]),
     np.int32(len(rows)),
-    # For unit vectors |x - y|^2 = 2 - 2 x . y, so "closer than" is "cosine
-    # above this".
+    # For unit vectors |x - y|^2 = 2 - 2 x . y, so two rows are closer than
+    # `min_distance` if their cosine is above this number.
     np.float32(1 - min_distance**2 / 2),
   )
 
@@ -59,8 +59,9 @@ def _near_any(features, blocks, count, least):
 
   Args:
     features: `[N, D]`.
-    blocks: the rows to compare with, `[blocks, BLOCK, D]`, zeros at the end.
-    count: how many of them are real.
+    blocks: the rows to compare with, `[blocks, BLOCK, D]`, padded at the end
+      with rows of zeros.
+    count: how many of these rows are not padding.
     least: the cosine above which two rows are near.
   """
 
@@ -87,12 +88,12 @@ def spaced(
   """Picks up to n images, `min_distance` from each other and from labeled ones.
 
   Near-duplicates of labeled images are set aside. Picks that are too close to
-  an earlier pick are dropped, and the selector is asked again for others in
-  their place, until there are n picks or no image is left. Only if these are
-  fewer than `least`, the difference is filled with near-duplicates.
+  an earlier pick are dropped, and the selector is asked for other picks in
+  their place, until there are n picks or no image is left. If the result has
+  fewer than `least` picks, near-duplicates fill it up to `least`.
 
   Args:
-    ask: any selector as a function (pool, n) -> n picks.
+    ask: the selector, as a function (pool, n) -> n picks.
     pool: the pool, placed.
     n: number of picks wanted.
     min_distance: Euclidean distance between unit features, in [0, 2].
@@ -104,28 +105,29 @@ def spaced(
 
   labeled = on_host(pool.labeled, pool)
   anchors = np.flatnonzero(on_host(pool.labels, pool) >= 0)
-  aside = labeled.copy()
+  set_aside = labeled.copy()
   if len(anchors):
-    aside |= near_rows(rowwise.rows_at(pool.features, anchors))
+    set_aside |= near_rows(rowwise.rows_at(pool.features, anchors))
   kept: list[Picks] = []
   missing = n
-  while missing and not aside.all():
+  while missing and not set_aside.all():
     # Asks for n picks even if fewer are missing: the selector is compiled for
     # n, and another number would compile it again.
-    picks = ask(masked(pool, aside), min(n, int(np.sum(~aside))))
+    picks = ask(masked(pool, set_aside), min(n, int(np.sum(~set_aside))))
     picked = np.asarray(picks.indices)
     rows = rowwise.rows_at(pool.features, picked)
+    # The positions of the picks that are far enough from all earlier ones.
     apart = without_near_duplicates(rows, min_distance)[:missing]
     kept.append(picks_at(picks, apart))
     missing -= len(apart)
-    aside[picked] = True
-    aside |= near_rows(rows[apart])
-  short = least - (n - missing)
-  if short > 0:
+    set_aside[picked] = True
+    set_aside |= near_rows(rows[apart])
+  lacking = least - (n - missing)
+  if lacking > 0:
     taken = labeled.copy()
     for picks in kept:
       taken[picks.indices] = True
-    kept.append(ask(masked(pool, taken), short))
+    kept.append(ask(masked(pool, taken), lacking))
   return concatenated(kept)
 
 
@@ -133,13 +135,14 @@ def without_near_duplicates(
   rows: Float[np.ndarray, "Q D"], min_distance: float
 ) -> Int[np.ndarray, " kept"]:
   """Returns the positions of rows that are not close to an earlier kept row."""
-  least = 1 - min_distance**2 / 2
+  # Unit rows are closer than `min_distance` if their cosine is above this.
+  threshold = 1 - min_distance**2 / 2
   dropped = np.zeros(len(rows), bool)
   kept = []
   for i, row in enumerate(rows):
     if not dropped[i]:
       kept.append(i)
-      dropped |= rows @ row > least
+      dropped |= rows @ row > threshold
   return np.array(kept, int)
 
 

@@ -62,15 +62,17 @@ def distance_to_flip(
   # With a single class, all logits are masked and the softmax is 0 / 0 = NaN.
   q = jax.nn.softmax(jnp.where(predicted, -jnp.inf, logits))
   q = jnp.where(predicted | jnp.isnan(q), 0, q)
-  exact = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-  u = exact(q, class_embeddings) - class_embeddings[top]
+  matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  # [N, D]. The predicted class has weight 0 in q.
+  u = matmul(q, class_embeddings) - class_embeddings[top]
   norm = jnp.sqrt(jnp.sum(jnp.square(u), axis=1, keepdims=True))
   # How fast each logit grows along u, [N, C].
-  slopes = logit_scale * exact(
+  slopes = logit_scale * matmul(
     u / jnp.where(norm > 0, norm, 1), class_embeddings.T
   )
 
   def at_top(rows):
+    """Returns the predicted class's entry of each row, [N, 1]."""
     return jnp.take_along_axis(rows, top[:, None], axis=1)
 
   rise, gap = slopes - at_top(slopes), at_top(logits) - logits
@@ -86,11 +88,14 @@ def first_flips(
   step: float,
   caps: int,
 ) -> Int[Array, " N"]:
-  """Returns the first i in 1..`caps` with i step reach > needed; 0 if none.
+  """Returns the number of the first cap at which a mix changes the prediction.
+
+  That is the first i in 1..`caps` with i * step * reach > needed, or 0 if there
+  is none.
 
   Args:
     reach: how far a mix moves the feature at a cap of 1.
-    needed: how far it must move, see `distance_to_flip`.
+    needed: how far the feature must move, see `distance_to_flip`.
     step: the difference between two caps.
     caps: the number of caps.
   """
@@ -144,10 +149,10 @@ def alfa_mix(
     h + cap / sqrt(D) |a_c - h| g / |g|
 
   An image whose prediction changes for any c is a candidate. The cap grows by
-  `step` until there are more than n candidates or it reaches 1. k-means with
-  min(n, candidates) centers then spreads the picks: each center takes the
-  candidate nearest to it. If these are fewer than n, the rest is drawn at
-  random from the remaining unlabeled images.
+  `step` until there are more than n candidates or the cap reaches 1. k-means
+  with min(n, number of candidates) centers then spreads the picks: each center
+  takes the candidate nearest to it. If there are fewer than n candidates, the
+  missing picks are drawn at random from the other unlabeled images.
 
   The regions of a linear classifier are convex, so along one direction the
   prediction changes once and for good. Hence only the farthest anchor and the
@@ -162,7 +167,7 @@ def alfa_mix(
   port to CLIP; the released code has 0.03125.
 
   Args:
-    key: seeds the clusters and draws missing picks.
+    key: the source of the seeds of k-means and of the random draws.
     pool: logits, features, labels; class embeddings and logit scale, or a head.
     n: number of picks.
     step: the first cap, and by how much it grows.
@@ -199,8 +204,8 @@ def alfa_mix(
   reach, needed = rowwise.each(reach_and_needed, pool.features, pool.logits)
   # Without any label there is nothing to mix with.
   reach = jnp.where(rowwise.any_true(pool.labels >= 0), reach, 0)
-  # The last cap is the first that is 1 or more. The small number is there
-  # because 1 / step may round up: 1 / 0.2 could come out above 5.
+  # The last cap is the first that is 1 or more. The small number is subtracted
+  # because the quotient may be rounded up: 1 / 0.2 could come out above 5.
   caps = math.ceil(1 / step - 1e-9)
   flips = rowwise.each(
     partial(first_flips, step=step, caps=caps), reach, needed
@@ -208,15 +213,18 @@ def alfa_mix(
   offered = candidates(flips, free, n=n, caps=caps)
   # Traced, so that k-means is compiled for n centers only.
   count = jnp.minimum(n, rowwise.count_true(offered))
-  seed, draw = jax.random.split(key)
+  cluster_key, draw_key = jax.random.split(key)
   weights = offered.astype(pool.features.dtype)
-  centers = kmeans(seed, pool.features, weights, count, size=n).centers
+  centers = kmeans(cluster_key, pool.features, weights, count, size=n).centers
   nearest, squares = nearest_distinct(pool.features, offered, centers)
   clustered = jnp.arange(n) < count
-  # The rows of `centers` from `count` on are unused, and so are their picks:
-  # -1 is no image's index, so it removes nobody from the rest.
+  # The rows of `centers` from `count` on are unused, and so are their picks.
+  # These are replaced by -1, which is no image's index, so that the images
+  # remain in `rest`, from which the missing picks are drawn.
   rest = rowwise.clear_rows(free, jnp.where(clustered, nearest, -1))
-  drawn = rowwise.top(jnp.where(rest, noise(draw, pool), -jnp.inf), n)[1]
+  drawn = rowwise.top(jnp.where(rest, noise(draw_key, pool), -jnp.inf), n)[1]
+  # Pick i is drawn number i - count where that is 0 or more. Where it is below
+  # 0, the pick is a clustered one and the drawn index is not used.
   return Picks(
     jnp.where(clustered, nearest, drawn[jnp.arange(n) - count]),
     parts={

@@ -35,7 +35,7 @@ def gradient_distances(
   to_a: Float[Array, " C"],
   to_h: Float[Array, " D"],
 ) -> Float[Array, " N"]:
-  """Returns the squared distances of all gradient embeddings to one image's.
+  """Returns the squared distances of all images' gradients to one image's.
 
   The embedding of an image is the outer product g = a h^T, and for unit h
 
@@ -47,8 +47,8 @@ def gradient_distances(
   Args:
     a: residuals, `[N, C]`.
     h: unit features, `[N, D]`.
-    to_a: residuals of the one image, `[C]`.
-    to_h: its unit features, `[D]`.
+    to_a: residuals of the image to which distances are measured, `[C]`.
+    to_h: unit features of that image, `[D]`.
 
   Returns:
     `[N]`, at least 0.
@@ -67,19 +67,21 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   The embedding of an image is the gradient of the cross entropy between the
   model's output and its own prediction, with respect to a linear last layer:
   a h^T, where a is the one-hot prediction minus the probabilities and h are the
-  features. The first pick has the largest norm. Each later one is drawn with a
-  probability proportional to the squared distance to the nearest pick so far.
+  features. The first pick has the largest gradient norm. Each later pick is
+  drawn with a probability proportional to the squared distance between its
+  gradient and the nearest gradient of an earlier pick.
   Labeled images do not count as earlier picks. If all distances are 0, the
   draw is uniform.
 
   O(n N (C + D)) time, O(N (C + D)) memory.
 
   Source: Ash et al. 2020 (arXiv 1906.03671), algorithm 1. The code released
-  with C-PEAL (arXiv 2507.21521) leaves the last rows 0 and overwrites others
-  if the last batch is short; here every image has its own gradient.
+  with C-PEAL (arXiv 2507.21521) leaves the last gradients 0 and overwrites
+  others if the last batch is short; here every image has its own gradient.
 
   Args:
-    key: an image's noise at a step follows from (key, step, index).
+    key: the source of the noise, which each image draws at each step from
+      (key, step, index).
     pool: logits, features.
     n: number of picks.
 
@@ -89,10 +91,10 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   """
   h, free = pool.features, ~pool.labeled
   a, norms = rowwise.each(_gradients, pool.logits)
-  items = rowwise.ids(norms)
+  row_ids = rowwise.ids(norms)
 
   def gumbel(step_key):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, items)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, row_ids)
     return jax.vmap(jax.random.gumbel)(keys)
 
   def squared_distances_to(pick):
@@ -103,7 +105,8 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
     # `nearest` is the squared distance of each image to the nearest pick.
     nearest, left, picks, distances = state
 
-    # The Gumbel-max trick: the argmax of log p + Gumbel noise is a draw from p.
+    # The Gumbel-max trick: the argmax of log p + Gumbel noise is a draw from p,
+    # even if p does not sum to 1. A copy of a pick has log 0 = -inf.
     def draw(nearest, left, noise):
       return jnp.where(left, jnp.log(nearest), -jnp.inf) + noise
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import best, selector
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.parallel import rowwise
 
 NOISES = ("features", "lora")
@@ -27,9 +27,12 @@ def bald(
   passes: int = 10,
   dropout: float = 0.5,
 ) -> Picks:
-  """Picks by the mutual information of prediction and noise.
+  """Picks the images with the largest mutual information of class and noise.
 
-    score = H(mean p) - mean H(p), in nats, over the stochastic passes
+    score = H(mean p) - mean H(p), in nats
+
+  Here p are the class probabilities of one stochastic pass, H is the entropy,
+  and the means are taken over the passes.
 
   Source: Houlsby et al. 2011 (arXiv 1112.5745); Gal et al. 2017 (arXiv
   1703.02910) for the passes. CLIP itself has no dropout, so `noise` says where
@@ -45,15 +48,23 @@ def bald(
       with mean_probs and mean_entropy for `lora`.
     n: number of picks.
     noise: `features` or `lora`.
-    passes: number of passes; for `features` only.
-    dropout: probability that a feature is dropped; for `features` only.
+    passes: number of passes; used only if `noise` is `features`.
+    dropout: probability that a coordinate of the image feature is dropped; used
+      only if `noise` is `features`.
 
   Returns:
     Picks; column `score` as above.
 
   Raises:
-    InputError: the pool lacks what the noise needs.
+    InputError: the pool lacks a field that this kind of noise needs, or an
+      argument is out of its range.
   """
+  one_of("noise of bald", noise, NOISES)
+  if passes < 1 or not 0 <= dropout < 1:
+    raise InputError(
+      f"bald: passes is {passes} and dropout is {dropout}; passes must be at "
+      "least 1, and dropout from 0 to below 1."
+    )
   if noise == "lora":
     if pool.mean_probs is None or pool.mean_entropy is None:
       raise InputError(
@@ -79,14 +90,15 @@ def feature_dropout(
 ) -> tuple[Float[Array, "N C"], Float[Array, " N"]]:
   """Computes mean probabilities and mean entropy under feature dropout.
 
-  As in training, the features that are kept are scaled by 1 / (1 - dropout).
-  They are not normalized again, so the expected logits are the plain logits.
+  As in training, the coordinates that are kept are scaled by 1 / (1 - dropout).
+  The features are not normalized again, so the expected logits are the logits
+  without dropout.
 
   Args:
-    key: each image draws from (key, index).
+    key: the source of the dropout; each image draws from (key, index).
     pool: features; class embeddings and logit scale, or a head.
     passes: number of passes.
-    dropout: probability that a feature is dropped.
+    dropout: probability that a coordinate of a feature is dropped.
 
   Returns:
     The means over the passes of the probabilities and of their entropy, in
@@ -102,20 +114,22 @@ def feature_dropout(
       "provides them."
     )
 
-  def of_image(item, feature):
-    image_key = jax.random.fold_in(key, item)
+  def of_image(row_id, feature):
+    image_key = jax.random.fold_in(key, row_id)
     keep = jax.random.bernoulli(
       image_key, 1 - dropout, (passes, feature.shape[0])
     )
+    # [passes, D]; the cosines below are [passes, C].
     noisy = jnp.where(keep, feature[None] / (1 - dropout), 0)
     cosines = jnp.matmul(noisy, texts.T, precision=jax.lax.Precision.HIGHEST)
     probs = jax.nn.softmax(scale * cosines + bias)
     return probs.mean(axis=0), entropy_of_probs(probs).mean()
 
-  def of_block(items, features):
-    # 256 images at a time: `passes` noisy copies of each are in memory at once.
+  def of_tile(row_ids, features):
+    # Only 256 images at a time, because `passes` noisy copies of each of them
+    # are in memory at once.
     return jax.lax.map(
-      lambda row: of_image(*row), (items, features), batch_size=256
+      lambda row: of_image(*row), (row_ids, features), batch_size=256
     )
 
-  return rowwise.each(of_block, rowwise.ids(pool.labeled), pool.features)
+  return rowwise.each(of_tile, rowwise.ids(pool.labeled), pool.features)

@@ -13,8 +13,8 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise
 from cpeal_jax.parallel.rowwise import ROWS
 
-# The number of clusters grows with the labels. The static size of k-means is a
-# multiple of ROOM, so that it is not compiled anew in every round.
+# The number of clusters grows with the number of labels. The static size of
+# k-means is a multiple of ROOM, so that k-means is not compiled in every round.
 ROOM = 512
 
 
@@ -48,13 +48,14 @@ def cb(
 ) -> Picks:
   """Picks from the clusters that have the fewest labels for their size.
 
-  Each image is represented by [h ; p T], scaled to length 1: its feature beside
-  its expected class embedding. k-means runs on the labeled and unlabeled images
-  together, with `clusters_per_class` C + |L| centers, or with n centers if
-  nothing is labeled. `allocate` then picks from the clusters.
+  Each image is represented by the vector [h ; p T], scaled to length 1, where h
+  is its feature and p T its expected class embedding (`multimodal`). k-means
+  runs on the labeled and unlabeled images together, with `clusters_per_class` C
+  + |L| centers for |L| labeled images, or with n centers if nothing is labeled.
+  `allocate` then picks from the clusters.
 
-  The method has its own rule for the first round: take from each cluster the
-  image of largest cosine with the centroid. `allocate` does the same: without
+  CB has a separate rule for the first round: take from each cluster the image
+  of largest cosine with the centroid. Here `allocate` does the same: without
   labels every cluster's ratio is 0, so each cluster gets one pick; and among
   unit rows of one cluster, the nearest to the centroid has the largest cosine.
   Two differences: n need not be C in the first round, and clusters without
@@ -64,15 +65,15 @@ def cb(
   its pseudo-labels (SQ). O(N log N + n log K) time in addition to k-means.
 
   Args:
-    key: seeds the clusters.
+    key: the source of the random seeds of k-means.
     pool: logits, features, labels, class embeddings.
     n: number of picks.
-    clusters_per_class: at least 1.
+    clusters_per_class: clusters for each of the C classes, at least 1.
 
   Returns:
     Picks in the order of allocation; parts `cluster`, `distance` to its
-    centroid, and `score`, which is minus the labeled share of the cluster just
-    before the pick.
+    centroid, and `score`, which is minus the cluster's ratio labeled / size
+    just before the pick.
 
   Raises:
     InputError: the pool has no class embeddings, or `clusters_per_class` is
@@ -92,27 +93,27 @@ def cb(
   anchors = on_host(pool.labels, pool) >= 0
   free = ~on_host(pool.labeled, pool)
   # Images that are neither labeled nor free (unreadable or set aside) take no
-  # part: they get weight 0 in k-means and are in no count.
-  members, labels = int((anchors | free).sum()), int(anchors.sum())
-  count = clusters_per_class * classes + labels if labels else n
+  # part: they get weight 0 in k-means and are not counted.
+  members, labeled = int((anchors | free).sum()), int(anchors.sum())
+  count = clusters_per_class * classes + labeled if labeled else n
   count = min(count, members)
-  member = ((pool.labels >= 0) | ~pool.labeled).astype(np.float32)
+  weights = ((pool.labels >= 0) | ~pool.labeled).astype(np.float32)
   clusters = kmeans(
     key,
     multimodal(pool.logits, pool.features, pool.class_embeddings),
-    member,
+    weights,
     np.int32(count),
     size=min(pool.images, -(-count // ROOM) * ROOM),
   )
   assignments = on_host(clusters.assignments, pool)
   distances = on_host(clusters.distances, pool)
-  indices, shares = allocate(assignments, distances, anchors, free, n)
+  indices, ratios = allocate(assignments, distances, anchors, free, n)
   return Picks(
     indices,
     parts={
       "cluster": assignments[indices],
       "distance": np.sqrt(distances[indices]),
-      "score": -shares,
+      "score": -ratios,
     },
   )
 
@@ -127,8 +128,8 @@ def allocate(
   """Makes n picks, each from the cluster with the lowest ratio labeled / size.
 
   Earlier picks count as labeled. On a tie the largest cluster comes first, then
-  the one of the lowest index. Within the cluster, the free image nearest to the
-  centroid is picked. Clusters without free images are skipped.
+  the cluster of the lowest index. Within the cluster, the free image nearest to
+  the centroid is picked. Clusters without free images are skipped.
 
   Args:
     assignments: each image's cluster.
@@ -139,26 +140,29 @@ def allocate(
     n: number of picks.
 
   Returns:
-    Indices of the picks, and the ratio of each pick's cluster just before it.
+    Indices of the picks, and for each pick the ratio of its cluster just before
+    the pick.
   """
   size = np.bincount(assignments[anchors | free])
   labeled = np.bincount(assignments[anchors], minlength=len(size))
   rows = np.flatnonzero(free)
-  # Sorted by cluster, then distance, then index. The lists below are filled in
-  # reverse order, because they are read from their end.
+  # Sorted by cluster, then distance, then index. The lists in `left` are filled
+  # in reverse order, because images are taken from their end.
   rows = rows[np.lexsort((rows, distances[rows], assignments[rows]))]
   left: dict[int, list[int]] = {}
   for row in rows[::-1].tolist():
     left.setdefault(int(assignments[row]), []).append(row)
+  # The smallest tuple (ratio, minus size, cluster) is the next cluster to pick
+  # from.
   heap = [(labeled[c] / size[c], -size[c], c) for c in left]
   heapq.heapify(heap)
-  indices, shares = np.zeros(n, np.int32), np.zeros(n, np.float32)
+  indices, ratios = np.zeros(n, np.int32), np.zeros(n, np.float32)
   for i in range(n):
-    shares[i], _, c = heap[0]
+    ratios[i], _, c = heap[0]
     indices[i] = left[c].pop()
     labeled[c] += 1
     if left[c]:
       heapq.heapreplace(heap, (labeled[c] / size[c], -size[c], c))
     else:
       heapq.heappop(heap)
-  return indices, shares
+  return indices, ratios

@@ -29,18 +29,19 @@ def calibrated_entropy(
   """Returns the entropy in nats after division by the estimated class prior.
 
     S_c = the `support` images of largest p_c
-    pooled: P_c = mean of p_c over the union of all S
+    pooled: P_c = mean of p_c over the union of all S_c
     per_class: P_c = mean of p_c over S_c
-    q_c ~ p_c / max(P_c, 1e-8),  H = - sum_c q_c ln q_c
+    q_c = p_c / max(P_c, 1e-8), scaled so that sum_c q_c = 1
+    H = - sum_c q_c ln q_c
 
-  Source: descriptions of CEC by others, since its paper was not available to
-  us. The union is the construction of PATRON (arXiv 2209.06995), from which
-  CEC takes this step.
+  Source: descriptions of CEC by other authors, since its paper was not
+  available to us. The union is the construction of PATRON (arXiv 2209.06995),
+  from which CEC takes this step.
 
   Args:
-    logits: of the posterior p = softmax(logits).
-    support: number of images per class. More than N / C are reduced to that,
-      but to no less than 1.
+    logits: the predicted probabilities are p = softmax(logits).
+    support: number of images per class, at least 1. If it is above N / C, N / C
+      images (rounded down, but at least 1) are taken.
     prior: `pooled` or `per_class`.
     where: which images the prior may be estimated from, by default all.
 
@@ -67,19 +68,23 @@ def _calibrated_entropy(logits, allowed, *, support, prior, images):
   # Sorted by the logarithm, because small probabilities underflow to 0 and
   # would tie.
   masked = jnp.where(allowed[:, None], log_p, -jnp.inf)
-  # The support of each class, [C, support].
+  # The support of each class: log-probabilities and row numbers, [C, support],
+  # the same on every device.
   values, rows = jax.vmap(lambda x: rowwise.top(x, support))(masked.T)
-  # If too few images are allowed, the lists end in others, of value -inf.
+  # If fewer than `support` images are allowed, each list ends in images that
+  # are not allowed. Their value is -inf.
   in_support = values > -jnp.inf
   if prior == "per_class":
     number = jnp.sum(in_support, axis=1)
     mean = jnp.sum(jnp.exp(values), axis=1) / jnp.maximum(number, 1)
   else:
-    # A row that supports several classes counts once in the union. `without`
-    # can only clear rows, so the union is what it clears in a mask of True.
+    # A row that supports several classes counts once in the union. `clear_rows`
+    # can only set rows to False, so it clears the rows of the union in a mask
+    # of True, and the mask is then negated.
     union = allowed & ~rowwise.clear_rows(
       jnp.ones_like(allowed), jnp.where(in_support, rows, -1)
     )
+    # [C]: the sum of the probabilities of the union's rows, then their mean.
     mean = rowwise.total(
       lambda x, w: jnp.sum(jnp.where(w[:, None], jnp.exp(x), 0), axis=0),
       log_p,
@@ -102,18 +107,20 @@ def neighbor_uncertainty(
   """Returns the weighted mean uncertainty of each image's neighbors.
 
     cosine: w = max(cos, 0);  rbf: w = exp(-rho (2 - 2 cos))
-    normalize: sum w u / sum w;  otherwise: sum w u / k
+    normalize: sum w u / sum w;  otherwise: sum w u / m
 
-  Here k is the number of neighbors that exist. Unlike in PATRON's code, an
-  image is not its own neighbor. If all weights are 0, the normalized mean is
-  the unweighted mean. Without neighbors the value is 0.
+  The sums go over an image's neighbors, of which there are m: up to k. Unlike
+  in PATRON's code, an image is not its own neighbor. If all weights are 0, the
+  normalized mean is the unweighted mean. An image without neighbors gets 0.
 
   Args:
-    uncertainty: of all images.
-    indices: each image's neighbors; -1 fills a row that has fewer.
-    similarities: their cosines; -inf fills a row that has fewer.
+    uncertainty: u of all images.
+    indices: each image's neighbors, as row numbers; -1 in the places of missing
+      neighbors.
+    similarities: the cosines of the image and its neighbors; -inf in the places
+      of missing neighbors.
     kernel: `cosine` or `rbf`.
-    rho: of `rbf`, at least 0; it multiplies the squared distance.
+    rho: at least 0; it multiplies the squared distance. Only `rbf` uses it.
     normalize: whether the weights are made to sum to 1.
 
   Returns:
@@ -146,7 +153,10 @@ def _neighbor_mean(
   all_uncertainty = rowwise.gather(uncertainty)
 
   def mean(indices, cosines):
-    exists = indices >= 0
+    exists = indices >= 0  # [tile, k], as are the cosines and the weights.
+    # A missing neighbor has the cosine -inf. It is replaced by 0, because the
+    # rbf kernel with rho = 0 would compute 0 x inf = NaN. The weight of a
+    # missing neighbor becomes 0 below in any case.
     cosines = jnp.where(exists, cosines, 0)
     weights = (
       jnp.maximum(cosines, 0)
@@ -160,8 +170,9 @@ def _neighbor_mean(
       divisor = jnp.sum(weights, axis=1)
     else:
       divisor = jnp.sum(exists, axis=1).astype(weights.dtype)
-    around = all_uncertainty[jnp.maximum(indices, 0)]
-    return jnp.sum(weights * around, axis=1) / jnp.where(
+    # Where a neighbor is missing, this reads image 0, with weight 0.
+    of_neighbors = all_uncertainty[jnp.maximum(indices, 0)]
+    return jnp.sum(weights * of_neighbors, axis=1) / jnp.where(
       divisor > 0, divisor, 1
     )
 
@@ -193,14 +204,16 @@ def cec(
   corresponds to alpha = beta / (1 + beta).
 
   Source: the stages that CEC's abstract names, and descriptions of its steps by
-  others. The paper's constants are unknown to us, so the defaults are ours.
+  other authors. The paper's constants are unknown to us, so the defaults are
+  ours.
 
   Args:
-    key: seeds the clusters.
-    pool: logits, features, neighbors.
+    key: the source of the random seeds of k-means.
+    pool: its logits, features and neighbors are used.
     n: number of picks, and of centers.
-    support, prior: of `calibrated_entropy`, estimated on the unlabeled images.
-    kernel, rho, normalize: of `neighbor_uncertainty`.
+    support, prior: see `calibrated_entropy`. The prior is estimated on the
+      unlabeled images.
+    kernel, rho, normalize: see `neighbor_uncertainty`.
     alpha: weight of the neighbors, 0 to 1.
 
   Returns:
@@ -225,7 +238,7 @@ def cec(
     prior=prior,
     images=pool.images,
   )
-  around = neighbor_uncertainty(
+  neighbor_entropies = neighbor_uncertainty(
     entropies,
     pool.neighbor_indices,
     pool.neighbor_similarities,
@@ -234,13 +247,15 @@ def cec(
     normalize=normalize,
   )
   score = rowwise.each(
-    lambda h, h_around: (1 - alpha) * h + alpha * h_around, entropies, around
+    lambda h, h_neighbors: (1 - alpha) * h + alpha * h_neighbors,
+    entropies,
+    neighbor_entropies,
   )
   return Picks(
     *spread(key, pool, n, score),
     columns={
       "calibrated_entropy": entropies,
-      "calibrated_neighbor_uncertainty": around,
+      "calibrated_neighbor_uncertainty": neighbor_entropies,
       "score": score,
     },
   )

@@ -14,7 +14,7 @@ from cpeal_jax.parallel import rowwise
 def clue(
   key: PRNGKeyArray, pool: PoolView, n: int, *, temperature: float = 1.0
 ) -> Picks:
-  """Picks one image per cluster of the unlabeled, weighted by entropy.
+  """Picks one image per cluster of unlabeled images, weighted by entropy.
 
     w = entropy of softmax(logits / temperature), in nats
 
@@ -26,14 +26,14 @@ def clue(
   temperature defaults to 1, because CLIP's logits are scaled already.
 
   Args:
-    key: seeds the clusters.
+    key: the source of the random seeds of k-means.
     pool: logits, features.
     n: number of picks, and of centers.
     temperature: above 0.
 
   Returns:
     Picks, highest w first; parts `cluster`, `distance` to its center and
-    `score`; column `score` is w.
+    `score`; column `score`. Both scores are w.
 
   Raises:
     InputError: the temperature is not above 0.

@@ -12,8 +12,8 @@ from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.parallel import rowwise
 
-# How many anchors are sent to all devices at once. They are also the columns of
-# one matrix product.
+# How many anchors are sent to all devices at once, which is also the number of
+# columns of one matrix product.
 ANCHORS = 256
 
 
@@ -63,7 +63,16 @@ def squared_distances_to_nearest(
     norms = jnp.sum(jnp.square(others), axis=1)
 
     def nearer(x, best, squared_distance):
-      """Compares a tile `x` with these anchors; all states are `[tile]`."""
+      """Compares a tile of rows with these anchors.
+
+      Args:
+        x: `[tile, D]`.
+        best: `least` (see below) of the nearest anchor so far, `[tile]`.
+        squared_distance: exact squared distance to that anchor, `[tile]`.
+
+      Returns:
+        The new `best` and `squared_distance`.
+      """
       dots = jnp.matmul(x, others.T, precision=jax.lax.Precision.HIGHEST)
       # The squared distance without the row's own squared norm, which is the
       # same for all anchors and so does not matter for the argmin. Places from
@@ -98,7 +107,7 @@ def k_center(
 
     d_i = min over centers c of |x_i - x_c|;  pick argmax_i d_i
 
-  The anchors are the first centers, and every pick becomes one. Without
+  The anchors are the first centers, and every pick becomes a center. Without
   anchors, the first pick is the free point nearest the mean of the free points.
 
   Source: Sener and Savarese 2018 (arXiv 1708.00489), algorithm 1.
@@ -170,13 +179,13 @@ def coreset(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   centers. O((|L| + n) N D) time, O(N D) memory.
 
   Source: Sener and Savarese 2018 (arXiv 1708.00489), the greedy form, without
-  the mixed-integer program that refines it. The first pick when nothing is
-  labeled, the image nearest the mean, is our choice.
+  the mixed-integer program that refines it. If nothing is labeled, the first
+  pick is the image nearest to the mean, which is our choice.
 
   Returns:
     Picks; part `distance`, to the nearest labeled or picked image at the time
     of the pick; part `score`, the same number; column `score`, each image's
-    distance to the nearest labeled one, or 0 if nothing is labeled. All
+    distance to the nearest labeled image, or 0 if nothing is labeled. All
     distances are Euclidean.
   """
   del key  # Deterministic.

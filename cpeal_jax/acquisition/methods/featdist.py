@@ -1,4 +1,4 @@
-"""Featdist: picks the images farthest from the labeled ones."""
+"""Featdist: picks the images farthest from the labeled images."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def class_means(
 
   Args:
     rows: one vector per image.
-    labels: the class of each image; -1 leaves it out.
+    labels: the class of each image, or -1 for images that do not count.
     classes: C.
 
   Returns:
@@ -73,9 +73,10 @@ def featdist(
 ) -> Picks:
   """Picks the images with the largest distance to the labeled images.
 
-  For image i with the vector v_i, the distance is one of
+  For image i with the vector v_i, the distance is one of these:
 
-    class_mean: |v_i - mean of v over the images labeled as i's prediction|
+    class_mean: |v_i - mean of v over the images labeled with the class that is
+      predicted for i|
     nearest: min over labeled l of |v_i - v_l|
     sum: sum over labeled l of |v_i - v_l|
 
@@ -95,8 +96,8 @@ def featdist(
 
   Returns:
     Picks; column `score` is the distance, or -1 where there is nothing to
-    measure to. If nothing is labeled, every score is -1 and the lowest indices
-    are picked.
+    measure to. If nothing is labeled, every score is -1 and the images with the
+    lowest indices are picked.
   """
   del key  # Deterministic.
   one_of("featdist distance", to, TO)

@@ -28,17 +28,19 @@ def inverse_column_sums(
 ) -> Float[Array, " M"]:
   """Returns 1 / column sums of S = Z Z^T - I, taken over the nodes.
 
-  It is 0 for rows that are no nodes. It is also 0 where the sum lies between
-  -1e-3 and 1e-3, as that of a lone node does: dividing would amplify noise, so
-  such a node passes nothing on to its neighbors. Negative sums stay negative.
+  It is 0 for rows that are not nodes. It is also 0 where the sum lies between
+  -1e-3 and 1e-3, for example if there is only one node: dividing would amplify
+  noise, so such a node passes nothing on to its neighbors. A negative sum keeps
+  its sign.
 
   Args:
     z: unit features.
-    nodes: which rows are nodes of the graph; the others are padding.
+    nodes: which rows are nodes of the graph. The others take no part.
   """
   weights = nodes.astype(z.dtype)
-  # The sum over nodes i of z_i . z_j is (w^T Z) . z_j: two products of a vector
-  # instead of the M x M matrix. The 1 is z_j . z_j.
+  # The sum over nodes i of z_i . z_j is (w^T Z) . z_j. Computed in this order
+  # it takes two matrix-vector products, and the M x M matrix is never built.
+  # The 1 is z_j . z_j, which is not an edge.
   sums = _matmul(z, _matmul(weights, z)) - 1
   usable = nodes & (jnp.abs(sums) >= LEAST_SUM)
   return jnp.where(usable, 1 / jnp.where(usable, sums, 1), 0)
@@ -53,10 +55,12 @@ def propagate(
   product has the shape [M, D] x [D, K], where Adj would be [M, M].
 
   Args:
-    z: unit features, S = Z Z^T - I.
+    z: unit features; S = Z Z^T - I.
     inverse: see `inverse_column_sums`.
     x: K numbers per node.
   """
+  # Adj X = (Z Z^T - I) Y + X. A row that is not a node has an inverse of 0, so
+  # its row of Y is 0 and it contributes nothing to the other rows.
   y = x * inverse[:, None]
   return _matmul(z, _matmul(z.T, y)) - y + x
 
@@ -64,8 +68,9 @@ def propagate(
 def init(key: PRNGKeyArray, features: int, hidden: int) -> dict[str, Array]:
   """Draws weights and biases, uniform in +- 1 / sqrt(outputs of the layer).
 
-  The bound follows from the outputs, not from the inputs as is usual.
+  The number of outputs gives the bound; usually it is the number of inputs.
   """
+  # The last axis of every shape is the number of outputs of its layer.
   shapes = {"w1": (features, hidden), "b1": (hidden,), "w2": (hidden, 1)}
   shapes["b2"] = (1,)
   keys = jax.random.split(key, len(shapes))
@@ -121,6 +126,7 @@ def loss(
     total = jnp.sum(jnp.where(where, values, 0))
     return total / jnp.maximum(jnp.sum(where), 1)
 
+  # log_sigmoid(-x) is ln(1 - sigmoid(x)), but stays finite for large x.
   labeled_term = mean(jax.nn.log_sigmoid(logits), labeled)
   return -labeled_term - unlabeled_weight * mean(
     jax.nn.log_sigmoid(-logits), unlabeled
@@ -138,37 +144,40 @@ def draw_nodes(
   nodes: int,
   images: int,
 ) -> tuple[Int[Array, " M"], Bool[Array, " M"]]:
-  """Chooses the nodes: up to `nodes` random free rows, and the labeled ones.
+  """Chooses the nodes: up to `nodes` random free rows, and the labeled rows.
 
-  The number of labeled rows grows from round to round, but the shapes must not,
-  or every round would compile again. So M is min(images, 2 nodes), rounded up
-  to what the devices can share. These M rows are filled with the drawn free
-  rows, then with labeled rows, then with rows that are no nodes. If there are
-  too many labeled rows, a random part of them is left out.
+  The number of labeled rows grows from round to round, but the shapes must not
+  grow, or every round would compile again. So the number of chosen rows, M, is
+  always min(images, 2 nodes), rounded up to a number that can be split evenly
+  over the devices. The drawn free rows come first, then the labeled rows, then
+  rows that are not nodes, until there are M rows. If there are too many labeled
+  rows, a random part of them is left out.
 
   Args:
-    key: each row draws from (key, index).
-    free: rows without a label.
+    key: the source of the draw; each row draws from (key, index).
+    free: rows without a label that may be picked.
     labeled: rows with a label.
-    nodes: the most free rows to draw.
-    images: number of rows that are images.
+    nodes: how many free rows to draw at most.
+    images: number of rows that are images; the others are padding.
 
   Returns:
     The chosen rows in ascending order, so that ties go to the lower index, and
     which of them are nodes. Both are the same on every device.
   """
   devices = jax.lax.axis_size(rowwise.AXIS)
-  items = rowwise.ids(free)
+  row_ids = rowwise.ids(free)
   noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(
-    items
+    row_ids
   )
   chances, drawn = rowwise.top(jnp.where(free, noise, -1), min(images, nodes))
-  # With fewer free rows than asked for, the list ends in other rows, of chance
-  # -1.
+  # If there are fewer free rows than asked for, the list ends in rows that are
+  # not free. Their chance is -1, and `clear_rows` ignores the row number -1.
   drawn = jnp.where(chances >= 0, drawn, -1)
-  # `without` can only clear rows, so it clears `drawn` in a mask of True.
+  # `clear_rows` can only set rows to False, so it clears the drawn rows in a
+  # mask of True, and the mask is then negated.
   chosen = ~rowwise.clear_rows(jnp.ones_like(free), drawn)
-  # The noise is below 1, so it orders rows within the three groups only.
+  # 4 to 5 for the drawn rows, 2 to 3 for the labeled rows, 0 to 1 for the rest:
+  # the noise, in [0, 1), orders rows only within these three groups.
   order = 4.0 * chosen + 2.0 * labeled + noise
   size = sharding.padded(min(images, 2 * nodes), devices)
   rows = jnp.sort(rowwise.top(order, size)[1])
@@ -198,15 +207,15 @@ def train(
     unlabeled: which rows are unlabeled nodes.
     steps: number of steps.
     learning_rate: Adam's.
-    weight_decay: this times the weights is added to the gradient.
+    weight_decay: this number times the weights is added to the gradient.
     dropout: probability that a hidden unit is dropped.
     unlabeled_weight: see `loss`.
 
   Returns:
     The trained weights.
   """
-  # The decay is part of the gradient that Adam sees, as in torch's Adam. In
-  # AdamW it would come after Adam.
+  # The decay is part of the gradient that Adam gets, as in torch's Adam. AdamW
+  # would instead apply it directly to the weights.
   adam = optax.chain(
     optax.add_decayed_weights(weight_decay), optax.adam(learning_rate)
   )
@@ -243,42 +252,42 @@ def gcnal(
 ) -> Picks:
   """CoreGCN: picks by k-center greedy on what a graph network computes.
 
-  The nodes are the labeled images and up to `nodes` random unlabeled ones.
+  The nodes are the labeled images and up to `nodes` random unlabeled images.
   Edges are cosines, S = Z Z^T - I, and Adj = S diag(1 / column sums of S) + I.
   Two graph convolutions (D to `hidden`, ReLU, dropout, `hidden` to 1) learn to
   tell labeled from unlabeled nodes (`loss`) in `steps` full-batch steps of
   Adam. `k_center` then picks among the points [hidden layer ; logit], of
   `hidden` + 1 coordinates and without dropout, with the labeled nodes as first
   centers. The logit, the output before its sigmoid, is not scaled: where the
-  network is sure, it is the coordinate along which labeled and unlabeled nodes
-  lie farthest apart.
+  network is sure, the logit is the coordinate along which labeled and unlabeled
+  nodes lie farthest apart.
 
-  Except on the diagonal, Adj is Z Z^T with scaled columns, so a product with it
-  takes two thin ones: O(steps M D hidden) time and O(M (D + hidden)) memory for
-  M nodes.
+  Except on the diagonal, Adj is Z Z^T with scaled columns, so multiplying by it
+  takes a product with Z^T and a product with Z. For M nodes this takes O(steps
+  M D hidden) time and O(M (D + hidden)) memory.
 
   Source: Caramalau et al. 2021 (arXiv 2006.10219) and their released code,
-  which has the same points. That code builds Adj, and takes ln(1 - sigmoid) of
-  a number that can be 0.
+  which has the same points. That code builds Adj, and takes the logarithm of
+  1 - sigmoid, which can be 0.
 
   Args:
-    key: draws nodes, weights and dropout.
-    pool: features, labels.
-    n: number of picks. Those beyond `nodes` come from `k_center` on the
-      features.
-    nodes: the most unlabeled images in the graph. If there are more labeled
-      ones than that, a random part of them may be left out, too: see
-      `draw_nodes`.
+    key: the source of the nodes, the initial weights and the dropout.
+    pool: its features, labels and `labeled` are used.
+    n: number of picks. If it is above `nodes`, the picks after the first
+      `nodes` come from `k_center` on the image features.
+    nodes: how many unlabeled images the graph has at most. If there are more
+      labeled images than that, a random part of these may be left out, too:
+      see `draw_nodes`.
     hidden: width of the hidden layer.
     steps: number of full-batch steps.
     learning_rate: Adam's.
-    weight_decay: this times the weights is added to the gradient.
-    dropout: share of the hidden layer that is dropped in training.
+    weight_decay: this number times the weights is added to the gradient.
+    dropout: probability that a hidden unit is dropped in training.
     unlabeled_weight: weight of the unlabeled nodes in the loss.
 
   Returns:
     Picks; part `distance` to the nearest center at the time of the pick; column
-    `score`, which is 1 - sigmoid(logit) for nodes and 0 for all others.
+    `score`, which is 1 - sigmoid(logit) for nodes and 0 for all other images.
   """
   draw_key, init_key, dropout_key = jax.random.split(key, 3)
   free = ~pool.labeled
@@ -288,8 +297,8 @@ def gcnal(
   )
   is_free = rowwise.take(free.astype(jnp.int32), rows) > 0
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
-  # The nodes are few, so every device holds all of them, z being [M, D], and
-  # trains the same network.
+  # The nodes are few, so every device holds all of them, z of shape [M, D], and
+  # every device trains the same network.
   z = rowwise.take(pool.features, rows)
   inverse = inverse_column_sums(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
@@ -307,8 +316,9 @@ def gcnal(
   )
   hidden_layer, logits = forward(params, *graph)
   points = jnp.concatenate([hidden_layer, logits[:, None]], axis=1)
-  # `k_center` works on a device's share of the rows, so it gets that of the
-  # replicated nodes. Its answer counts over all M nodes.
+  # `k_center` works on one device's share of the rows, so the replicated nodes,
+  # points [M, hidden + 1], are cut into shares. The indices that `k_center`
+  # returns count over all M nodes.
   picked_nodes, distances = k_center(
     *(rowwise.device_share(x) for x in (points, labeled, unlabeled)),
     n=min(n, nodes),
@@ -316,6 +326,7 @@ def gcnal(
   indices = rows[picked_nodes]
   if n > nodes:
     left = rowwise.clear_rows(free, indices)
+    # The centers are the labeled images and the picks so far.
     more_indices, more_distances = k_center(
       pool.features, anchors | (free & ~left), left, n=n - nodes
     )

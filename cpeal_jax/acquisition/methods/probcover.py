@@ -34,29 +34,31 @@ def probcover(
 ) -> Picks:
   """Picks n times the image whose ball covers the most uncovered images.
 
-    x -> y if |z_x - z_y| < radius;  pick argmax_x |{y uncovered: x -> y}|,
-    and all y with x -> y are covered. The balls of the labeled images are
-    covered from the start.
+    x -> y if |z_x - z_y| < radius
+    pick = argmax_x |{y uncovered: x -> y}|
 
-  When no remaining image would cover anything new, the rest is picked
-  farthest-first: each time the image farthest from all labeled and picked ones.
+  Here z are the unit features. A pick x covers all y with x -> y, and what the
+  labeled images cover is covered from the start.
 
-  O(N D) memory: of the graph x -> y only the out-degrees are kept. When a pick
-  covers a set S of images, the edges into S are computed and subtracted. Each
-  image is covered only once, so a call computes the N^2 D multiply-adds of all
-  pairs at most twice (for the degrees and for the subtractions), plus at most
-  32 N D per pick. In addition, the labeled images take N |L| D, and
-  `estimate_radius` has its own cost.
+  When no remaining image would cover anything new, the remaining picks are made
+  farthest-first: each is the image farthest from all labeled and picked images.
+
+  The memory is O(N D): only the out-degrees of the graph x -> y are kept, not
+  its edges. When a pick covers a set S of images, the edges into S are computed
+  and subtracted. Each image is covered only once, so a call computes the
+  products of all pairs, N^2 D multiply-adds, at most twice (for the degrees and
+  for the subtractions), plus at most 32 N D per pick. In addition, the |L|
+  labeled images take N |L| D, and the cost of `estimate_radius` comes on top.
 
   Source: Yehuda et al. 2022 (arXiv 2205.11320) and the reference code's
-  behavior. Two of its faults are repaired here: its last N mod 500 images have
-  no edges, and when everything is covered it picks index 0, even if that image
-  is labeled.
+  behavior. Two faults of that code are repaired here: there the last N mod 500
+  images have no edges, and when everything is covered, index 0 is picked, even
+  if that image is labeled.
 
   Args:
     key: for the estimate of the radius; nothing else is random.
-    pool: unit features, labels. Images that cannot be picked but have no label
-      must be covered, too.
+    pool: its features, labels and `labeled` are used. Images that cannot be
+      picked but have no label are to be covered like all others.
     n: number of picks.
     radius: Euclidean distance, 0.001 to 2; 0 estimates it in every round.
     purity: for the estimate, see `estimate_radius`.
@@ -107,19 +109,19 @@ def estimate_radius(
 ) -> float:
   """Returns the largest radius at which a share `purity` of balls is pure.
 
-  The pseudo-labels are max(C, 2) k-means clusters; with a single cluster every
-  ball would be pure. The ball around an image is pure if all images in it have
-  one pseudo-label, that is, if the nearest image of another cluster lies
-  outside. So the radius is the 1 - purity quantile of the distances to the
-  nearest image of another cluster. They are computed for `samples` images drawn
-  without replacement, or for all if there are fewer. The cost is O(samples N D)
-  and the clustering.
+  An image's pseudo-label is its cluster among max(C, 2) k-means clusters; with
+  a single cluster every ball would be pure. The ball around an image is pure if
+  all images in it have the same pseudo-label, that is, if the nearest image of
+  another cluster lies outside. So the radius is the 1 - purity quantile of the
+  distances to the nearest image of another cluster. These distances are
+  computed for `samples` images drawn without replacement, or for all images if
+  there are fewer. The cost is O(samples N D), plus that of the clustering.
 
-  Source: Yehuda et al. 2022, section 4, who read the radius off a grid.
+  Source: Yehuda et al. 2022, section 4. They choose the radius from a grid.
 
   Args:
-    key: for the clustering and the samples.
-    features: unit rows, maybe padded.
+    key: the source of the seeds of k-means and of the samples.
+    features: unit rows; the last may be padding.
     classes: C.
     purity: in (0, 1].
     samples: the most images to take the quantile over.
@@ -143,13 +145,14 @@ def estimate_radius(
   distances = np.sort(
     _distances_to_other_clusters(features, labels, real, drawn)
   )
-  # This many balls may be mixed. 1e-6 is added because in floating point
+  # This many balls may be impure. 1e-6 is added because in floating point
   # 1 - 0.9 is less than 0.1, so the product may fall just short of an integer.
-  mixed = int((1 - purity) * len(distances) + 1e-6)
-  # The radius is a little smaller than the distance. The ball is open, so the
-  # image at exactly this distance is outside, but a differently rounded product
+  impure = int((1 - purity) * len(distances) + 1e-6)
+  # The radius is a little smaller than the distance to the nearest image of
+  # another cluster. A ball does not include its boundary, so at exactly that
+  # radius the image would be outside, but a product that is rounded differently
   # could put it inside.
-  return float(np.clip(distances[mixed] - 1e-5, LEAST, MOST))
+  return float(np.clip(distances[impure] - 1e-5, LEAST, MOST))
 
 
 @rowwise.per_device(rows=("features", "labels", "real"), out=rowwise.WHOLE)
@@ -181,12 +184,15 @@ def _distances_to_other_clusters(
     def cosines(features: Array) -> Array:
       return jnp.matmul(features, others.T, precision=jax.lax.Precision.HIGHEST)
 
-    # This device's rows against the drawn ones, [N, BLOCK].
+    # This device's rows against the drawn rows, [N, BLOCK]. If all rows have
+    # the label of a drawn row, its maximum below is -inf, its distance inf.
     differs = real[:, None] & (labels[:, None] != drawn_labels[None])
     similarities = jnp.where(differs, rowwise.each(cosines, features), -jnp.inf)
     # Each device has the maximum over its own rows.
     return jax.lax.pmax(jnp.max(similarities, axis=0), rowwise.AXIS)
 
+  # The last block is filled up with the row number 0, and the answers for these
+  # entries are cut off.
   blocks = jnp.pad(drawn, (0, -len(drawn) % BLOCK)).reshape(-1, BLOCK)
   nearest = jax.lax.map(of_block, blocks).reshape(-1)[: len(drawn)]
   # |x - y|^2 = 2 - 2 x . y for unit rows.
@@ -221,17 +227,21 @@ def _greedy_cover(
     rows each row had in its ball before the first pick (its degree).
   """
   squared_radius = jnp.square(radius)
-  # Squared distance to the nearest anchor or pick; a row is covered if it is
-  # less than the squared radius. With -inf, padding counts as covered.
+  # Each row's squared distance to the nearest anchor or pick, [N]. A row is
+  # covered if this number is less than the squared radius. Padding gets -inf,
+  # so it counts as covered.
   nearest = jnp.where(
     real, squared_distances_to_nearest(features, anchors), -jnp.inf
   )
-  start = edges_into(features, nearest >= squared_radius, radius)
+  # How many uncovered rows each row has in its ball, [N], as integers, so that
+  # subtracting edges below is exact.
+  first_degrees = edges_into(features, nearest >= squared_radius, radius)
 
   def step(i: Array, state: tuple) -> tuple:
     degrees, nearest, free, picks, gains = state
     free_degrees = jnp.where(free, degrees, 0)
-    # The largest degree, or farthest-first if no free row covers anything new.
+    # The free row of the largest degree. If no free row covers anything new, it
+    # is the free row that is farthest from all anchors and picks.
     pick = jnp.where(
       rowwise.any_true(free_degrees > 0),
       rowwise.argmax(free_degrees),
@@ -250,9 +260,9 @@ def _greedy_cover(
     )
 
   picks, gains = jnp.zeros(n, jnp.int32), jnp.zeros(n)
-  state = (start, nearest, free, picks, gains)
+  state = (first_degrees, nearest, free, picks, gains)
   _, _, _, picks, gains = jax.lax.fori_loop(0, n, step, state)
-  return picks, gains, start.astype(jnp.float32)
+  return picks, gains, first_degrees.astype(jnp.float32)
 
 
 @rowwise.per_device(rows=("features", "targets"), out=rowwise.ROWS)
@@ -263,10 +273,9 @@ def edges_into(
 ) -> Int[Array, " N"]:
   """Counts for each unit row the `targets` that lie within `radius` of it.
 
-  The targets are compared with all rows in blocks of BLOCK, as many as it
-  takes. All products have the same shape and so round in the same way, which
-  means that every edge that was counted once is found again when it is to be
-  subtracted.
+  All rows are compared with BLOCK targets at a time. So all products have the
+  same shape and round in the same way, and every edge that was counted at first
+  is found again when it is to be subtracted.
 
   Args:
     features: unit rows.

@@ -13,9 +13,10 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import rowwise, sharding
 
 # Shape of one matrix product of the neighbor search: QUERIES rows of this
-# device against KEYS rows of any device. QUERIES must divide KEYS.
+# device against KEYS rows of any device. QUERIES must divide KEYS, because a
+# device's rows are padded to a multiple of KEYS and cut into QUERIES.
 QUERIES, KEYS = 256, 1024
-# How many picks of each cluster one neighbor search serves.
+# How many picks of each cluster are made from the lists of one neighbor search.
 SERVED = 16
 
 
@@ -30,35 +31,38 @@ def typiclust(
 ) -> Picks:
   """Picks the most typical images, cluster by cluster.
 
-    typicality = 1 / (mean distance to the k nearest + 1e-5)
+    typicality = 1 / (mean distance to the k nearest neighbors + 1e-5)
 
-  k-means with min(|L| + n, `max_clusters`) centers runs on the labeled and the
-  unlabeled images. The clusters of more than `smallest` images (or all
+  k-means with min(|L| + n, `max_clusters`) centers runs on the |L| labeled and
+  the unlabeled images. The clusters of more than `smallest` images (or all
   clusters, if none is that large) are sorted: those with the fewest labels
   first, and among equals the largest first. The picks go through this list
   again and again, one pick per cluster. Each pick is the most typical of the
-  cluster's unlabeled images. Its neighbors are other unlabeled images of the
-  cluster: k = min(`neighbors`, half their number), at least 1.
+  cluster's unlabeled images. The neighbors of an image are other unlabeled
+  images of its cluster. If the cluster has m unlabeled images, k is
+  min(`neighbors`, m / 2), rounded down, but at least 1.
 
   Source: Hacohen et al. 2022 (arXiv 2202.02794) and the behavior of its
-  released code. Differences: that code averages squared distances, here they
-  are Euclidean, as the paper says; it fails at a cluster that has no unlabeled
-  image left, which is skipped here, and at one that has a single image, which
-  is picked here. When all listed clusters are used up, the small ones follow.
+  released code. Differences: that code averages squared distances, while here
+  they are Euclidean, as the paper says. That code fails at a cluster that has
+  no unlabeled image left, which is skipped here, and at a cluster of a single
+  image, which is picked here. When the large clusters have no unlabeled images
+  left, the small clusters follow.
 
   Apart from k-means, the cost is that of the neighbor searches. One search
-  within the clusters serves 16 picks of each cluster; its time is the sum of
-  the squared cluster sizes times D, rounded up to tiles: N^2 D / K for K
-  clusters of equal size, N^2 D at worst, where one cluster holds everything.
-  O(N (D + `neighbors`)) memory.
+  within the clusters is enough for 16 picks of each cluster. Its time is D
+  times the sum of the squared cluster sizes, rounded up to tiles: N^2 D / K for
+  K clusters of equal size, and N^2 D at worst, if one cluster has all images.
+  The memory is O(N (D + `neighbors`)).
 
   Args:
-    key: seeds the clusters.
-    pool: features, labels.
+    key: the source of the random seeds of k-means.
+    pool: its features, labels and `labeled` are used.
     n: number of picks.
-    max_clusters: the most clusters, at least 1.
-    neighbors: the most neighbors that typicality averages over, at least 1.
-    smallest: clusters of this many images or fewer are left out at first.
+    max_clusters: the largest number of clusters, at least 1.
+    neighbors: the largest number of neighbors that typicality averages over, at
+      least 1.
+    smallest: clusters of this many images or fewer come after all others.
 
   Returns:
     Picks in the order in which they were made; parts `cluster` and `score`, the
@@ -76,7 +80,7 @@ def typiclust(
   anchors = on_host(pool.labels, pool) >= 0
   free = ~on_host(pool.labeled, pool)
   # Images that are neither labeled nor free (unreadable or set aside) take no
-  # part: they get weight 0 in k-means and are in no count.
+  # part: they get weight 0 in k-means and are not counted.
   members = int((anchors | free).sum())
   size = min(max_clusters, pool.images)
   result = kmeans(
@@ -118,8 +122,8 @@ def schedule(
   order = np.lexsort((np.arange(len(sizes)), -sizes, labels))
   large = sizes[order] > smallest
   walk: list[int] = []
-  # The large clusters, then the small ones. If there is no large cluster, the
-  # first list is empty and the small ones come at once.
+  # First the large clusters, then the small clusters. If there is no large
+  # cluster, the first queue is empty.
   for queue in (order[large], order[~large]):
     while len(walk) < n and left[queue].any():
       queue = queue[left[queue] > 0]
@@ -137,16 +141,17 @@ def most_typical(
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
   """Picks the most typical free image of each cluster that `walk` names.
 
-  A pick in one cluster changes nothing in another, so one neighbor search
-  serves SERVED picks of every cluster. Every pick leaves the neighbor lists of
-  the others, so the lists have SERVED - 1 entries more than `neighbors`.
+  A pick in one cluster changes nothing in another, so SERVED picks of every
+  cluster are made from one neighbor search. Every pick is struck off the
+  neighbor lists of the other images, so the lists start with SERVED - 1 entries
+  more than `neighbors`.
 
   Args:
-    features: unit rows, maybe padded on the devices.
+    features: unit rows, which may be split over the devices and padded.
     clusters: the cluster of each image.
     free: which images may be picked.
     walk: the cluster of each pick, see `schedule`.
-    neighbors: the most neighbors that typicality averages over.
+    neighbors: the largest number of neighbors that typicality averages over.
 
   Returns:
     Indices of the picks and their typicality, both in the order of `walk`.
@@ -161,8 +166,8 @@ def most_typical(
   for start in range(0, max(map(len, places)), SERVED):
     batch = [p[start : start + SERVED] for p in places]
     due = np.array([c for c, p in enumerate(batch) if len(p)])
-    # Groups count from 1, because 0 means "takes no part": `per_device` pads
-    # with 0.
+    # An image's group is its cluster + 1. 0 means that the image takes no part;
+    # `per_device` pads with 0.
     group = np.where(free & np.isin(clusters, due), clusters + 1, 0)
     neighbor_ids, distances = (
       sharding.fetch(x)
@@ -198,7 +203,7 @@ def _picks_of_cluster(
     neighbor_ids: each member's nearest members, nearest first; -1 for none.
     distances: Euclidean distances to them.
     members: the rows of the cluster's free images.
-    neighbors: the most neighbors that typicality averages over.
+    neighbors: the largest number of neighbors that typicality averages over.
   """
   # A missing neighbor (-1) is treated like one that was picked already.
   present, left = neighbor_ids >= 0, np.ones(len(members), bool)
@@ -225,14 +230,15 @@ def _nearest_in_group(
   """Finds each row's nearest other rows of the same group.
 
   Every device sorts its rows by group and cuts them into tiles of KEYS rows.
-  One tile after another is sent by its owner to all devices. Each device
-  compares it only with those of its own rows whose groups occur in the tile;
-  these rows are adjacent, because they are sorted.
+  One tile after another is sent by the device that holds it to all devices.
+  Each device compares the tile only with those of its rows whose groups lie
+  between the lowest and the highest group of the tile; these rows are adjacent,
+  because they are sorted.
 
   Args:
     features: one row per image.
     group: the group of each row; rows of group 0 take no part.
-    length: L, how many neighbors to return.
+    length: L, the number of neighbors to return.
 
   Returns:
     Indices among the rows of all devices, nearest first, and Euclidean
@@ -252,9 +258,10 @@ def _nearest_in_group(
   groups = sortable[order]  # [rows], ascending.
   # Where `order` points to padding, the last real row is repeated; its group
   # there is `no_group`, which keeps it out.
-  sorted_features = features[jnp.minimum(order, share - 1)]
+  sorted_features = features[jnp.minimum(order, share - 1)]  # [rows, D].
   row_ids = rowwise.ids(features)[jnp.minimum(order, share - 1)]
-  # Only tiles with a row that takes part are sent.
+  # The rows that take part come first, so these are the tiles that have such a
+  # row. No other tile is sent.
   tiles = -(-jnp.sum(groups < no_group) // KEYS)
   tiles_of_devices = rowwise.gather(tiles[None])  # [devices]
   ends = jnp.cumsum(tiles_of_devices)
@@ -275,10 +282,11 @@ def _nearest_in_group(
   def visit(i: Array, lists: tuple) -> tuple:
     keys, key_groups, key_ids = send(i)  # [KEYS, D], [KEYS], [KEYS]
     norms = jnp.sum(jnp.square(keys), axis=1)
-    # This device's rows from `first` to `end` have groups from the lowest to
-    # the highest of the tile.
+    # This device's rows from `first` to `end` - 1 have groups from the lowest
+    # to the highest group of the tile. The tile is sorted and has a row that
+    # takes part, so its first row has the lowest group.
     first = jnp.searchsorted(groups, key_groups[0])
-    # The rows of the tile that take no part are at its end.
+    # The rows of the tile that take no part are at its end and do not count.
     highest = jnp.max(jnp.where(key_groups < no_group, key_groups, -1))
     end = jnp.searchsorted(groups, highest, side="right")
 
@@ -286,8 +294,8 @@ def _nearest_in_group(
       start = j * QUERIES
       queries = _slice_rows(sorted_features, start, QUERIES)
       dots = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
-      # Which pairs count, [QUERIES, KEYS]: of the same group, the key taking
-      # part, and not a row with itself.
+      # Which pairs count, [QUERIES, KEYS]: both rows are of the same group, the
+      # key takes part, and the two are not the same row.
       fits = _slice_rows(groups, start, QUERIES)[:, None] == key_groups[None]
       fits &= (key_groups < no_group)[None]
       fits &= _slice_rows(row_ids, start, QUERIES)[:, None] != key_ids[None]
@@ -297,14 +305,15 @@ def _nearest_in_group(
       best, best_ids, best_distances = (
         _slice_rows(a, start, QUERIES) for a in lists
       )
-      # The nearest of the list so far and the tile, [QUERIES, length + KEYS].
+      # The nearest rows among those of the list so far and of the tile, chosen
+      # from [QUERIES, length + KEYS]; the results are [QUERIES, length].
       best, columns = jax.lax.top_k(
         jnp.concatenate([best, nearness], axis=1), length
       )
       # Columns below `length` were in the list; the others are in the tile.
       old, column = columns < length, jnp.maximum(columns - length, 0)
       # Computed from differences, [QUERIES, length, D], so that the distance to
-      # a copy is exactly 0, in whatever order the products rank the copies.
+      # a copy of the query is exactly 0, which rounding prevents in products.
       distances = jnp.sqrt(
         jnp.sum(jnp.square(queries[:, None] - keys[column]), axis=2)
       )
@@ -332,13 +341,14 @@ def _nearest_in_group(
     jnp.full((rows, length), jnp.inf, sorted_features.dtype),
   )
   values, ids, distances = jax.lax.fori_loop(0, ends[-1], visit, empty)
-  # A list that is not full has entries of value -inf from top_k, whose ids mean
-  # nothing.
+  # A list that is not full ends in entries of value -inf. top_k took them from
+  # anywhere, so their ids and distances mean nothing.
   ids = jnp.where(values > -jnp.inf, ids, -1)
   distances = jnp.where(values > -jnp.inf, distances, jnp.inf)
-  # So far the lists are in the order of the products, which rounding disturbs.
+  # So far the lists are in the order of the matrix products, where rounding may
+  # exchange neighbors; the exact distances give the final order.
   nearest = jnp.argsort(distances, axis=1, stable=True)
-  # The inverse of `order` brings the rows back to where they were.
+  # The inverse permutation of `order` puts the rows back in their places.
   place = jnp.argsort(order)[:share]
   ids, distances = (
     jnp.take_along_axis(a, nearest, 1)[place] for a in (ids, distances)
