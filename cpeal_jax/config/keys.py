@@ -200,6 +200,9 @@ TABLE = (
   ("loss.anneal", True, RESULT, YES_NO,
    "whether the weight of the calibration loss grows from 0 to loss.weight "
    "over the epochs"),
+  ("loss.anchor", 0.0, RESULT, between(0, 1_000_000),
+   "tau, how strongly LoRA and prompts are held at the pool's own answers; 0 "
+   "is not at all, as in the papers"),
   ("loss.avuc_threshold", 0.0, RESULT, between(0, 100),
    "entropy in nats above which AvUC takes a prediction as uncertain; 0 takes "
    "ln(C) / 2 for C classes"),

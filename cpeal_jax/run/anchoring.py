@@ -1,12 +1,14 @@
 """Computes the head of an anchored round from the pool and the labels."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
-from cpeal_jax import scoring
+from cpeal_jax import keys, scoring
+from cpeal_jax.data import batches
 from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.run import feature_cache
@@ -67,6 +69,46 @@ def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
   tau = anchored.choose_tau(moments, tried, fold, scale)
   trained, loss = anchored.fit_head(moments, known, anchor, tau)
   return trained, terms | {"tau": float(tau), "loss": float(loss)}
+
+
+def anchor(run: Run, labels: Labels) -> anchored.Anchor:
+  """Returns what holds an adapter that is trained in steps."""
+  held = head(run, labels)[0]
+  strength = run.experiment.plan.recipe.anchor / int((labels >= 0).sum())
+  second = pool_moments(run).second
+  return sharding.replicate(
+    anchored.Anchor(held, second, jnp.float32(strength)),
+    run.experiment.plan.mesh,
+  )
+
+
+def with_pool(
+  run: Run,
+  round_: int,
+  labels: Labels,
+  steps: Iterable[batches.Batch],
+  start_step: int,
+) -> Iterator[batches.Batch]:
+  """Adds random images of the pool, and the anchor's logits of them.
+
+  Which images a step gets depends on (seed, round, step) alone.
+  """
+  experiment = run.experiment
+  store = experiment.stores["train"]
+  usable = np.flatnonzero(store.ok)
+  held = head(run, labels)[0]
+  logits = _logits(
+    feature_cache.features(experiment, run.config, "train"), held
+  )
+  size = experiment.plan.recipe.batch
+  for step, batch in enumerate(steps, start_step):
+    rng = keys.generator(run.config.seed, round_, "pool", step)
+    rows = np.sort(rng.choice(usable, size, replace=len(usable) < size))
+    yield dataclasses.replace(
+      batch,
+      pool_images=np.concatenate([store.rows(i, i + 1) for i in rows]),
+      anchor_logits=rowwise.rows_at(logits, rows),
+    )
 
 
 def rescored(

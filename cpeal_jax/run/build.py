@@ -18,6 +18,7 @@ from cpeal_jax.errors import escaped
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import say, stage
 from cpeal_jax.run import precompile
+from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, trained_image
 from cpeal_jax.training.gaussian import PoolMoments
 
@@ -92,7 +93,11 @@ def build(
     )
     classes = len(plan.dataset.classes)
     metrics = partial(evaluation.compile_metrics, test, val, classes)
-    calls = {"metrics": metrics, "fit": fit}
+    calls = {"metrics": metrics}
+    # The steps of an anchored adapter take more arguments than `fit` knows, and
+    # a head that is solved for takes no steps.
+    if not (plan.recipe.anchor or is_solved(config)):
+      calls["fit"] = fit
     # If the decoded test images are in the cache, their features probably are
     # too, and then nothing has to be encoded.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):

@@ -80,6 +80,7 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
       plan.recipe,
       steps_per_epoch=_steps_per_epoch(run, labels),
       round_=round_,
+      anchor=anchoring.anchor(run, labels) if plan.recipe.anchor else None,
       after_step=after_step,
     )
   training.check_adapter(state, round_=round_)
@@ -124,7 +125,7 @@ def _batches(run: Run, round_: int, labels: Labels, start_step: int):
     "start_step": start_step,
   }
   if trains_on_pixels(run.config, plan):
-    return batches.pixel_batches(
+    pixels = batches.pixel_batches(
       experiment.originals,
       rows,
       labels[rows],
@@ -132,6 +133,9 @@ def _batches(run: Run, round_: int, labels: Labels, start_step: int):
       augment=run.config.train.augment,
       **common,
     )
+    if plan.recipe.anchor and plan.classifier.trains_images:
+      return anchoring.with_pool(run, round_, labels, pixels, start_step)
+    return pixels
   pool = feature_cache.features(experiment, run.config, "train")
   features = rowwise.rows_at(pool, rows)
   return batches.feature_batches(features, rows, labels[rows], **common)

@@ -113,6 +113,7 @@ def recipe_of(config: Config) -> Recipe:
     calibration_weight=config.loss.weight,
     anneal=config.loss.anneal,
     avuc_threshold=config.loss.avuc_threshold or None,
+    anchor=config.loss.anchor,
     loss_head=config.acquisition.name == "learning_loss",
     **train,
   )

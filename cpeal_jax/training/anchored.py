@@ -59,6 +59,29 @@ class Labels(NamedTuple):
   weights: Float[Array | np.ndarray, " n"]
 
 
+class Anchor(NamedTuple):
+  """What holds an adapter that is trained in steps.
+
+  Attributes:
+    head: the head whose logits of the pool the adapter should keep.
+    second: the mean over the pool of [f; 1] [f; 1]', of a frozen image tower.
+    strength: tau divided by the number of labels, since the loss of a step is a
+      mean over labels.
+  """
+
+  head: LinearHead
+  second: Float[Array, "E E"]
+  strength: Float[Array, ""]
+
+
+def squared_change(head: LinearHead, anchor: Anchor) -> Float[Array, ""]:
+  """Returns the mean over the pool of |logits - anchor logits|^2."""
+  bias = (head.bias - anchor.head.bias)[:, None]
+  change = jnp.concatenate([head.weights - anchor.head.weights, bias], axis=1)
+  mapped = jnp.matmul(change, anchor.second, precision=EXACT)
+  return jnp.sum(mapped * change)
+
+
 @jax.jit
 def make_anchor(
   moments: PoolMoments, sample: Float[ArrayLike, "M D"], labels: Labels

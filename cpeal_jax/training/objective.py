@@ -13,6 +13,8 @@ from cpeal_jax import losses
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise
+from cpeal_jax.training import anchored
+from cpeal_jax.training.gaussian import LinearHead
 from cpeal_jax.training.recipe import EFFECTIVE_BETA, HEAD_WEIGHT, Recipe
 
 
@@ -24,12 +26,14 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     recipe: says which terms the loss has.
 
   Returns:
-    (adapter, params, texts, batch, key, weight) -> (loss, terms by name).
+    (adapter, params, texts, batch, key, weight, anchor) -> (loss, terms by
+    name).
     `texts` are the class embeddings [C, D] of a frozen text tower, or None for
     one that is trained. `batch` is a dict of `images`, which are pixels
     [B, S, S, 3] or the features [B, D] of a frozen image tower, `labels` [B]
     and `where` [B], which is False for padding. `key` is the random key of
-    dropout. `weight` is the weight of the calibration loss.
+    dropout. `weight` is the weight of the calibration loss. `anchor` is an
+    `Anchor`, or None if the recipe has none.
   """
   threshold = recipe.avuc_threshold
   if threshold is None:
@@ -52,7 +56,20 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
           beta=EFFECTIVE_BETA if kind == "effective_number" else None,
         )
 
-  def loss(adapter, params, texts, batch, key, weight):
+  def anchor_term(texts, params, batch, anchor, adapter, key):
+    if batch["pool_images"] is None:
+      # With a frozen image tower the mean over the whole pool is exact.
+      rows = jnp.exp(params["logit_scale"]) * texts
+      head = LinearHead(rows, jnp.zeros(len(rows)))
+      return anchored.squared_change(head, anchor)
+    features = classifier.image_features(
+      params, adapter, batch["pool_images"], dropout=key
+    )
+    logits = classifier.logits(features, texts, params["logit_scale"])
+    change = jnp.square(logits - batch["anchor_logits"])
+    return jnp.mean(jnp.sum(change, axis=1))
+
+  def loss(adapter, params, texts, batch, key, weight, anchor=None):
     image_key, text_key = jax.random.split(key)
     if texts is None:
       texts = classifier.class_embeddings(params, adapter, dropout=text_key)
@@ -69,6 +86,12 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
       "calibration": calibration(logits, batch["labels"], batch["where"]),
     }
     total = terms["cross_entropy"] + weight * terms["calibration"]
+    if recipe.anchor:
+      pool_key = jax.random.fold_in(image_key, 1)
+      terms["anchor"] = anchor_term(
+        texts, params, batch, anchor, adapter, pool_key
+      )
+      total = total + anchor.strength / 2 * terms["anchor"]
     if recipe.loss_head:
       terms["loss_ranking"] = losses.loss_ranking_loss(
         predicted_loss(adapter, logits),

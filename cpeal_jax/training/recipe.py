@@ -44,6 +44,8 @@ class Recipe:
     anneal: whether the weight grows over the epochs.
     avuc_threshold: the entropy in nats up to which `avuc` counts a prediction
       as certain; None means ln(C) / 2.
+    anchor: tau, how strongly the logits of the pool are held at those of the
+      anchor; see `anchored.penalty`. 0 is without it.
     loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 
@@ -59,6 +61,7 @@ class Recipe:
   calibration_weight: float = 1.0
   anneal: bool = True
   avuc_threshold: float | None = None
+  anchor: float = 0.0
   loss_head: bool = False
 
 
