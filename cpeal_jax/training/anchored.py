@@ -75,9 +75,14 @@ class Anchor(NamedTuple):
 
 
 def squared_change(head: LinearHead, anchor: Anchor) -> Float[Array, ""]:
-  """Returns the mean over the pool of |logits - anchor logits|^2."""
+  """Returns the mean over the pool of |logits - anchor logits|^2.
+
+  The logits of an image are taken relative to their mean over the classes, as
+  probabilities do not depend on it.
+  """
   bias = (head.bias - anchor.head.bias)[:, None]
   change = jnp.concatenate([head.weights - anchor.head.weights, bias], axis=1)
+  change -= jnp.mean(change, axis=0, keepdims=True)
   mapped = jnp.matmul(change, anchor.second, precision=EXACT)
   return jnp.sum(mapped * change)
 

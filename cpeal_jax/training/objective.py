@@ -66,8 +66,9 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
       params, adapter, batch["pool_images"], dropout=key
     )
     logits = classifier.logits(features, texts, params["logit_scale"])
-    change = jnp.square(logits - batch["anchor_logits"])
-    return jnp.mean(jnp.sum(change, axis=1))
+    change = logits - batch["anchor_logits"]
+    change -= jnp.mean(change, axis=1, keepdims=True)
+    return jnp.mean(jnp.sum(jnp.square(change), axis=1))
 
   def loss(adapter, params, texts, batch, key, weight, anchor=None):
     image_key, text_key = jax.random.split(key)
