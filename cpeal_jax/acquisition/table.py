@@ -15,6 +15,7 @@ from cpeal_jax.acquisition.methods.featdist import featdist
 from cpeal_jax.acquisition.methods.gcnal import gcnal
 from cpeal_jax.acquisition.methods.probcover import probcover
 from cpeal_jax.acquisition.methods.typiclust import typiclust
+from cpeal_jax.acquisition.methods.uherding import uherding
 from cpeal_jax.acquisition.scores import (
   entropy,
   learning_loss,
@@ -40,4 +41,5 @@ ACQUISITIONS: dict[str, Selector] = {
   "typiclust": typiclust,
   "probcover": probcover,
   "cb": cb,
+  "uherding": uherding,
 }

@@ -7,7 +7,7 @@ configs against them, and `--help` prints them.
 from typing import NamedTuple
 
 from cpeal_jax.acquisition import ACQUISITIONS, RULES, WITHIN
-from cpeal_jax.acquisition.methods import bald, cec, featdist
+from cpeal_jax.acquisition.methods import bald, cec, featdist, uherding
 from cpeal_jax.config.ranges import (
   Allowed,
   BlockNumbers,
@@ -279,6 +279,11 @@ TABLE = (
   ("acquisition.probcover.purity", 0.95, RESULT, SHARE,
    "share of the balls that must hold a single class, if the radius is "
    "estimated"),
+  ("acquisition.uherding.uncertainty", "margin", RESULT,
+   choice(*uherding.UNCERTAINTIES),
+   "what UHerding takes as the uncertainty of an image; none is MaxHerding"),
+  ("acquisition.uherding.targets", 2048, RESULT, between(1, 1_000_000),
+   "images that stand for the pool in UHerding"),
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 
