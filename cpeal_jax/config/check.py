@@ -181,6 +181,7 @@ def _validate_methods(config: Config) -> None:
     )
   settings = config.acquisition
   used = {settings.name, settings.preselect}
+  _validate_anchor(config, used)
   if not BY_ADAPTER[config.adapter.kind].has_texts:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
@@ -201,6 +202,25 @@ def _validate_methods(config: Config) -> None:
       "acquisition.bald.noise=lora takes the dropout of a trained LoRA as its "
       "noise: set adapter.kind=lora or lora_head, and a round0 other than "
       "zero_shot."
+    )
+
+
+def _validate_anchor(config: Config, used: set[str]) -> None:
+  """Refuses settings that do not go with an anchor.
+
+  Raises:
+    InputError: naming the settings that do not fit.
+  """
+  kind = config.adapter.kind
+  if kind == "anchored" and "learning_loss" in used:
+    raise InputError(
+      "learning_loss trains a second head in steps, and adapter.kind=anchored "
+      "takes no steps. Choose another acquisition.name."
+    )
+  if config.loss.anchor and kind not in ("lora", "prompts"):
+    raise InputError(
+      f"loss.anchor={config.loss.anchor} is for adapter.kind=lora and prompts, "
+      f"not {kind}: set loss.anchor=0."
     )
 
 

@@ -20,6 +20,7 @@ from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
+from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, make_plan
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
@@ -170,7 +171,10 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   for line in data_lines(plan, most=DRY_RUN_LINES):
     say(line)
   say(f"labels: {plan.budget} a round, {config.rounds} rounds")
-  say(f"steps: {steps} of {recipe.batch} images; scored: {images} a round")
+  training = f"steps: {steps} of {recipe.batch} images"
+  if is_solved(config):
+    training = f"heads: {config.rounds}, each solved for without steps"
+  say(f"{training}; scored: {images} a round")
   say(f"reads: {images} images, {plan.pretrained.directory}")
   say(
     f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}, "
