@@ -284,6 +284,12 @@ TABLE = (
    "what UHerding takes as the uncertainty of an image; none is MaxHerding"),
   ("acquisition.uherding.targets", 2048, RESULT, between(1, 1_000_000),
    "images that stand for the pool in UHerding"),
+  ("acquisition.dropquery.passes", 3, RESULT, between(1, 100_000),
+   "dropout passes of DropQuery"),
+  ("acquisition.dropquery.dropout", 0.75, RESULT, below(1),
+   "probability with which DropQuery drops a coordinate of an image feature"),
+  ("acquisition.tcm.switch_at", 5.0, RESULT, between(0, 1_000_000),
+   "labels per class from which TCM takes margin in place of TypiClust"),
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 
