@@ -191,7 +191,9 @@ def test_damaged_digests_are_named(saved, tmp_path, text):
   path.unlink() if text is None else path.write_text(text)
   with (
     Checkpoints(tmp_path) as checkpoints,
-    pytest.raises(InputError, match=r"truncated \(digests\.json\)"),
+    pytest.raises(
+      InputError, match=r"truncated \(digests\.json is missing or unreadable"
+    ),
   ):
     checkpoints.restore(0, 2, state())
 
