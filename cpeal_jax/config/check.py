@@ -212,9 +212,9 @@ def _validate_anchor(config: Config, used: set[str]) -> None:
     InputError: naming the settings that do not fit.
   """
   kind = config.adapter.kind
-  if kind == "anchored" and "learning_loss" in used:
+  if kind.startswith("anchored") and "learning_loss" in used:
     raise InputError(
-      "learning_loss trains a second head in steps, and adapter.kind=anchored "
+      f"learning_loss trains a second head in steps, and adapter.kind={kind} "
       "takes no steps. Choose another acquisition.name."
     )
   if config.loss.anchor and kind not in ("lora", "prompts"):
@@ -250,7 +250,7 @@ def _validate_head(config: Config, used: set[str]) -> None:
       "acquisition.name."
     )
   towers = split_words(config.adapter.lora.towers)
-  if kind != "head" and "vision" not in towers:
+  if kind == "lora_head" and "vision" not in towers:
     raise InputError(
       f"adapter.lora.towers={config.adapter.lora.towers}, but "
       f"adapter.kind={kind} adapts the image tower: add vision."

@@ -36,9 +36,15 @@ def pool_moments(run: Run) -> PoolMoments:
     where = sharding.place(
       ok, experiment.plan.mesh, to=len(features), fill=False
     )
-    texts = experiment.zero_scorer.embed(experiment.params, {})
-    scale = np.exp(experiment.plan.pretrained.params["logit_scale"])
-    kept.append(gaussian.pool_moments(features, where, texts, scale))
+    plan, scale = experiment.plan, np.float32(1)
+    texts = np.zeros((plan.classifier.classes, features.shape[1]), np.float32)
+    if plan.zero_shot.has_texts:
+      texts = experiment.zero_scorer.embed(experiment.params, {})
+      scale = np.exp(plan.pretrained.params["logit_scale"])
+    moments = gaussian.pool_moments(
+      features, where, texts, scale, has_texts=plan.zero_shot.has_texts
+    )
+    kept.append(moments)
   return kept[0]
 
 

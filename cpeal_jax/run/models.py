@@ -40,7 +40,7 @@ def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:
   settings = config.adapter
   if settings.kind == "prompts":
     return None, Prompts(**settings.prompts.to_dict())
-  if settings.kind in ("head", "anchored"):
+  if settings.kind == "head" or is_solved(config):
     return None, None
   lora = settings.lora.to_dict()
   layers = split_words(lora.pop("layers"))
@@ -91,14 +91,14 @@ def classifiers(
     dtype=jnp.dtype(model.dtype),
     remat=model.remat,
   )
-  if is_solved(config):
+  if config.adapter.kind == "anchored":
     trained = AnchoredClassifier(cast("TextClassifier", zero_shot))
   return trained, zero_shot
 
 
 def is_solved(config: Config) -> bool:
   """Returns whether a round's adapter is solved for, not trained in steps."""
-  return config.adapter.kind == "anchored"
+  return config.adapter.kind in ("anchored", "anchored_head")
 
 
 def recipe_of(config: Config) -> Recipe:

@@ -37,7 +37,10 @@ FOLDS = 5
 # of this width around the matched scale. Its heavy tails give way where labels
 # contradict it strongly, as where the zero-shot model is far too sure.
 SCALE_WIDTH = 0.1
-# Where the logarithm is looked for, relative to the matched scale.
+# Without texts there is no scale to match: then the prior is around this scale,
+# at which the Gaussian head is calibrated on several data sets, and wide.
+TEXTLESS_SCALE, TEXTLESS_WIDTH = 0.3, 1.0
+# Where the logarithm is looked for, relative to the center of the prior.
 SCALES = np.linspace(-3.0, 3.0, 241, dtype=np.float32)
 # A small ridge keeps the second moments invertible if features are duplicated.
 RIDGE = 1e-5
@@ -100,9 +103,12 @@ def make_anchor(
   """
   means, _ = gaussian.class_means(moments, *labels)
   head = gaussian.gaussian_head(moments, means)
-  matched = matched_scale(head.logits(sample), moments.confidence)
+  center, width = jnp.float32(np.log(TEXTLESS_SCALE)), TEXTLESS_WIDTH
+  if moments.has_texts:
+    center = matched_scale(head.logits(sample), moments.confidence)
+    width = SCALE_WIDTH
   held_out = gaussian.leave_one_out_logits(moments, *labels)
-  scale = jnp.exp(fitted_scale(matched, held_out, labels))
+  scale = jnp.exp(fitted_scale(center, held_out, labels, width))
   return LinearHead(scale * head.weights, scale * head.bias), scale
 
 
@@ -132,23 +138,27 @@ def matched_scale(
 
 
 def fitted_scale(
-  matched: Float[Array, ""], logits: Float[Array, "n C"], labels: Labels
+  center: Float[Array, ""],
+  logits: Float[Array, "n C"],
+  labels: Labels,
+  width: float = SCALE_WIDTH,
 ) -> Float[Array, ""]:
   """Returns the most probable ln a, given leave-one-out logits of the labels.
 
   Args:
-    matched: the matched scale, around which the prior is.
+    center: the center of the prior.
     logits: leave-one-out logits.
     labels: the labels.
+    width: the width of the prior.
   """
 
   def loss(step):
-    losses = cross_entropy(jnp.exp(matched + step) * logits, labels.classes)
-    prior = jnp.log1p(jnp.square(step / SCALE_WIDTH))
+    losses = cross_entropy(jnp.exp(center + step) * logits, labels.classes)
+    prior = jnp.log1p(jnp.square(step / width))
     return jnp.sum(labels.weights * losses) + prior
 
   steps = jnp.asarray(SCALES)
-  return matched + steps[jnp.argmin(jax.lax.map(loss, steps))]
+  return center + steps[jnp.argmin(jax.lax.map(loss, steps))]
 
 
 def cross_entropy(

@@ -11,6 +11,7 @@ plus the zero-shot logits. Related: GDA for CLIP (Wang et al. 2024, arXiv
 2402.04087), StatA (Zanella et al. 2025, arXiv 2501.03729).
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.struct
@@ -56,7 +57,9 @@ class PoolMoments:
       after shrinkage.
     second: the mean over the pool of [f; 1] [f; 1]', where f is a feature.
     confidence: the mean over the pool of the highest zero-shot probability.
-    texts: the class embeddings times the logit scale.
+    texts: the class embeddings times the logit scale; 0 without texts.
+    has_texts: whether there are texts, and so zero-shot probabilities. Without
+      them all classes have the mean of the pool until labels come.
   """
 
   mass: Float[Array, " C"]
@@ -65,6 +68,7 @@ class PoolMoments:
   second: Float[Array, "E E"]
   confidence: Float[Array, ""]
   texts: Float[Array, "C D"]
+  has_texts: bool = flax.struct.field(pytree_node=False, default=True)
 
 
 def pool_moments(
@@ -72,6 +76,8 @@ def pool_moments(
   where: Bool[Array | np.ndarray, " N"],
   texts: Float[Array | np.ndarray, "C D"],
   logit_scale: Float[ArrayLike, ""],
+  *,
+  has_texts: bool = True,
 ) -> PoolMoments:
   """Returns the moments of the pool; O(N D (C + D)) time.
 
@@ -80,9 +86,11 @@ def pool_moments(
     where: which rows count; those of unreadable images and padding do not.
     texts: class embeddings of the pretrained model.
     logit_scale: the factor of its cosine similarities, already exponentiated.
+    has_texts: False for a model without texts; `texts` are zeros then.
   """
   scaled = jnp.asarray(texts) * logit_scale
-  return _moments(features, where, scaled)
+  moments = _moments(features, where, scaled)
+  return dataclasses.replace(moments, has_texts=has_texts)
 
 
 @rowwise.per_device(rows=("features", "where"), out=rowwise.WHOLE)
