@@ -209,7 +209,7 @@ def test_cold_starts(cache, tmp_path, shared, start):
     ({"train.epochs": 7}, "train.epochs was"),
     ({"dataset.root": "elsewhere"}, "dataset.root was '' and is 'elsewhere'"),
     ({"acquisition.name": "learning_loss"}, "a loss head was False"),
-    ({"acquisition.bald.dropout": 0.2}, "acquisition.bald.dropout was"),
+    ({"adapter.lora.dropout": 0.5}, "adapter.lora.dropout was"),
     ({"rounds": 10_000}, "but the pool has"),
   ],
 )
