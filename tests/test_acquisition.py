@@ -77,6 +77,7 @@ def test_permuting_the_pool_permutes_the_picks(name):
   contract.permuting_the_pool_permutes_the_picks(name)
 
 
+@pytest.mark.slow
 @every_method
 @every_rule
 def test_same_picks_on_eight_devices(name, rule):
@@ -131,6 +132,7 @@ def test_nothing_labeled_and_all_but_one(name, labeled):
   assert_valid(choose(name, pool, 1), pool, 1)
 
 
+@pytest.mark.slow
 @every_method
 def test_a_pool_of_eight(name):
   pool = make_pool(labeled=3, rows=8)
@@ -195,6 +197,7 @@ def test_same_bits_on_any_device_count(devices):
     np.testing.assert_array_equal(values, want[column])
 
 
+@pytest.mark.slow
 @every_method
 def test_nothing_is_compiled_after_the_first_round(name):
   jax.clear_caches()
@@ -273,6 +276,7 @@ def test_scores_by_hand_and_against_scipy():
     np.testing.assert_allclose(columns[name], values, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_random_is_uniform_and_keyed_by_item():
   pool = make_pool()
   counts = np.zeros(N)

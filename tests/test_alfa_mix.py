@@ -64,6 +64,7 @@ def flips_by_mixing(pool, step):
   return first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "scale"), [(0.2, 20.0), (0.1, 1.0)])
 @pytest.mark.parametrize("labels", [(2,), (0, 0, 1, 3, 3, 3), (0, 1, 2, 3, 4)])
 def test_predictions_change_where_those_of_the_mixes_do(labels, step, scale):
@@ -114,6 +115,7 @@ def test_a_sure_prediction_still_has_a_direction():
   np.testing.assert_allclose(far, [1e4 / np.sqrt(2)], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, C])
 def test_nothing_to_mix_with_or_nothing_to_become_is_a_draw(classes):
   pool = make_pool(labels=())

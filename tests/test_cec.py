@@ -132,6 +132,7 @@ def test_neighbor_uncertainty(kernel, normalize, rho):
   assert got[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("kernel", ["cosine", "rbf"])
 def test_scores_and_picks_against_a_loop(alpha, kernel):

@@ -218,6 +218,7 @@ def test_copies_go_in_order():
   np.testing.assert_allclose(picks.parts["score"], 1e5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [clue, cb, typiclust])
 @pytest.mark.parametrize(
   ("rows", "labeled", "copies"),

@@ -146,6 +146,7 @@ def few_classes(monkeypatch):
   monkeypatch.setattr(catalogue, "class_table", some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.CATALOGUE)
 def test_two_rounds(name, tmp_path, request):
   """Read, scored, bought, trained, evaluated; with a random small DINOv2."""

@@ -10,6 +10,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.run import build, loop
 from cpeal_jax.run.plan import make_plan
 
+pytestmark = pytest.mark.slow
 # A checkpoint after each of the 4 steps of a round.
 OFTEN = {"rounds": 3, "train.epochs": 4, "checkpoint.every_seconds": 0}
 MARKS = ("DONE", "SELECTED")

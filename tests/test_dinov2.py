@@ -176,6 +176,7 @@ def test_the_probe_trains_from_cached_features(tmp_path, monkeypatch):
     loop.run(small(tmp_path, "peal", rounds=1), tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "changes",
   [

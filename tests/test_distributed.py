@@ -160,6 +160,7 @@ def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
   same(workdir, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("before", "after"), [((2, 1), (1, 1)), ((1, 1), (2, 2))], ids=str
 )
@@ -193,6 +194,7 @@ def test_a_mistake_ends_all_with_its_line(cache, tmp_path):
     assert "thesis.tex" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_ends_the_others(cache, tmp_path):
   """Neither waits for the other in a pass that it will not enter."""
   flags = (f"--workdir={tmp_path / 'run'}",)
@@ -221,6 +223,7 @@ sys.exit(main.main(sys.argv))
 """
 
 
+@pytest.mark.slow
 def test_a_failure_that_the_others_cannot_know_of_ends_them(cache, tmp_path):
   """They wait in a pass that the failed one never enters."""
   # A cache of its own, so that there is something to encode.

@@ -215,6 +215,7 @@ def test_training_tells_unlabeled_from_labeled():
   assert score[~pool.labeled].mean() > score[pool.labeled].mean() + 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("nodes", "labeled"), [(1, 0), (4, 9), (4, N - 1), (1000, 9)]
 )

@@ -42,6 +42,7 @@ def reference(x, w, count, restarts=1):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("rows", "dims", "count", "blobs", "restarts"),
   [

@@ -62,6 +62,7 @@ def test_an_error_of_the_system_about_a_file_is_one_line():
   assert done.stderr == f"error: {'x' * 300}: File name too long\n"
 
 
+@pytest.mark.slow
 def test_quickstart_offline_with_empty_caches(tmp_path):
   start = time.monotonic()
   done = run(

@@ -178,6 +178,7 @@ def test_refuses_bad_input():
     nearest_neighbors(features, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
 @pytest.mark.parametrize("wide", [4, 20, ROWS + 5])
 def test_narrow_is_exact_or_says_so(share, wide):

@@ -129,6 +129,7 @@ def test_degrees_stay_those_of_the_uncovered():
     assert not left.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0.0, 0.001, 0.5, 2.0])
 @pytest.mark.parametrize(
   "features",

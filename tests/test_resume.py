@@ -56,7 +56,13 @@ def straight(launch, tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+  "moment",
+  [
+    pytest.param(m, marks=pytest.mark.slow if m != "training" else ())
+    for m in MOMENTS
+  ],
+)
 def test_sigkill_and_resume(launch, straight, tmp_path, moment):
   workdir = tmp_path / "run"
   # A checkpoint after every step; the straight run made none within a round.
@@ -72,6 +78,7 @@ def test_sigkill_and_resume(launch, straight, tmp_path, moment):
   assert metrics(workdir) == metrics(straight)
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume_in_a_bucket(launch, straight, store, tmp_path):
   workdir = "s3://bucket/resume/run"
   often = "--config.checkpoint.every_seconds=0"
@@ -148,6 +155,7 @@ def test_a_request_to_stop_saves(launch, straight, tmp_path, name, code):
   assert metrics(workdir) == metrics(straight)
 
 
+@pytest.mark.slow
 def test_a_short_campaign(compiled, straight, tmp_path):
   """A kill and no room; SIGTERM is above, the others are in test_damage.py."""
   out = tmp_path / "out.jsonl"

@@ -160,6 +160,7 @@ def needs(devices, count):
     yield used.argument_size_in_bytes + used.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_selecting_grows_by_a_devices_share():
   grown = {
     p: np.subtract(list(needs(p, 1 << 16)), list(needs(p, 1 << 15)))

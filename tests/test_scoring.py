@@ -174,6 +174,7 @@ def test_stochastic_passes(setup, one_device, lora):
     np.testing.assert_allclose(entropy, want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("devices", "backend"),
   [(2, "shard_map"), (8, "shard_map"), (1, "pmap"), (8, "pmap")],

@@ -54,6 +54,7 @@ class Harness:
     return self.step(state, self.params, None, batch, key, rate, weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "adapters", [{"lora": Lora()}, {"prompts": Prompts(tokens=4)}], ids=str
 )
@@ -81,6 +82,7 @@ def test_remat_gives_the_same_gradient(adapters):
     assert np.abs(want).max() > 0
 
 
+@pytest.mark.slow
 def test_remat_takes_less_memory_in_a_deep_tower():
   config, _ = tiny.pretrained()
   deep = dataclasses.replace(
@@ -207,6 +209,7 @@ def test_training_moves_the_adapter_and_nothing_else(adapters):
   assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
   harness = Harness(lora=Lora(dropout=0.0))
   other = Harness(lora=Lora(dropout=0.0), batch=8)
@@ -222,6 +225,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("valid", [1, 10, 32])
 def test_devices_agree(valid):
   """Ten labels in a batch of 32 leave some of 8 devices without any."""
@@ -240,6 +244,7 @@ def test_devices_agree(valid):
       np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_500_steps_on_8_devices_do_not_hang():
   harness = Harness(8, prompts=Prompts(tokens=4))
   state = harness.state()
@@ -342,6 +347,7 @@ def test_features_train_as_their_images_do():
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_loss_head_is_trained_by_its_own_rule(optimizer):
   """The adapter as without a head but for the small extra gradient."""

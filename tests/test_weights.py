@@ -84,6 +84,7 @@ def test_openai_naming_agrees_with_pytorch(name):
   assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OPENAI, "clip_gelu", "clip_small_patches"])
 def test_bfloat16_stays_close(name):
   folder = GOLDEN / name

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cpeal_jax.data import catalogue, pools
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, reason
 
 BLOCK = 64  # records that one thread reads per task
 
@@ -70,10 +70,9 @@ def read_all(
   # TFDS raises these for another file format, a missing split or a damaged
   # file.
   except (OSError, ValueError, KeyError, NotImplementedError) as error:
-    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
     raise InputError(
-      f"{folder} cannot be read ({reason}); remove it and prepare it again, as "
-      "array records"
+      f"{folder} cannot be read ({reason(error)}); remove it and prepare it "
+      "again, as array records"
     ) from error
   return {
     split: read_records(

@@ -55,9 +55,9 @@ class ImageStore:
 
 
 def kept_bytes(images: int, spec: ImageSpec, limit_bytes: int) -> int:
-  """Returns the size of the file with a split's pixels; 0 if there is none.
+  """Returns how many bytes of decoded pixels the cache keeps for a split.
 
-  There is none if it would be larger than `limit_bytes`.
+  It keeps all of them, or none (0) if they need more than `limit_bytes`.
   """
   size = math.prod((images, spec.size, spec.size, 3))
   return size if size <= limit_bytes else 0

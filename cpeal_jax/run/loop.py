@@ -54,8 +54,8 @@ def run(
     stop: asked after every training step whether to save and end.
     experiment: what `build` returned for another config, so that many
       trajectories in one process share data and compiled functions. The two
-      configs may differ only in what `plan.shared_settings` leaves out: seed,
-      rounds, round0, most of acquisition, oracle and checkpoint. None builds a
+      configs may differ only in what `plan.shared_settings` leaves out, such as
+      seed, rounds, round0, acquisition, oracle and checkpoint. None builds a
       new one.
 
   Returns:

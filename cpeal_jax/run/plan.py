@@ -32,8 +32,8 @@ from cpeal_jax.run.models import (
 )
 from cpeal_jax.training.recipe import Recipe
 
-# Settings, or the first words of settings, that may differ between the runs of
-# one experiment; and settings among these that are compiled into its functions.
+# The settings that may differ between the runs of one experiment. A name that
+# ends in a dot stands for all settings below it.
 PER_RUN = (
   "name",
   "variant",
@@ -45,7 +45,6 @@ PER_RUN = (
   "oracle.",
   "checkpoint.",
 )
-COMPILED_IN = ("acquisition.bald.noise", "acquisition.bald.dropout")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +89,7 @@ def shared_settings(config: config_lib.Config) -> dict[str, object]:
   values = {
     name: value
     for name, value in config_lib.flatten(config).items()
-    if name in COMPILED_IN or not name.startswith(PER_RUN)
+    if not name.startswith(PER_RUN)
   }
   return values | {"trains a loss head": recipe_of(config).loss_head}
 
