@@ -15,6 +15,7 @@ from cpeal_jax.config.ranges import (
   count_labels,
   split_words,
 )
+from cpeal_jax.config.python_file import leaves
 from cpeal_jax.errors import InputError, nearest, one_of
 from cpeal_jax.models.backbones import BY_ADAPTER
 
@@ -100,16 +101,7 @@ def refuse_unknown(config: Config) -> None:
     InputError: naming an unknown key and the most similar one that exists, or
       a missing key.
   """
-
-  def leaves(section: Config, prefix: str) -> list[str]:
-    names = []
-    for name, value in section.items():
-      full = f"{prefix}{name}"
-      deeper = isinstance(value, dict | ml_collections.ConfigDict)
-      names += leaves(value, f"{full}.") if deeper else [full]
-    return names
-
-  present = leaves(config, "")
+  present = [name for name, _ in leaves(config)]
   for name in present:
     if name not in NAMES:
       raise InputError(f"unknown config key {name!r}.{nearest(name, NAMES)}")
@@ -167,6 +159,15 @@ def help_lines() -> list[str]:
   return lines
 
 
+def methods_of(config: Config) -> set[str]:
+  """Returns the acquisition functions that choose after the first round."""
+  settings = config.acquisition
+  names = {settings.name, settings.preselect}
+  if settings.switch_at:
+    names.add(settings.early)
+  return names - {""}
+
+
 def _validate_methods(config: Config) -> None:
   """Refuses a method if other settings do not provide what it needs.
 
@@ -180,14 +181,16 @@ def _validate_methods(config: Config) -> None:
       "--config.model.descriptors=FILE, or take the variant pcb."
     )
   settings = config.acquisition
-  used = {settings.name, settings.preselect}
+  used = methods_of(config)
   _validate_anchor(config, used)
   if not BY_ADAPTER[config.adapter.kind].has_texts:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
-  if settings.preselect == "learning_loss" or (
-    settings.name == "learning_loss" and config.round0 == "zero_shot"
+  if "learning_loss" in used and (
+    settings.name != "learning_loss"
+    or settings.preselect == "learning_loss"
+    or config.round0 == "zero_shot"
   ):
     raise InputError(
       "learning_loss needs a head that is trained in an earlier round and only "

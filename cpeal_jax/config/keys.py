@@ -187,8 +187,11 @@ TABLE = (
    "whether all classes share one context"),
   ("adapter.prompts.position", "end", RESULT, choice(*adapters.POSITIONS),
    "where the class name stands among the context tokens"),
+  ("adapter.prompts.initial", "random", RESULT, choice(*adapters.INITIALS),
+   "what the context tokens are at first: random draws, or the words of "
+   "model.template, which set their number and where the class name stands"),
   ("adapter.prompts.stddev", 0.02, RESULT, between(0, 100),
-   "standard deviation of the initial context tokens"),
+   "standard deviation of random context tokens"),
 
   ("loss.calibration", "balanced", RESULT, choice(*CALIBRATIONS),
    "calibration loss. Three are C-PEAL's: its two terms, for correct and for "
@@ -228,6 +231,12 @@ TABLE = (
 
   ("acquisition.name", "entropy", RESULT, METHOD,
    "method that chooses the images; docs/acquisition.md explains each"),
+  ("acquisition.switch_at", 0.0, RESULT, between(0, 1_000_000),
+   "labels per class from which acquisition.name chooses; with fewer labels "
+   "acquisition.early does. 0 never uses acquisition.early"),
+  ("acquisition.early", "typiclust", RESULT, METHOD,
+   "method that chooses while there are fewer labels per class than "
+   "acquisition.switch_at; round0 still names that of the first round"),
   ("acquisition.balance", "repaired", RESULT, choice(*RULES, "off"),
    "PCB class balancing: repaired, faithful to the reference code, or off"),
   ("acquisition.within", "random", RESULT, choice(*WITHIN),

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -180,30 +179,3 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
     f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}, "
     f"workdir {(saved + tables) / 2**20:.0f} MiB"
   )
-
-
-def table_header() -> str:
-  """Returns the header line of the table whose rows `table_row` gives."""
-  return "     round  labeled  accuracy     ece     nll  seconds"
-
-
-def table_row(row: Mapping[str, Any]) -> str:
-  """Returns one round's metrics as a line of the table.
-
-  The last column adds up the seconds of all stages.
-  """
-  name = "zero-shot" if row["round"] == -1 else str(row["round"])
-  seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
-  cells = [
-    "-" if row.get(key) is None else f"{float(row[key]):.4f}"
-    for key in ("accuracy", "ece", "nll")
-  ]
-  return (
-    f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
-    f"  {cells[2]:>6}  {seconds:>7.1f}"
-  )
-
-
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-  """Returns the table of several rounds: a header, and a line for each."""
-  return "\n".join([table_header(), *map(table_row, rows)])

@@ -19,7 +19,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import anchoring, describe, fitting, stages
+from cpeal_jax.run import anchoring, describe, fitting, stages, table
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
@@ -28,12 +28,11 @@ from cpeal_jax.run.journal import Journal
 from cpeal_jax.run.plan import make_plan, refuse_other_settings
 from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.storage import checkpoint, record
+from cpeal_jax.storage.record import ZERO_SHOT
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
 
 __all__ = ("Preempted", "Run", "play", "rounds", "run")
-
-ZERO_SHOT = -1
 
 
 def run(
@@ -149,7 +148,9 @@ def rounds(run: Run) -> list[dict]:
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     journal.write_row(row)
   journal.rebuild_results()
-  say(describe.table(row for row in journal.rows() if row["round"] < done))
+  earlier = [row for row in journal.rows() if row["round"] < done]
+  zero_shot = table.zero_shot_of(earlier)
+  say(table.table(earlier))
   labels = known_labels(run, done)
   adapter = fitting.adapter_of(run, done - 1, labels)
   # The first round compiles the fit and the second the selection, so the third
@@ -158,8 +159,11 @@ def rounds(run: Run) -> list[dict]:
   for round_ in range(done, config.rounds):
     with profile(config.profile if round_ == traced else ""):
       adapter, labels = play(run, round_, adapter, labels)
-    say(describe.table_row(journal.rows()[-1]))
-  return journal.rows()
+    say(table.line(journal.rows()[-1], zero_shot))
+  rows = journal.rows()
+  if note := table.end_note(rows, config):
+    say(note)
+  return rows
 
 
 def play(

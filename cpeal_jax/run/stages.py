@@ -127,7 +127,7 @@ def pool_view(
   if settings.name == "learning_loss" and adapter is not None:
     losses = objective.predicted_losses(adapter, scores.logits)
     extras["predicted_loss"] = losses
-  uses_bald = "bald" in (settings.name, settings.preselect)
+  uses_bald = "bald" in config_lib.methods_of(run.config)
   if uses_bald and settings.bald.noise == "lora" and adapter is not None:
     images = experiment.stores["train"]
     total = settings.bald.passes * len(images)
@@ -168,6 +168,8 @@ def select(
   ids, paths = dataset.train.ids, dataset.train.paths
   pool = pool_view(run, round_, adapter, labels, scores)
   name, options = settings.name, {}
+  if _is_early(run, labels):
+    name = settings.early
   if round_ == 0:
     # The setting `round0` names the method of this round. In the papers it is
     # `random` for all methods.
@@ -220,6 +222,13 @@ def select(
     scores={"id": list(ids), **acquisition.columns(pool, picks)},
   )
   return [ids[i] for i in picks.indices]
+
+
+def _is_early(run: Run, labels: Labels) -> bool:
+  """Returns whether `acquisition.early` chooses: labels are still few."""
+  classes = len(run.experiment.plan.dataset.classes)
+  switch_at = run.config.acquisition.switch_at
+  return int(np.sum(labels >= 0)) < switch_at * classes
 
 
 def evaluate(

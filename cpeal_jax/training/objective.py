@@ -70,7 +70,9 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     change -= jnp.mean(change, axis=1, keepdims=True)
     return jnp.mean(jnp.sum(jnp.square(change), axis=1))
 
-  def loss(adapter, params, texts, batch, key, weight, anchor=None):
+  def loss(
+    adapter, params, texts, batch, key, weight, anchor: Any = None
+  ):
     image_key, text_key = jax.random.split(key)
     if texts is None:
       texts = classifier.class_embeddings(params, adapter, dropout=text_key)
@@ -92,7 +94,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
       terms["anchor"] = anchor_term(
         texts, params, batch, anchor, adapter, pool_key
       )
-      total = total + anchor.strength / 2 * terms["anchor"]
+      total += anchor.strength / 2 * terms["anchor"]
     if recipe.loss_head:
       terms["loss_ranking"] = losses.loss_ranking_loss(
         predicted_loss(adapter, logits),

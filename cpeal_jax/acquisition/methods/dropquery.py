@@ -40,7 +40,7 @@ def dropquery(
 
   Returns:
     Picks; parts `cluster` and `distance` to its center (-1 and 0 where there
-    were too few candidates); column `flips`, the share of passes that predict
+    were too few candidates); column `score`, the share of passes that predict
     another class.
 
   Raises:
@@ -71,7 +71,7 @@ def dropquery(
       "cluster": jnp.where(enough, jnp.arange(n), -1),
       "distance": jnp.where(enough, jnp.sqrt(squares), 0),
     },
-    columns={"flips": flips / passes},
+    columns={"score": flips / passes},
   )
 
 
