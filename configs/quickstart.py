@@ -8,7 +8,7 @@ Variants: after a colon, each with 10 labels a round:
           cpeal_prompt: C-PEAL with learnable tokens
           pcb: PCB's prompts, trained without a calibration loss
           cec: CEC with PCB's recipe; zero-shot scores choose the first labels
-          anchored: a head held at the pool's own answers, the best from few labels
+          anchored: a head held at the pool's own answers
           cpeal_lora_anchored, cpeal_prompt_anchored: LoRA and tokens so held
           The other presets need another model or a file of descriptors.
 Time:     about 40 seconds on two CPU cores, compilation included.

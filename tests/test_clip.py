@@ -132,8 +132,8 @@ def test_tokens_and_learnable_slots():
     for ids, slots in zip(tokens.ids, tokens.slots, strict=True):
       assert sorted(slots[slots >= 0]) == list(range(5))
       assert {*ids[slots >= 0]} == {343}  # the X that a context replaces
+  many = text.context_of(Prompts(tokens=80), "", tokenizer)
   with pytest.raises(text.InputError, match="needs 87 of 77"):
-    many = text.context_of(Prompts(tokens=80), "", tokenizer)
     text.tokenize_with_context(classes, tokenizer, many)
   with pytest.raises(text.InputError, match="longer than the text tower's"):
     text.tokenize(["word " * 80], tokenizer)

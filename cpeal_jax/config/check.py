@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from cpeal_jax.config.keys import HEADINGS, KEYS, RUN, Key
+from cpeal_jax.config.python_file import leaves
 from cpeal_jax.config.ranges import (
   Choice,
   Subset,
   count_labels,
   split_words,
 )
-from cpeal_jax.config.python_file import leaves
 from cpeal_jax.errors import InputError, nearest, one_of
 from cpeal_jax.models.backbones import BY_ADAPTER
 

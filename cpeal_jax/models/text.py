@@ -132,8 +132,8 @@ def context_of(prompts: Prompts, template: str, tokenizer) -> Context:
     ids = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in sides]
     if not any(ids):
       raise InputError(
-        f"adapter.prompts.initial=template, but model.template={template!r} has "
-        "no word around the class name: use initial=random."
+        "adapter.prompts.initial=template, but model.template="
+        f"{template!r} has no word around the class name: use initial=random."
       )
     return Context(*ids, period)
   # A placeholder: a learnable vector replaces the embedding of this token.

@@ -112,7 +112,7 @@ def with_pool(
     rows = np.sort(rng.choice(usable, size, replace=len(usable) < size))
     yield dataclasses.replace(
       batch,
-      pool_images=np.concatenate([store.rows(i, i + 1) for i in rows]),
+      pool_images=np.concatenate([store.rows(i, i + 1) for i in rows.tolist()]),
       anchor_logits=rowwise.rows_at(logits, rows),
     )
 

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from typing import Any
 
 import jax
 

@@ -28,9 +28,9 @@ from cpeal_jax.run.journal import Journal
 from cpeal_jax.run.plan import make_plan, refuse_other_settings
 from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.storage import checkpoint, record
-from cpeal_jax.storage.record import ZERO_SHOT
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
+from cpeal_jax.storage.record import ZERO_SHOT
 
 __all__ = ("Preempted", "Run", "play", "rounds", "run")
 

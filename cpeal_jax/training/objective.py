@@ -70,9 +70,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     change -= jnp.mean(change, axis=1, keepdims=True)
     return jnp.mean(jnp.sum(jnp.square(change), axis=1))
 
-  def loss(
-    adapter, params, texts, batch, key, weight, anchor: Any = None
-  ):
+  def loss(adapter, params, texts, batch, key, weight, anchor: Any = None):
     image_key, text_key = jax.random.split(key)
     if texts is None:
       texts = classifier.class_embeddings(params, adapter, dropout=text_key)
