@@ -75,6 +75,24 @@ def dropquery(
   )
 
 
+def kept(
+  key: PRNGKeyArray,
+  row_id: Int[Array, ""],
+  shape: tuple[int, int],
+  dropout: float,
+) -> Bool[Array, "passes D"]:
+  """Returns which coordinates of an image's feature each pass keeps.
+
+  Args:
+    key: of the image.
+    row_id: the image's number in the pool; the draw depends on the key alone.
+    shape: (passes, D).
+    dropout: probability that a coordinate is dropped.
+  """
+  del row_id
+  return jax.random.bernoulli(key, 1 - dropout, shape)
+
+
 def changed_predictions(
   key: PRNGKeyArray, pool: PoolView, *, passes: int, dropout: float
 ) -> Int[Array, " N"]:
@@ -94,10 +112,8 @@ def changed_predictions(
     )
 
   def of_image(row_id, feature, logits):
-    image_key = jax.random.fold_in(key, row_id)
-    keep: Bool[Array, "passes D"] = jax.random.bernoulli(
-      image_key, 1 - dropout, (passes, feature.shape[0])
-    )
+    shape = (passes, feature.shape[0])
+    keep = kept(jax.random.fold_in(key, row_id), row_id, shape, dropout)
     noisy = jnp.where(keep, feature[None], 0)
     cosines = jnp.matmul(noisy, rows.T, precision=jax.lax.Precision.HIGHEST)
     predictions = jnp.argmax(scale * cosines + bias, axis=1)
