@@ -30,7 +30,7 @@ from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
 from cpeal_jax.parallel.sharding import BACKENDS
-from cpeal_jax.training.recipe import CALIBRATIONS, OPTIMIZERS
+from cpeal_jax.training.recipe import ANCHOR_UNITS, CALIBRATIONS, OPTIMIZERS
 
 # The values of round0: methods that need no trained model, and zero_shot, which
 # applies the chosen method to the pretrained model.
@@ -206,6 +206,9 @@ TABLE = (
   ("loss.anchor", 0.0, RESULT, between(0, 1_000_000),
    "tau, how strongly LoRA and prompts are held at the pool's own answers; 0 "
    "is not at all, as in the papers"),
+  ("loss.anchor_unit", "one", RESULT, choice(*ANCHOR_UNITS),
+   "what loss.anchor is a multiple of: one, or the tau that cross-validation "
+   "of the anchored head chooses from the labels of each round (fitted)"),
   ("loss.avuc_threshold", 0.0, RESULT, between(0, 100),
    "entropy in nats above which AvUC takes a prediction as uncertain; 0 takes "
    "ln(C) / 2 for C classes"),

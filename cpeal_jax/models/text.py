@@ -129,13 +129,15 @@ def context_of(prompts: Prompts, template: str, tokenizer) -> Context:
     before, _, after = template.partition("{}")
     period = after.endswith(".")
     sides = (before, after.removesuffix("."))
-    ids = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in sides]
-    if not any(ids):
+    first, second = (
+      tokenizer(side, add_special_tokens=False)["input_ids"] for side in sides
+    )
+    if not first and not second:
       raise InputError(
         "adapter.prompts.initial=template, but model.template="
         f"{template!r} has no word around the class name: use initial=random."
       )
-    return Context(*ids, period)
+    return Context(first, second, period)
   # A placeholder: a learnable vector replaces the embedding of this token.
   filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
   shares = {"end": 1.0, "middle": 0.5, "front": 0.0}

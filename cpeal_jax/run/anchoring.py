@@ -78,9 +78,14 @@ def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
 
 
 def anchor(run: Run, labels: Labels) -> anchored.Anchor:
-  """Returns what holds an adapter that is trained in steps."""
-  held = head(run, labels)[0]
-  strength = run.experiment.plan.recipe.anchor / int((labels >= 0).sum())
+  """Returns what holds an adapter that is trained in steps.
+
+  That is the anchored head, which has seen the labels, not the Gaussian one.
+  """
+  held, terms = head(run, labels)
+  recipe = run.experiment.plan.recipe
+  tau = recipe.anchor * (terms["tau"] if recipe.anchor_unit == "fitted" else 1)
+  strength = tau / int((labels >= 0).sum())
   second = pool_moments(run).second
   return sharding.replicate(
     anchored.Anchor(held, second, jnp.float32(strength)),

@@ -114,6 +114,7 @@ def recipe_of(config: Config) -> Recipe:
     anneal=config.loss.anneal,
     avuc_threshold=config.loss.avuc_threshold or None,
     anchor=config.loss.anchor,
+    anchor_unit=config.loss.anchor_unit,
     loss_head=config.acquisition.name == "learning_loss",
     **train,
   )

@@ -9,6 +9,8 @@ from cpeal_jax.models import loss_head
 
 # Names of the losses that can be added to cross entropy; `objective.make_loss`
 # shows which function each name stands for.
+# What `Recipe.anchor` is a multiple of.
+ANCHOR_UNITS = ("one", "fitted")
 CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
 # The beta of `effective_number`, which weights classes by the effective number
 # of their rows. The value is that of C-PEAL's released code.
@@ -45,7 +47,9 @@ class Recipe:
     avuc_threshold: the entropy in nats up to which `avuc` counts a prediction
       as certain; None means ln(C) / 2.
     anchor: tau, how strongly the logits of the pool are held at those of the
-      anchor; see `anchored.penalty`. 0 is without it.
+      anchor; see `anchored.Anchor`. 0 is without it.
+    anchor_unit: what `anchor` is a multiple of, one of `ANCHOR_UNITS`: 1, or
+      the tau that `anchored.choose_tau` chooses from the labels.
     loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 
@@ -62,6 +66,7 @@ class Recipe:
   anneal: bool = True
   avuc_threshold: float | None = None
   anchor: float = 0.0
+  anchor_unit: str = "one"
   loss_head: bool = False
 
 
