@@ -197,7 +197,8 @@ TABLE = (
    "calibration loss. Three are C-PEAL's: its two terms, for correct and for "
    "wrong predictions, are each weighted by the count of the other "
    "(balanced), equally (unbalanced) or by effective numbers "
-   "(effective_number). The others are AvUC (avuc) and none"),
+   "(effective_number). The others are AvUC (avuc), TCPT's margin_statistics, "
+   "and none"),
   ("loss.weight", 1.0, RESULT, between(0, 1_000_000),
    "weight W of the calibration loss in the last epoch"),
   ("loss.anneal", True, RESULT, YES_NO,

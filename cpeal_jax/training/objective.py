@@ -47,6 +47,8 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
         return losses.avuc_loss(
           logits, labels, threshold=threshold, where=where
         )
+      case "margin_statistics":
+        return losses.margin_statistics_loss(logits, labels, where=where)
       case kind:
         return losses.uncertainty_calibration_loss(
           logits,

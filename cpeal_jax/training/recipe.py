@@ -11,7 +11,10 @@ from cpeal_jax.models import loss_head
 # shows which function each name stands for.
 # What `Recipe.anchor` is a multiple of.
 ANCHOR_UNITS = ("one", "fitted")
-CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
+CALIBRATIONS = (
+  *("none", "balanced", "unbalanced", "effective_number"),
+  *("avuc", "margin_statistics"),
+)
 # The beta of `effective_number`, which weights classes by the effective number
 # of their rows. The value is that of C-PEAL's released code.
 EFFECTIVE_BETA = 0.999
@@ -40,7 +43,7 @@ class Recipe:
     weight_decay: the factor of the weights that SGD adds to the gradient, and
       that AdamW adds to its update.
     calibration: the calibration loss: `none`; `balanced`, `unbalanced` or
-      `effective_number`, all three C-PEAL's; or `avuc`.
+      `effective_number`, all three C-PEAL's; `avuc`; or `margin_statistics`.
     calibration_weight: the calibration loss's weight, or, if it is annealed,
       the weight that it grows towards.
     anneal: whether the weight grows over the epochs.
