@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax import losses
 from cpeal_jax.models import loss_head
@@ -58,20 +58,6 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
           beta=EFFECTIVE_BETA if kind == "effective_number" else None,
         )
 
-  def anchor_term(texts, params, batch, anchor, adapter, key):
-    if batch["pool_images"] is None:
-      # With a frozen image tower the mean over the whole pool is exact.
-      rows = jnp.exp(params["logit_scale"]) * texts
-      head = LinearHead(rows, jnp.zeros(len(rows)))
-      return anchored.squared_change(head, anchor)
-    features = classifier.image_features(
-      params, adapter, batch["pool_images"], dropout=key
-    )
-    logits = classifier.logits(features, texts, params["logit_scale"])
-    change = logits - batch["anchor_logits"]
-    change -= jnp.mean(change, axis=1, keepdims=True)
-    return jnp.mean(jnp.sum(jnp.square(change), axis=1))
-
   def loss(adapter, params, texts, batch, key, weight, anchor: Any = None):
     image_key, text_key = jax.random.split(key)
     if texts is None:
@@ -91,8 +77,8 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     total = terms["cross_entropy"] + weight * terms["calibration"]
     if recipe.anchor:
       pool_key = jax.random.fold_in(image_key, 1)
-      terms["anchor"] = anchor_term(
-        texts, params, batch, anchor, adapter, pool_key
+      terms["anchor"] = change_of_the_pool(
+        classifier, anchor, params, adapter, texts, batch, pool_key
       )
       total += anchor.strength / 2 * terms["anchor"]
     if recipe.loss_head:
@@ -106,6 +92,46 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     return total, {"loss": total, **terms}
 
   return loss
+
+
+def change_of_the_pool(
+  classifier: Classifier,
+  anchor: anchored.Anchor,
+  params: dict,
+  adapter: dict,
+  texts: Float[Array, "C D"],
+  batch: dict,
+  key: PRNGKeyArray,
+) -> Float[Array, ""]:
+  """Returns the mean over the pool of |logits - anchor logits|^2.
+
+  As in `anchored.squared_change`, the logits of an image are taken relative to
+  their mean over the classes.
+
+  Args:
+    classifier: computes the logits.
+    anchor: what the logits are compared with.
+    params: pretrained weights.
+    adapter: the variables that are trained.
+    texts: class embeddings.
+    batch: that of the training step. Its `pool_images` [B, S, S, 3] stand for
+      the pool, and the anchor's logits of them are `anchor_logits` [B, C]. They
+      are None for a frozen image tower, where the mean over the whole pool is
+      known.
+    key: of dropout in the image tower.
+  """
+  scale = params["logit_scale"]
+  if batch["pool_images"] is None:
+    rows = jnp.exp(scale) * texts
+    head = LinearHead(rows, jnp.zeros(len(rows)))
+    return anchored.squared_change(head, anchor)
+  features = classifier.image_features(
+    params, adapter, batch["pool_images"], dropout=key
+  )
+  logits = classifier.logits(features, texts, scale)
+  change = logits - batch["anchor_logits"]
+  change -= jnp.mean(change, axis=1, keepdims=True)
+  return jnp.mean(jnp.sum(jnp.square(change), axis=1))
 
 
 def predicted_loss(
