@@ -189,37 +189,49 @@ def choose_tau(
     folds: how many parts there are.
   """
   rows, _ = whitened(moments, labels.features)
-
-  def held_out_loss(part, tau, start):
-    train = labels._replace(weights=labels.weights * (fold != part))
-    means, _ = gaussian.class_means(moments, *train)
-    head = gaussian.gaussian_head(moments, means)
-    offsets = jnp.asarray(scale * head.logits(labels.features))
-    u = solve(rows, offsets, train, tau, start, FOLD_TOLERANCE)
-    logits = offsets + jnp.matmul(rows, u, precision=EXACT)
-    losses = cross_entropy(logits, labels.classes)
-    return jnp.sum(labels.weights * (fold == part) * losses), u
-
   taus = jnp.asarray(TAUS)
   classes = moments.means.shape[0]
   counts = jnp.zeros(classes).at[labels.classes].add(labels.weights)
   allowed = (taus >= FLOOR) | jnp.all(counts > 0)
 
+  def without(part):
+    return labels._replace(weights=labels.weights * (fold != part))
+
+  def offsets_of(part):
+    means, _ = gaussian.class_means(moments, *without(part))
+    head = gaussian.gaussian_head(moments, means)
+    return jnp.asarray(scale * head.logits(labels.features))
+
+  # One part at a time, as XLA multiplies batches of matrices slowly on a CPU.
+  parts = jnp.arange(folds)
+  offsets = jax.lax.map(offsets_of, parts)
+
   # The solution for one tau is where the search for the next lower one starts.
-  def at_tau(start, tau_allowed):
-    tau, is_allowed = tau_allowed
-    of_parts = jax.vmap(held_out_loss, in_axes=(0, None, 0))
-    losses, u = jax.lax.cond(
-      is_allowed,
-      lambda: of_parts(jnp.arange(folds), tau, start),
-      lambda: (jnp.full(folds, jnp.inf), start),
+  # A tau whose prior alone costs more than the best so far cannot be the best.
+  def at_tau(carry, of_tau):
+    starts, best = carry
+    tau, prior, is_allowed = of_tau
+
+    def held_out_loss(part_offsets_start):
+      part, offset, start = part_offsets_start
+      u = solve(rows, offset, without(part), tau, start, FOLD_TOLERANCE)
+      logits = offset + jnp.matmul(rows, u, precision=EXACT)
+      losses = cross_entropy(logits, labels.classes)
+      return u, jnp.sum(labels.weights * (fold == part) * losses)
+
+    starts, losses = jax.lax.cond(
+      is_allowed & (prior < best),
+      lambda: jax.lax.map(held_out_loss, (parts, offsets, starts)),
+      lambda: (starts, jnp.full(folds, jnp.inf)),
     )
-    return u, jnp.sum(losses)
+    total = prior + jnp.sum(losses)
+    return (starts, jnp.minimum(best, total)), total
 
   start = jnp.zeros((folds, rows.shape[1], classes))
-  _, losses = jax.lax.scan(at_tau, start, (taus, allowed))
   prior = jnp.square(jnp.log(taus / CENTER)) / 2
-  return taus[jnp.argmin(losses + prior)]
+  carry = start, jnp.float32(jnp.inf)
+  _, totals = jax.lax.scan(at_tau, carry, (taus, prior, allowed))
+  return taus[jnp.argmin(totals)]
 
 
 def whitened(
