@@ -20,6 +20,6 @@ def made(n=300, classes=4, size=12, seed=0):
   return features, labels, texts
 
 
-def moments_of(features, texts, where=None):
+def moments_of(features, texts, where=None, scale=SCALE):
   where = np.ones(len(features), bool) if where is None else where
-  return gaussian.pool_moments(features, where, texts, np.float32(SCALE))
+  return gaussian.pool_moments(features, where, texts, np.float32(scale))

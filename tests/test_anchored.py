@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian_pools import made, moments_of
+import sklearn.linear_model
+from gaussian_pools import SCALE, made, moments_of
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
@@ -76,6 +77,25 @@ def test_a_very_strong_anchor_gives_the_anchor():
   np.testing.assert_allclose(head.bias, anchor.bias, atol=1e-3)
 
 
+def test_without_an_anchor_it_is_plain_logistic_regression():
+  n = 200
+  features, labels, texts = made()
+  # Some labels are wrong, or the loss would have no minimum.
+  rng = np.random.default_rng(4)
+  labels = np.where(rng.random(len(labels)) < 0.3, rng.integers(0, 4), labels)
+  labels = labels.astype(np.int32)
+  moments = moments_of(features, texts)
+  labeled = known(features, labels, n)
+  anchor, _ = anchored.make_anchor(moments, features, labeled)
+  head, _ = anchored.fit_head(moments, labeled, anchor, np.float32(0))
+  free = sklearn.linear_model.LogisticRegression(C=np.inf, max_iter=5000)
+  probabilities = free.fit(features[:n], labels[:n]).predict_proba(features)
+  rows = np.arange(n), labels[:n]
+  least = -np.log(probabilities[:n][rows]).sum()
+  got = log_softmax(np.asarray(head.logits(features), float), axis=1)
+  assert -got[:n][rows].sum() == pytest.approx(least, rel=1e-4)
+
+
 def test_padding_changes_nothing():
   features, labels, texts = made()
   moments = moments_of(features, texts)
@@ -139,7 +159,13 @@ def test_folds_spread_every_class():
     assert np.bincount(parts[labels == c]).tolist() == [2] * 5
 
 
-@pytest.mark.parametrize("case", ["one class", "D > N", "N = n", "duplicates"])
+@pytest.mark.parametrize(
+  "case",
+  [
+    *("one class", "D > N", "N = n", "duplicates", "texts alike"),
+    *("no image of a class", "scale 1", "scale 100", "bfloat16"),
+  ],
+)
 def test_odd_labels_give_finite_heads(case):
   n, size, classes = 40, 12, 4
   if case == "D > N":
@@ -149,7 +175,14 @@ def test_odd_labels_give_finite_heads(case):
     texts, labels = texts[:1], np.zeros_like(labels)
   if case == "duplicates":
     features = np.repeat(features[:4], 10, axis=0)
-  moments = moments_of(features, texts)
+  if case == "texts alike":
+    texts = np.repeat(texts[:1], classes, axis=0)
+  if case == "no image of a class":
+    texts[3] = -features.mean(axis=0) / np.linalg.norm(features.mean(axis=0))
+  if case == "bfloat16":
+    features = np.asarray(jnp.asarray(features, jnp.bfloat16), np.float32)
+  logit_scale = {"scale 1": 1.0, "scale 100": 100.0}.get(case, SCALE)
+  moments = moments_of(features, texts, scale=logit_scale)
   count = n if case == "N = n" else 8
   labeled = known(features, labels, count)
   fold = np.zeros(len(labeled.classes), np.int32)

@@ -163,8 +163,9 @@ TABLE = (
    "for its gradient, which takes more time and less memory"),
 
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
-   "what is trained: lora or prompts on a CLIP; head (linear probe) or "
-   "lora_head (PEAL) on a DINOv2"),
+   "what is trained: lora, prompts or anchored (a linear head that the pool "
+   "holds) on a CLIP; head (linear probe), lora_head (PEAL) or anchored_head "
+   "on a DINOv2"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
    "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),
