@@ -10,9 +10,12 @@ Command:  python -m cpeal_jax.main --config=configs/aptos.py \
             --config.dataset.root=DIR
 Variants: a name after a colon, as in configs/aptos.py:pcb. They are cpeal_lora,
           cpeal_prompt, cpeal_script, cpeal_lora_script, pcb, pcb_as, pcb_ae,
-          cec, peal (default), peal_published, linear_probe;
-          cpeal_jax/config/presets.py says what each is and which of its
-          settings are certain.
+          cec, anchored, cpeal_lora_anchored, cpeal_prompt_anchored, peal
+          (default), peal_published, linear_probe; cpeal_jax/config/presets.py
+          says what each is and which of its settings are certain. Take anchored
+          for the best model from few labels: the papers' own variants were
+          worse than zero-shot with ten labels where that was measured, see
+          docs/results.md.
 Time:     not measured with published weights.
 Reported: we know of no number reported by PEAL, and do not know its ViT,
           recipe, budget or splits.

@@ -8,6 +8,8 @@ Variants: after a colon, each with 10 labels a round:
           cpeal_prompt: C-PEAL with learnable tokens
           pcb: PCB's prompts, trained without a calibration loss
           cec: CEC with PCB's recipe; zero-shot scores choose the first labels
+          anchored: a head held at the pool's own answers
+          cpeal_lora_anchored, cpeal_prompt_anchored: LoRA and tokens so held
           The other presets need another model or a file of descriptors.
 Time:     about 40 seconds on two CPU cores, compilation included.
 Expected: a test accuracy of 0.65 zero-shot, and of about 0.9 with all labels:
@@ -24,7 +26,10 @@ from cpeal_jax.config import base
 from cpeal_jax.config.presets import PRESETS
 from cpeal_jax.errors import InputError, one_of
 
-VARIANTS = ("cpeal_lora", "cpeal_prompt", "pcb", "cec")
+VARIANTS = (
+  *("cpeal_lora", "cpeal_prompt", "pcb", "cec"),
+  *("anchored", "cpeal_lora_anchored", "cpeal_prompt_anchored"),
+)
 # What each of the other presets needs and the quickstart does not have.
 NEEDS = {
   "cpeal_script": "CLIP's ResNet-50",

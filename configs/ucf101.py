@@ -12,9 +12,12 @@ Command:  python -m cpeal_jax.main --config=configs/ucf101.py \
             --config.dataset.root=DIR
 Variants: a name after a colon, as in configs/ucf101.py:pcb. They are cpeal_lora
           (default), cpeal_prompt, cpeal_script, cpeal_lora_script, pcb, pcb_as,
-          pcb_ae, cec, peal, peal_published, linear_probe;
-          cpeal_jax/config/presets.py says what each is and which of its
-          settings are certain.
+          pcb_ae, cec, anchored, cpeal_lora_anchored, cpeal_prompt_anchored,
+          peal, peal_published, linear_probe; cpeal_jax/config/presets.py says
+          what each is and which of its settings are certain. Take anchored for
+          the best model from few labels: the papers' own variants were worse
+          than zero-shot with ten labels where that was measured, see
+          docs/results.md.
 Time:     not measured with published weights.
 Reported: no number under this protocol is known to us.
 Measured: no measurement was made on this data set.

@@ -134,9 +134,11 @@ def save(
 
 def formats(trained: finished.Finished) -> tuple[str, ...]:
   """Returns the formats that can hold the trained model."""
-  return trained.backbone.formats(
-    trained.pretrained, trained.classifier.model.lora
-  )
+  model = trained.classifier.model
+  fits = trained.backbone.formats(trained.pretrained, model.lora)
+  # A CLIP with a linear head has neither LoRA nor contexts.
+  learns_contexts = getattr(model, "prompts", None) is not None
+  return tuple(name for name in fits if name != "prompts" or learns_contexts)
 
 
 def card(trained: finished.Finished, format: str) -> dict[str, Any]:

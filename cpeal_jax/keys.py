@@ -19,6 +19,7 @@ PURPOSES = {
   "split": 6,
   "pretrain": 7,
   "passes": 8,
+  "pool": 9,
 }
 
 

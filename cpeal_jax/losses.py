@@ -182,6 +182,42 @@ def avuc_loss(
   return jnp.where(jnp.any(where), -jnp.log(avu + 1e-10), 0.0)
 
 
+def margin_statistics_loss(
+  logits: Logits,
+  labels: Labels,
+  *,
+  mean_weight: float = 0.1,
+  variance_weight: float = 0.01,
+  where: Where = None,
+) -> Scalar:
+  """Returns `variance_weight` var(m) - `mean_weight` mean(m) of the margins.
+
+  The margin m of a row is the logit of its label minus the highest of the
+  others. Margins should be large and alike. The loss may be negative.
+
+  Source: TCPT, CVPR 2026 (arXiv 2602.19024), the image half of its regularizer,
+  with its constants.
+
+  Args:
+    logits: before the softmax, `[B, C]`; with one class the loss is 0.
+    labels: class indices, `[B]`; any value where masked.
+    mean_weight: weight of the mean margin.
+    variance_weight: weight of the variance, in which each row counts 1 / n.
+    where: rows that count, `[B]`; all if None. If no row counts, the loss is 0.
+  """
+  logits, where = _selected(logits, labels, where)
+  if logits.shape[1] == 1:
+    return jnp.zeros(())
+  own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+  is_own = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+  margins = own - jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=1)
+  margins = jnp.where(where, margins, 0)
+  count = jnp.maximum(jnp.sum(where), 1)
+  mean = jnp.sum(margins) / count
+  variance = jnp.sum(jnp.where(where, (margins - mean) ** 2, 0)) / count
+  return variance_weight * variance - mean_weight * mean
+
+
 def loss_ranking_loss(
   predicted: Float[Array, " B"],
   logits: Logits,

@@ -49,6 +49,22 @@ def macro_f1(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
   return _mean(2 * hits / jnp.maximum(either, 1), either > 0)
 
 
+def worst_class_accuracy(
+  probs: Rows, labels: Labels, *, where: Where = None
+) -> Scalar:
+  """Returns the smallest accuracy within a class that labels a selected row.
+
+  This is the smallest recall of any class.
+  """
+  _, where = _selected(probs, where)
+  rows = where.astype(jnp.float32)
+  counts = jnp.bincount(labels, weights=rows, length=probs.shape[1])
+  right = rows * (jnp.argmax(probs, axis=-1) == labels)
+  hits = jnp.bincount(labels, weights=right, length=probs.shape[1])
+  shares = jnp.where(counts > 0, hits / jnp.maximum(counts, 1), jnp.inf)
+  return jnp.where(jnp.any(where), jnp.min(shares), jnp.nan)
+
+
 def negative_log_likelihood(
   logits: Rows, labels: Labels, *, where: Where = None
 ) -> Scalar:
@@ -192,6 +208,7 @@ def summary(
   return {
     "accuracy": on_probs(accuracy),
     "macro_f1": on_probs(macro_f1),
+    "worst_class": on_probs(worst_class_accuracy),
     "nll": negative_log_likelihood(logits, labels, where=where),
     "brier": on_probs(brier_score),
     "ece": on_probs(expected_calibration_error),

@@ -15,7 +15,6 @@ import importlib.util
 import time
 from pathlib import Path
 
-from cpeal_jax import acquisition
 from cpeal_jax import config as config_lib
 from cpeal_jax.run import build, loop
 from cpeal_jax.run.plan import make_plan, shared_settings
@@ -55,7 +54,13 @@ SPECIAL: dict[str, dict] = {
   },
   "random after cb": {"acquisition.name": "random", "round0": "cb"},
 }
-METHODS = (*acquisition.ACQUISITIONS, *SPECIAL)
+# The methods that there were when the comparison was registered.
+REGISTERED = (
+  *("random", "entropy", "least_confidence", "margin", "cec", "coreset"),
+  *("badge", "clue", "alfa_mix", "bald", "gcnal", "featdist"),
+  *("learning_loss", "typiclust", "probcover", "cb"),
+)
+METHODS = (*REGISTERED, *SPECIAL)
 # Not pre-registered, so they run only if `--only` names them.
 LATER: dict[str, dict] = {
   "featdist+PCB faithful": {

@@ -52,8 +52,9 @@ def make(
   classes = CLASSES[: max(owners) + 1] if owners else CLASSES
   names = tuple(CLASSES[i] for i in range(len(owners) or len(classes)))
   if prompts:
+    context = text.context_of(prompts, TEMPLATE, pretrained.tokenizer)
     tokens = text.tokenize_with_context(
-      names, pretrained.tokenizer, prompts, positions=sizes.positions
+      names, pretrained.tokenizer, context, positions=sizes.positions
     )
   else:
     tokens = text.tokenize(

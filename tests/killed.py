@@ -9,7 +9,7 @@ import signal
 import sys
 
 from cpeal_jax import main, scoring
-from cpeal_jax.run import loop
+from cpeal_jax.run import anchoring, loop
 from cpeal_jax.storage import checkpoint, record
 
 
@@ -67,6 +67,14 @@ def recording(round_of):
   )
 
 
+def solving(round_of):
+  """The labels are known; the head is not yet."""
+  head = anchoring.head
+  anchoring.head = lambda *args: die() if round_of() == 1 else head(*args)
+
+
+# Of a run whose head is solved for, which has no step to be killed in.
+SOLVED = {"solving": solving, "saving": saving, "recording": recording}
 MOMENTS = {
   "scoring": scoring_,
   "training": training,
@@ -84,7 +92,7 @@ def run(moment):
     return play(run, round_, adapter, labels)
 
   loop.play = noted
-  MOMENTS[moment](lambda: rounds[-1])
+  (MOMENTS | SOLVED)[moment](lambda: rounds[-1])
   return main.main(sys.argv)
 
 

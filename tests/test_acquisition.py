@@ -29,6 +29,7 @@ from cpeal_jax.errors import InputError
 DRAWS = {"random", "badge", "bald", "gcnal"}
 # k-means draws its seeds.
 DRAWS |= {"cec", "clue", "alfa_mix", "typiclust", "probcover", "cb"}
+DRAWS |= {"dropquery", "tcm"}
 # Equal logits leave these no choice.
 BY_LOGITS = ("entropy", "least_confidence", "margin")
 DETERMINISTIC = tuple(

@@ -124,15 +124,17 @@ def test_tokens_and_learnable_slots():
   classes = ("Sea_or_Lake", "AnnualCrop 2")
   for position in ("end", "middle", "front"):
     prompts = Prompts(tokens=5, position=position)
-    tokens = text.tokenize_with_context(classes, tokenizer, prompts)
+    context = text.context_of(prompts, "", tokenizer)
+    tokens = text.tokenize_with_context(classes, tokenizer, context)
     whole = text.tokenize(tokens.texts, tokenizer)
     np.testing.assert_array_equal(tokens.ids, whole.ids)
     assert tokens.ids.shape[1] % 8 == 0
     for ids, slots in zip(tokens.ids, tokens.slots, strict=True):
       assert sorted(slots[slots >= 0]) == list(range(5))
       assert {*ids[slots >= 0]} == {343}  # the X that a context replaces
+  many = text.context_of(Prompts(tokens=80), "", tokenizer)
   with pytest.raises(text.InputError, match="needs 87 of 77"):
-    text.tokenize_with_context(classes, tokenizer, Prompts(tokens=80))
+    text.tokenize_with_context(classes, tokenizer, many)
   with pytest.raises(text.InputError, match="longer than the text tower's"):
     text.tokenize(["word " * 80], tokenizer)
 

@@ -120,7 +120,8 @@ def test_faithful_prompts_have_pcbs_tokens(position):
     "car, which is/has a top",
   )
   prompts = Prompts(tokens=4, position=position)
-  got = text.tokenize_with_context(phrases, spelled, prompts, joint_period=True)
+  context = text.context_of(prompts, "", spelled)
+  got = text.tokenize_with_context(phrases, spelled, context, joint_period=True)
   before = {"end": 4, "middle": 2, "front": 0}[position]
   for row, slots, phrase in zip(got.ids, got.slots, phrases, strict=True):
     length = len(spelled(phrase, False)["input_ids"])

@@ -166,6 +166,31 @@ def test_peal_and_the_linear_probe_learn(tmp_path):
     assert len(loop.run(config, workdir)) == 2
 
 
+def test_an_anchored_head_needs_no_texts(tmp_path):
+  """The pool holds it from the first labels on; before, nothing can."""
+  config = small(
+    tmp_path,
+    "linear_probe",
+    **{"adapter.kind": "anchored_head", "budget": "30", "rounds": 3},
+    **{"acquisition.name": "uherding", "round0": "typiclust"},
+  )
+  rows = loop.run(config, tmp_path / "run")
+  assert [row["round"] for row in rows] == [0, 1, 2]
+  assert rows[-1]["accuracy"] > 0.3  # by chance 0.1
+  test = load_digits().test
+  probs = cpeal.load_run(tmp_path / "run").predict(
+    [test.open(i) for i in range(len(test))]
+  )
+  hits = np.mean(probs.argmax(axis=1) == test.labels)
+  assert hits == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
+  with pytest.raises(InputError, match="round0=pool needs class texts"):
+    small(
+      tmp_path,
+      "linear_probe",
+      **{"adapter.kind": "anchored_head", "round0": "pool"},
+    )
+
+
 def test_the_probe_trains_from_cached_features(tmp_path, monkeypatch):
   def decode(*_, **__):
     raise AssertionError("pixels are not needed")
@@ -216,9 +241,9 @@ def test_what_needs_texts_says_so(tmp_path, changes, words):
 
 def test_weights_of_the_other_kind_are_refused(tmp_path):
   clip = {"model.weights": copy_of("clip_gelu", tmp_path / "clip")}
-  with pytest.raises(InputError, match="head and lora_head a DINOv2"):
+  with pytest.raises(InputError, match="lora_head and anchored_head a DINOv2"):
     make_plan(small(tmp_path, "peal", **clip))
-  with pytest.raises(InputError, match="lora and prompts want a CLIP"):
+  with pytest.raises(InputError, match="prompts and anchored want a CLIP"):
     make_plan(small(tmp_path, "peal", **{"adapter.kind": "lora"}))
   layers = {"adapter.lora.layers": "0,2", "adapter.lora.towers": "vision,text"}
   with pytest.raises(InputError, match="vision tower has 2 blocks"):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -180,6 +181,27 @@ def test_preempted_together_and_resumed_on_another_shape(
     answers = group.wait()
   assert {code for code, _, _ in answers} == {0}, answers
   same(workdir, alone)
+
+
+ANCHORED = (
+  *("--config.adapter.kind=anchored", "--config.loss.calibration=none"),
+  *("--config.round0=pool", "--config.acquisition.name=uherding"),
+  *("--config.acquisition.balance=off", "--config.train.augment=False"),
+)
+
+
+def test_an_anchored_head_on_two_processes(cache, tmp_path):
+  """The head is solved on each; the sums over the pool are those of one."""
+  answers = []
+  for processes_, devices in ((1, 1), (2, 2)):
+    workdir = tmp_path / str(processes_)
+    flags = f"--workdir={workdir}", *ANCHORED
+    with Group(cache, processes_, devices, *flags) as group:
+      for code, _, err in group.wait():
+        assert code == 0, err
+    answers.append((ids(workdir), [row["nll"] for row in rows(workdir)]))
+  assert answers[0][0] == answers[1][0]
+  np.testing.assert_allclose(answers[0][1], answers[1][1], rtol=1e-5)
 
 
 def test_a_mistake_ends_all_with_its_line(cache, tmp_path):

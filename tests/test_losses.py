@@ -24,6 +24,7 @@ LOSSES = {
     "unbalanced": partial(losses.uncertainty_calibration_loss, balanced=False),
     "effective": partial(losses.uncertainty_calibration_loss, beta=0.999),
     "avuc": partial(losses.avuc_loss, threshold=0.8),
+    "margins": losses.margin_statistics_loss,
   }.items()
 }
 GRADIENTS = {
@@ -85,12 +86,20 @@ def expected_avuc(logits, labels, threshold):
   return math.log1p((n["AU"] + n["IC"]) / (n["AC"] + n["IU"]))
 
 
+def expected_margins(logits, labels):
+  margins = []
+  for row, label in zip(logits.astype(np.float64), labels, strict=True):
+    margins.append(row[label] - np.delete(row, label).max())
+  return 0.01 * np.var(margins) - 0.1 * np.mean(margins)
+
+
 EXPECTED = {
   "cross_entropy": expected_cross_entropy,
   "balanced": partial(expected_calibration, balanced=True),
   "unbalanced": partial(expected_calibration, balanced=False),
   "effective": partial(expected_calibration, balanced="effective"),
   "avuc": partial(expected_avuc, threshold=0.8),
+  "margins": expected_margins,
 }
 
 

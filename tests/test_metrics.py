@@ -110,10 +110,17 @@ def on_predictions(metric, **kwargs):
   return lambda probs, labels: metric(labels, probs.argmax(1), **kwargs)
 
 
+def worst_recall(labels, predictions):
+  return sklearn.metrics.recall_score(
+    labels, predictions, labels=np.unique(labels), average=None
+  ).min()
+
+
 # Of probabilities, each with what it's checked against.
 ON_PROBS = {
   metrics.accuracy: on_predictions(sklearn.metrics.accuracy_score),
   metrics.macro_f1: on_predictions(sklearn.metrics.f1_score, average="macro"),
+  metrics.worst_class_accuracy: on_predictions(worst_recall),
   metrics.brier_score: with_classes(
     sklearn.metrics.brier_score_loss, scale_by_half=False
   ),
@@ -269,8 +276,8 @@ def test_temperature_at_its_limits():
 
 
 KEYS = (
-  "accuracy macro_f1 nll brier ece avu error_auroc ece_classwise ece_adaptive "
-  "nll_ts ece_ts temperature"
+  "accuracy macro_f1 worst_class nll brier ece avu error_auroc ece_classwise "
+  "ece_adaptive nll_ts ece_ts temperature"
 )
 
 

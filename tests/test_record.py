@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.run import describe
+from cpeal_jax.run import table
 from cpeal_jax.storage import files, record, workdir
 
 SELECTION = {
@@ -261,7 +261,7 @@ def test_the_terminal_table_has_a_line_per_round():
     row(-1, labeled=0, accuracy=0.25, ece=None, nll=2.0),
     row(0, accuracy=0.5, ece=0.125, nll=1.0, seconds_score=2.0),
   ]
-  assert describe.table(rows).splitlines() == [
+  assert table.table(rows).splitlines() == [
     "     round  labeled  accuracy     ece     nll  seconds",
     " zero-shot        0    0.2500       -  2.0000      1.5",
     "         0        2    0.5000  0.1250  1.0000      3.5",

@@ -13,6 +13,7 @@ import pytest
 
 from cpeal_jax.acquisition.choice import choose
 from cpeal_jax.acquisition.kmeans import nearest_distinct
+from cpeal_jax.acquisition.methods import dropquery as dropquery_module
 from cpeal_jax.acquisition.methods.badge import (
   badge,
   gradient_distances,
@@ -24,6 +25,7 @@ from cpeal_jax.acquisition.methods.coreset import (
   k_center,
   squared_distances_to_nearest,
 )
+from cpeal_jax.acquisition.methods.dropquery import dropquery
 from cpeal_jax.acquisition.methods.probcover import (
   edges_into,
   estimate_radius,
@@ -185,6 +187,28 @@ def test_typiclust(given):
   np.testing.assert_array_equal(found, picks)
   mean = 1 / when_picked(picks, utilities) - 1e-7 / k
   np.testing.assert_allclose(1 / score - 1e-5, mean, rtol=1e-5)
+
+
+def test_dropquery(monkeypatch):
+  """With the masks that it drew, both keep and cluster the same images."""
+  masks = jnp.asarray(GOLDEN["kept"]).swapaxes(0, 1)
+  passes = masks.shape[1]
+  monkeypatch.setattr(
+    dropquery_module, "kept", lambda key, row_id, shape, rate: masks[row_id]
+  )
+  given = pool(
+    ~FREE, class_embeddings=GOLDEN["texts"], logit_scale=np.float32(5)
+  )
+  picks, utilities = theirs("dropquery")
+  answer = dropquery(KEY, given, len(picks), passes=passes)
+  flips = np.asarray(answer.columns["score"]) * passes
+  np.testing.assert_allclose(flips[FREE], GOLDEN["flips"], atol=1e-5)
+  # Clusters have no order.
+  np.testing.assert_array_equal(np.sort(answer.indices), np.sort(picks))
+  order = np.argsort(answer.indices)
+  found = np.asarray(answer.parts["distance"])[order]
+  distance = -when_picked(picks, utilities)[np.argsort(picks)]
+  np.testing.assert_allclose(found, distance, rtol=1e-4, atol=1e-5)
 
 
 def test_probcover():

@@ -128,7 +128,8 @@ def test_only_the_table_knows_every_method():
   allowed = {"acquisition.table": methods}
   allowed |= {"acquisition": cec, "acquisition.choice": cec}
   # Their words are choices of settings.
-  words = {f"acquisition.methods.{name}" for name in ("bald", "featdist")}
+  names = ("bald", "featdist", "uherding")
+  words = {f"acquisition.methods.{name}" for name in names}
   allowed["config.keys"] = cec | words
   for path in FILES:
     me = name_of(path)

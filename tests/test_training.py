@@ -123,6 +123,7 @@ CALIBRATION_LOSSES = {
   "avuc": functools.partial(
     losses.avuc_loss, threshold=np.log(tiny.CLASSES) / 2
   ),
+  "margin_statistics": losses.margin_statistics_loss,
 }
 
 

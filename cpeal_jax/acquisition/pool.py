@@ -13,7 +13,12 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import sharding
 
 # Fields that do not have one row per image; every device has all of them.
-REPLICATED_FIELDS = ("class_embeddings", "logit_scale")
+REPLICATED_FIELDS = (
+  "class_embeddings",
+  "logit_scale",
+  "head_weights",
+  "head_bias",
+)
 # What padding rows are filled with where 0 would look like real data: a padding
 # row must not be offered as unlabeled, belong to class 0 or name image 0.
 PADDING = {"labeled": True, "labels": -1, "neighbor_indices": -1}
@@ -24,6 +29,8 @@ AXES = {
   "labeled": "N",
   "labels": "N",
   "class_embeddings": "CD",
+  "head_weights": "CD",
+  "head_bias": "C",
   "neighbor_indices": "NK",
   "neighbor_similarities": "NK",
   "predicted_loss": "N",
@@ -54,6 +61,8 @@ class PoolView:
       where the embeddings of several descriptors were averaged. None for a
       linear head.
     logit_scale: the factor of the cosine similarities (already exponentiated).
+    head_weights, head_bias: the linear head that gives the logits, if they are
+      not the scaled cosine similarities.
     neighbor_indices, neighbor_similarities: the K unlabeled images nearest to
       each image, nearest first, and their cosine similarities; -1 and -inf
       where there are fewer than K.
@@ -71,6 +80,8 @@ class PoolView:
   labels: Int[Array | np.ndarray, " N"]
   class_embeddings: Float[Array | np.ndarray, "C D"] | None = None
   logit_scale: Float[ArrayLike, ""] | None = None
+  head_weights: Float[Array | np.ndarray, "C D"] | None = None
+  head_bias: Float[Array | np.ndarray, " C"] | None = None
   neighbor_indices: Int[Array | np.ndarray, "N K"] | None = None
   neighbor_similarities: Float[Array | np.ndarray, "N K"] | None = None
   predicted_loss: Float[Array | np.ndarray, " N"] | None = None
@@ -82,6 +93,22 @@ class PoolView:
   def images(self) -> int:
     """The number of images, without padding rows."""
     return len(self.labeled) if self.total is None else self.total
+
+  @property
+  def linear(self) -> tuple[Any, Any, Any]:
+    """What makes the logits: (rows [C, D], scale, bias [C]).
+
+    Logits are `scale * features @ rows.T + bias`. The rows are None if the pool
+    has neither a head nor class embeddings with a logit scale.
+    """
+    if self.head_weights is not None:
+      return self.head_weights, 1.0, self.head_bias
+    known = self.class_embeddings is not None and self.logit_scale is not None
+    return self.class_embeddings if known else None, self.logit_scale, 0.0
+
+  def replicated(self) -> dict[str, Any]:
+    """Returns the fields that every device has all of, by name."""
+    return {name: getattr(self, name) for name in REPLICATED_FIELDS}
 
   def rows(self) -> dict[str, Array | np.ndarray]:
     """Returns the arrays that have one row per image, by field name."""

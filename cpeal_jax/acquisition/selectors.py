@@ -48,12 +48,10 @@ def selector(body: Selector) -> Selector:
   @functools.wraps(body)
   def select(key: PRNGKeyArray, pool: PoolView, n: int, **hyper) -> Picks:
     placed_pool = placed(pool)
-    replicated = {
-      "class_embeddings": placed_pool.class_embeddings,
-      "logit_scale": placed_pool.logit_scale,
-    }
     run = compiled(n, placed_pool.images, tuple(sorted(hyper.items())))
-    (indices, parts), columns = run(key, replicated, placed_pool.rows())
+    (indices, parts), columns = run(
+      key, placed_pool.replicated(), placed_pool.rows()
+    )
     return unpad_columns(Picks(indices, parts, columns), pool)
 
   vars(select)["compiled"] = compiled

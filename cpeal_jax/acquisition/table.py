@@ -11,10 +11,13 @@ from cpeal_jax.acquisition.methods.cb import cb
 from cpeal_jax.acquisition.methods.cec import cec
 from cpeal_jax.acquisition.methods.clue import clue
 from cpeal_jax.acquisition.methods.coreset import coreset
+from cpeal_jax.acquisition.methods.dropquery import dropquery
 from cpeal_jax.acquisition.methods.featdist import featdist
 from cpeal_jax.acquisition.methods.gcnal import gcnal
 from cpeal_jax.acquisition.methods.probcover import probcover
+from cpeal_jax.acquisition.methods.tcm import tcm
 from cpeal_jax.acquisition.methods.typiclust import typiclust
+from cpeal_jax.acquisition.methods.uherding import uherding
 from cpeal_jax.acquisition.scores import (
   entropy,
   learning_loss,
@@ -40,4 +43,7 @@ ACQUISITIONS: dict[str, Selector] = {
   "typiclust": typiclust,
   "probcover": probcover,
   "cb": cb,
+  "uherding": uherding,
+  "dropquery": dropquery,
+  "tcm": tcm,
 }

@@ -8,6 +8,7 @@ from cpeal_jax.config.check import (
   flatten,
   help_lines,
   labels_per_round,
+  methods_of,
   validate,
 )
 from cpeal_jax.config.keys import KEYS, RESULT, RUN
@@ -24,6 +25,7 @@ __all__ = (
   "flatten",
   "help_lines",
   "labels_per_round",
+  "methods_of",
   "split_words",
   "validate",
 )

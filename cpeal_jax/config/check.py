@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from cpeal_jax.config.keys import HEADINGS, KEYS, RUN, Key
+from cpeal_jax.config.python_file import leaves
 from cpeal_jax.config.ranges import (
   Choice,
   Subset,
@@ -100,16 +101,7 @@ def refuse_unknown(config: Config) -> None:
     InputError: naming an unknown key and the most similar one that exists, or
       a missing key.
   """
-
-  def leaves(section: Config, prefix: str) -> list[str]:
-    names = []
-    for name, value in section.items():
-      full = f"{prefix}{name}"
-      deeper = isinstance(value, dict | ml_collections.ConfigDict)
-      names += leaves(value, f"{full}.") if deeper else [full]
-    return names
-
-  present = leaves(config, "")
+  present = [name for name, _ in leaves(config)]
   for name in present:
     if name not in NAMES:
       raise InputError(f"unknown config key {name!r}.{nearest(name, NAMES)}")
@@ -167,6 +159,15 @@ def help_lines() -> list[str]:
   return lines
 
 
+def methods_of(config: Config) -> set[str]:
+  """Returns the acquisition functions that choose after the first round."""
+  settings = config.acquisition
+  names = {settings.name, settings.preselect}
+  if settings.switch_at:
+    names.add(settings.early)
+  return names - {""}
+
+
 def _validate_methods(config: Config) -> None:
   """Refuses a method if other settings do not provide what it needs.
 
@@ -180,13 +181,16 @@ def _validate_methods(config: Config) -> None:
       "--config.model.descriptors=FILE, or take the variant pcb."
     )
   settings = config.acquisition
-  used = {settings.name, settings.preselect}
+  used = methods_of(config)
+  _validate_anchor(config, used)
   if not BY_ADAPTER[config.adapter.kind].has_texts:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
-  if settings.preselect == "learning_loss" or (
-    settings.name == "learning_loss" and config.round0 == "zero_shot"
+  if "learning_loss" in used and (
+    settings.name != "learning_loss"
+    or settings.preselect == "learning_loss"
+    or config.round0 == "zero_shot"
   ):
     raise InputError(
       "learning_loss needs a head that is trained in an earlier round and only "
@@ -201,6 +205,25 @@ def _validate_methods(config: Config) -> None:
       "acquisition.bald.noise=lora takes the dropout of a trained LoRA as its "
       "noise: set adapter.kind=lora or lora_head, and a round0 other than "
       "zero_shot."
+    )
+
+
+def _validate_anchor(config: Config, used: set[str]) -> None:
+  """Refuses settings that do not go with an anchor.
+
+  Raises:
+    InputError: naming the settings that do not fit.
+  """
+  kind = config.adapter.kind
+  if kind.startswith("anchored") and "learning_loss" in used:
+    raise InputError(
+      f"learning_loss trains a second head in steps, and adapter.kind={kind} "
+      "takes no steps. Choose another acquisition.name."
+    )
+  if config.loss.anchor and kind not in ("lora", "prompts"):
+    raise InputError(
+      f"loss.anchor={config.loss.anchor} is for adapter.kind=lora and prompts, "
+      f"not {kind}: set loss.anchor=0."
     )
 
 
@@ -230,7 +253,7 @@ def _validate_head(config: Config, used: set[str]) -> None:
       "acquisition.name."
     )
   towers = split_words(config.adapter.lora.towers)
-  if kind != "head" and "vision" not in towers:
+  if kind == "lora_head" and "vision" not in towers:
     raise InputError(
       f"adapter.lora.towers={config.adapter.lora.towers}, but "
       f"adapter.kind={kind} adapts the image tower: add vision."

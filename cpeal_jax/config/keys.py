@@ -7,7 +7,7 @@ configs against them, and `--help` prints them.
 from typing import NamedTuple
 
 from cpeal_jax.acquisition import ACQUISITIONS, RULES, WITHIN
-from cpeal_jax.acquisition.methods import bald, cec, featdist
+from cpeal_jax.acquisition.methods import bald, cec, featdist, uherding
 from cpeal_jax.config.ranges import (
   Allowed,
   BlockNumbers,
@@ -30,11 +30,11 @@ from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
 from cpeal_jax.parallel.sharding import BACKENDS
-from cpeal_jax.training.recipe import CALIBRATIONS, OPTIMIZERS
+from cpeal_jax.training.recipe import ANCHOR_UNITS, CALIBRATIONS, OPTIMIZERS
 
 # The values of round0: methods that need no trained model, and zero_shot, which
 # applies the chosen method to the pretrained model.
-FIRST_LABELS = ("random", "zero_shot", "typiclust", "cb")
+FIRST_LABELS = ("random", "zero_shot", "pool", "typiclust", "cb")
 
 
 class Key(NamedTuple):
@@ -163,8 +163,9 @@ TABLE = (
    "for its gradient, which takes more time and less memory"),
 
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
-   "what is trained: lora or prompts on a CLIP; head (linear probe) or "
-   "lora_head (PEAL) on a DINOv2"),
+   "what is trained: lora, prompts or anchored (a linear head that the pool "
+   "holds) on a CLIP; head (linear probe), lora_head (PEAL) or anchored_head "
+   "on a DINOv2"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
    "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),
@@ -187,19 +188,29 @@ TABLE = (
    "whether all classes share one context"),
   ("adapter.prompts.position", "end", RESULT, choice(*adapters.POSITIONS),
    "where the class name stands among the context tokens"),
+  ("adapter.prompts.initial", "random", RESULT, choice(*adapters.INITIALS),
+   "what the context tokens are at first: random draws, or the words of "
+   "model.template, which set their number and where the class name stands"),
   ("adapter.prompts.stddev", 0.02, RESULT, between(0, 100),
-   "standard deviation of the initial context tokens"),
+   "standard deviation of random context tokens"),
 
   ("loss.calibration", "balanced", RESULT, choice(*CALIBRATIONS),
    "calibration loss. Three are C-PEAL's: its two terms, for correct and for "
    "wrong predictions, are each weighted by the count of the other "
    "(balanced), equally (unbalanced) or by effective numbers "
-   "(effective_number). The others are AvUC (avuc) and none"),
+   "(effective_number). The others are AvUC (avuc), TCPT's margin_statistics, "
+   "and none"),
   ("loss.weight", 1.0, RESULT, between(0, 1_000_000),
    "weight W of the calibration loss in the last epoch"),
   ("loss.anneal", True, RESULT, YES_NO,
    "whether the weight of the calibration loss grows from 0 to loss.weight "
    "over the epochs"),
+  ("loss.anchor", 0.0, RESULT, between(0, 1_000_000),
+   "tau, how strongly LoRA and prompts are held at the pool's own answers; 0 "
+   "is not at all, as in the papers"),
+  ("loss.anchor_unit", "one", RESULT, choice(*ANCHOR_UNITS),
+   "what loss.anchor is a multiple of: one, or the tau that cross-validation "
+   "of the anchored head chooses from the labels of each round (fitted)"),
   ("loss.avuc_threshold", 0.0, RESULT, between(0, 100),
    "entropy in nats above which AvUC takes a prediction as uncertain; 0 takes "
    "ln(C) / 2 for C classes"),
@@ -225,6 +236,12 @@ TABLE = (
 
   ("acquisition.name", "entropy", RESULT, METHOD,
    "method that chooses the images; docs/acquisition.md explains each"),
+  ("acquisition.switch_at", 0.0, RESULT, between(0, 1_000_000),
+   "labels per class from which acquisition.name chooses; with fewer labels "
+   "acquisition.early does. 0 never uses acquisition.early"),
+  ("acquisition.early", "typiclust", RESULT, METHOD,
+   "method that chooses while there are fewer labels per class than "
+   "acquisition.switch_at; round0 still names that of the first round"),
   ("acquisition.balance", "repaired", RESULT, choice(*RULES, "off"),
    "PCB class balancing: repaired, faithful to the reference code, or off"),
   ("acquisition.within", "random", RESULT, choice(*WITHIN),
@@ -276,6 +293,17 @@ TABLE = (
   ("acquisition.probcover.purity", 0.95, RESULT, SHARE,
    "share of the balls that must hold a single class, if the radius is "
    "estimated"),
+  ("acquisition.uherding.uncertainty", "margin", RESULT,
+   choice(*uherding.UNCERTAINTIES),
+   "what UHerding takes as the uncertainty of an image; none is MaxHerding"),
+  ("acquisition.uherding.targets", 2048, RESULT, between(1, 1_000_000),
+   "images that stand for the pool in UHerding"),
+  ("acquisition.dropquery.passes", 3, RESULT, between(1, 100_000),
+   "dropout passes of DropQuery"),
+  ("acquisition.dropquery.dropout", 0.75, RESULT, below(1),
+   "probability with which DropQuery drops a coordinate of an image feature"),
+  ("acquisition.tcm.switch_at", 5.0, RESULT, between(0, 1_000_000),
+   "labels per class from which TCM takes margin in place of TypiClust"),
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 

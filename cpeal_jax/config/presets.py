@@ -11,6 +11,11 @@ rounds and loss are those of `cpeal_script`.
 The recipe of CEC is not public. `cec` trains with PCB's recipe, and all
 constants of the method (`acquisition.cec`) are our choice.
 
+`anchored`, `cpeal_lora_anchored` and `cpeal_prompt_anchored` are ours and of no
+paper: they hold what is trained at the answers that the pool itself gives, see
+`cpeal_jax.training.gaussian` and `anchored`. Their settings were chosen on
+validation data; see docs/results.md.
+
 Of PEAL we know only the abstract. All values of `peal` and `peal_published` are
 our choice and not tuned. `peal` and `linear_probe` differ only in LoRA. The
 abstract gives one figure: 0.03 % of the parameters are trained. In `peal`, with
@@ -105,6 +110,29 @@ def _cec(config: Config) -> None:
   config.acquisition.balance = "off"
 
 
+def _anchored(config: Config) -> None:
+  config.adapter.kind = "anchored"
+  config.loss.calibration = "none"
+  config.train.augment = False
+  config.round0 = "pool"
+  config.acquisition.name = "uherding"
+  config.acquisition.balance = "off"
+
+
+def _cpeal_lora_anchored(config: Config) -> None:
+  _anchored(config)
+  config.adapter.kind = "lora"
+  config.loss.anchor = 10.0
+  config.train.optimizer = "adamw"
+  config.train.learning_rate = 5e-3
+
+
+def _cpeal_prompt_anchored(config: Config) -> None:
+  _cpeal_lora_anchored(config)
+  config.adapter.kind = "prompts"
+  config.train.epochs = 200
+
+
 def _linear_probe(config: Config) -> None:
   config.model.weights = DINOV2
   config.adapter.kind = "head"
@@ -142,6 +170,9 @@ PRESETS: dict[str, Callable[[Config], None]] = {
   "pcb_as": _pcb_as,
   "pcb_ae": _pcb_ae,
   "cec": _cec,
+  "anchored": _anchored,
+  "cpeal_lora_anchored": _cpeal_lora_anchored,
+  "cpeal_prompt_anchored": _cpeal_prompt_anchored,
   "peal": _peal,
   "peal_published": _peal_published,
   "linear_probe": _linear_probe,

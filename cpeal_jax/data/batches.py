@@ -30,11 +30,16 @@ class Batch:
       image tower is frozen and augmentation is off.
     labels: class numbers.
     where: False in rows that are padding; their images and labels are zeros.
+    pool_images: pixels of other images, labeled or not, whose logits are held
+      at `anchor_logits`; None if the step holds none.
+    anchor_logits: see above.
   """
 
   images: UInt8[np.ndarray, "B S S 3"] | Float[np.ndarray, "B D"]
   labels: Int32[np.ndarray, " B"]
   where: Bool[np.ndarray, " B"]
+  pool_images: UInt8[np.ndarray, "B S S 3"] | None = None
+  anchor_logits: Float[np.ndarray, "B C"] | None = None
 
 
 class LabeledImages:

@@ -21,6 +21,7 @@ TOWERS = ("vision", "text")
 MATRICES = ("q", "k", "v", "out")
 SCALINGS = ("rank_stabilized", "standard")
 # Where the class name stands relative to the context tokens.
+INITIALS = ("random", "template")
 POSITIONS = ("end", "middle", "front")
 
 
@@ -69,12 +70,16 @@ class Prompts:
       for one context per class, [C, M, width].
     position: where the class name stands: `end`, `middle` or `front`.
     stddev: the standard deviation of the normal initialization.
+    initial: `random` for normal draws, or `template` for the words of the
+      zero-shot template around the class name, as CoOp's `CTX_INIT`. Then
+      `text.with_context_of` sets `tokens`, and `position` does not matter.
   """
 
   tokens: int = 16
   shared: bool = False
   position: str = "end"
   stddev: float = 0.02
+  initial: str = "random"
 
 
 def dropout(

@@ -138,17 +138,19 @@ class TextTower(nn.Module):
     x = jnp.asarray(table)[ids]
     prompts = self.prompts
     if prompts is not None:
-      contexts, stddev = 1 if prompts.shared else classes, prompts.stddev
-      context = self.variable(
-        "adapter",
-        "context",
-        lambda: (
-          stddev
-          * jax.random.normal(
-            self.make_rng("adapter"), (contexts, prompts.tokens, config.width)
-          )
-        ),
-      ).value
+      contexts = 1 if prompts.shared else classes
+
+      def initial() -> Float[Array, "P M W"]:
+        if prompts.initial == "template":
+          # Where slots is m the token is the one that vector m replaces.
+          numbers = jnp.arange(prompts.tokens)[None, None]
+          at = jnp.argmax(slots[:contexts, :, None] == numbers, axis=1)
+          return jnp.take_along_axis(x[:contexts], at[..., None], axis=1)
+        shape = (contexts, prompts.tokens, config.width)
+        draws = jax.random.normal(self.make_rng("adapter"), shape)
+        return prompts.stddev * draws
+
+      context = self.variable("adapter", "context", initial).value
       context = jnp.broadcast_to(context, (classes, *context.shape[1:]))
       # [C, L, W]; where slots is -1 the gathered vector is not used.
       learned = jnp.take_along_axis(

@@ -32,7 +32,7 @@ class ClipBackbone:
   """The `Backbone` of every CLIP with a causal text tower."""
 
   name: str = "CLIP"
-  adapters: tuple[str, ...] = ("lora", "prompts")
+  adapters: tuple[str, ...] = ("lora", "prompts", "anchored")
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 
@@ -95,10 +95,13 @@ class ClipBackbone:
     template_tokens = fill_template(wording.template)
     text.refuse_alike(template_tokens, classes)
     if prompts is not None:
+      context = text.context_of(prompts, wording.template, tokenizer)
+      count = len(context.before) + len(context.after)
+      prompts = dataclasses.replace(prompts, tokens=count)
       tokens = text.tokenize_with_context(
         phrases,
         tokenizer,
-        prompts,
+        context,
         positions=sizes.positions,
         joint_period=faithful,
       )

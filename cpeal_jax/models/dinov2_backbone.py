@@ -24,7 +24,7 @@ class Dinov2Backbone:
   """The `Backbone` of every DINOv2, with or without registers."""
 
   name: str = "DINOv2"
-  adapters: tuple[str, ...] = ("head", "lora_head")
+  adapters: tuple[str, ...] = ("head", "lora_head", "anchored_head")
   has_texts: bool = False
   towers: tuple[str, ...] = ("vision",)
 

@@ -113,8 +113,9 @@ def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
   if raw.get("model_type") not in types:
     raise InputError(
       f"{path} has model_type {shown(raw.get('model_type'))}; only "
-      f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora "
-      "and prompts want a CLIP, head and lora_head a DINOv2."
+      f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora, "
+      "prompts and anchored want a CLIP, head, lora_head and anchored_head a "
+      "DINOv2."
     )
 
 

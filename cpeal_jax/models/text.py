@@ -3,6 +3,7 @@
 import dataclasses
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -95,24 +96,69 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
   return Tokens(tuple(texts), ids, np.full_like(ids, -1))
 
 
+class Context(NamedTuple):
+  """The tokens around a class name that learnable vectors replace.
+
+  Attributes:
+    before, after: the ids of the tokens on both sides of the name.
+    period: whether a prompt ends with a period, which is not learnable.
+  """
+
+  before: list[int]
+  after: list[int]
+  period: bool = True
+
+
+def context_of(prompts: Prompts, template: str, tokenizer) -> Context:
+  """Returns the learnable tokens of a prompt.
+
+  If `prompts.initial` is `template`, they are the words of the template. If
+  not, they are placeholders: the class name stands after all of them if
+  `prompts.position` is `end`, before them if it is `front`, and between their
+  two halves if it is `middle`.
+
+  Args:
+    prompts: the number of learnable tokens and the class name's position.
+    template: the zero-shot prompt; `{}` stands for the class name.
+    tokenizer: a tokenizer of transformers.
+
+  Raises:
+    InputError: the words of the template are wanted and it has none.
+  """
+  if prompts.initial == "template":
+    before, _, after = template.partition("{}")
+    period = after.endswith(".")
+    sides = (before, after.removesuffix("."))
+    first, second = (
+      tokenizer(side, add_special_tokens=False)["input_ids"] for side in sides
+    )
+    if not first and not second:
+      raise InputError(
+        "adapter.prompts.initial=template, but model.template="
+        f"{template!r} has no word around the class name: use initial=random."
+      )
+    return Context(first, second, period)
+  # A placeholder: a learnable vector replaces the embedding of this token.
+  filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
+  shares = {"end": 1.0, "middle": 0.5, "front": 0.0}
+  count = int(prompts.tokens * shares[prompts.position])
+  return Context(filler * count, filler * (prompts.tokens - count))
+
+
 def tokenize_with_context(
   classes: Sequence[str],
   tokenizer,
-  prompts: Prompts,
+  context: Context,
   *,
   positions: int = 77,
   joint_period: bool = False,
 ) -> Tokens:
   """Tokenizes class names with learnable tokens around them, as in CoOp.
 
-  The class name stands after all learnable tokens if `prompts.position` is
-  `end`, before them if it is `front`, and between their two halves if it is
-  `middle`. Each prompt ends with a period.
-
   Args:
     classes: class names.
     tokenizer: a tokenizer of transformers.
-    prompts: the number of learnable tokens and the class name's position.
+    context: the result of `context_of`.
     positions: the longest prompt that the text tower takes, in tokens.
     joint_period: whether a name and the period are tokenized together, as in
       CoOp's code. It matters for names that end in punctuation, which may form
@@ -122,23 +168,17 @@ def tokenize_with_context(
     InputError: if the longest prompt has more than `positions` tokens, or if
       the tokenizer has no start or end token.
   """
-  before = {
-    "end": prompts.tokens,
-    "middle": prompts.tokens // 2,
-    "front": 0,
-  }[prompts.position]
-  after = prompts.tokens - before
+  before, after = len(context.before), len(context.after)
+  stop = "." if context.period else ""
   texts = tuple(
-    " ".join([*["X"] * before, readable(name), *["X"] * after]) + "."
+    " ".join([*["X"] * before, readable(name), *["X"] * after]) + stop
     for name in classes
   )
   names = [
     tokenizer(readable(name), add_special_tokens=False)["input_ids"]
     for name in classes
   ]
-  period = tokenizer(".", add_special_tokens=False)["input_ids"]
-  # A placeholder: a learnable vector replaces the embedding of this token.
-  filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
+  period = tokenizer(stop, add_special_tokens=False)["input_ids"]
   start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
   if start is None or end is None:
     raise InputError(
@@ -147,7 +187,7 @@ def tokenize_with_context(
       "tokenizer_config.json."
     )
   endings = [period] * len(names)
-  if joint_period:
+  if joint_period and context.period:
     name_periods = [
       tokenizer(f"{readable(name)}.", add_special_tokens=False)["input_ids"]
       for name in classes
@@ -159,14 +199,14 @@ def tokenize_with_context(
       both[: len(name)] for both, name in zip(name_periods, names, strict=True)
     ]
   rows = [
-    [start, *filler * before, *name, *filler * after, *ending, end]
+    [start, *context.before, *name, *context.after, *ending, end]
     for name, ending in zip(names, endings, strict=True)
   ]
   longest = max(map(len, rows))
   if longest > positions:
     raise InputError(
       f"class {classes[[len(r) for r in rows].index(longest)]!r} with "
-      f"{prompts.tokens} learnable tokens needs {longest} of {positions} "
+      f"{before + after} learnable tokens needs {longest} of {positions} "
       "positions: lower adapter.prompts.tokens."
     )
   length = min(positions, -(-longest // 8) * 8)
@@ -177,7 +217,7 @@ def tokenize_with_context(
     # Place 0 is the start token.
     slots[i, 1 : 1 + before] = np.arange(before)
     tail = 1 + before + len(name)
-    slots[i, tail : tail + after] = np.arange(before, prompts.tokens)
+    slots[i, tail : tail + after] = np.arange(before, before + after)
   return Tokens(texts, ids, slots)
 
 

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
 
 from cpeal_jax.parallel import sharding
@@ -365,8 +366,21 @@ def clear_rows(
     where: this device's part of the mask.
     which: row numbers; those out of range, such as -1, are ignored.
   """
-  places = _local_places(which, len(where))
-  return jnp.asarray(where).at[places].set(False, mode="drop")
+  return put(where, False, which)
+
+
+def put(
+  x: Shaped[Rows, " N"], values: ArrayLike, which: Int[Array, "*s"]
+) -> Shaped[Array, " N"]:
+  """Returns a column in which some rows, given by number, have other values.
+
+  Args:
+    x: this device's part of the column.
+    values: one value for each row number, or one for all of them.
+    which: row numbers; those out of range, such as -1, are ignored.
+  """
+  places = _local_places(which, len(x))
+  return jnp.asarray(x).at[places].set(values, mode="drop")
 
 
 def scatter(

@@ -18,7 +18,9 @@ from cpeal_jax.errors import escaped
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import say, stage
 from cpeal_jax.run import precompile
+from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, trained_image
+from cpeal_jax.training.gaussian import PoolMoments
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +44,8 @@ class Experiment:
       `encode`, `metrics` or `fit`.
     cached_rows: features and neighbors that a frozen image tower gives, on the
       devices, by their key in the cache.
+    cached_moments: the moments of the pool once they are computed; see
+      `anchoring.pool_moments`.
   """
 
   plan: Plan
@@ -55,6 +59,7 @@ class Experiment:
   stochastic: Callable
   compiled: dict[str, Future] = dataclasses.field(default_factory=dict)
   cached_rows: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+  cached_moments: list[PoolMoments] = dataclasses.field(default_factory=list)
 
 
 def build(
@@ -88,7 +93,11 @@ def build(
     )
     classes = len(plan.dataset.classes)
     metrics = partial(evaluation.compile_metrics, test, val, classes)
-    calls = {"metrics": metrics, "fit": fit}
+    calls = {"metrics": metrics}
+    # The steps of an anchored adapter take more arguments than `fit` knows, and
+    # a head that is solved for takes no steps.
+    if not (plan.recipe.anchor or is_solved(config)):
+      calls["fit"] = fit
     # If the decoded test images are in the cache, their features probably are
     # too, and then nothing has to be encoded.
     if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):

@@ -8,8 +8,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 
@@ -20,6 +18,7 @@ from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
+from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, make_plan
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
@@ -170,36 +169,12 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   for line in data_lines(plan, most=DRY_RUN_LINES):
     say(line)
   say(f"labels: {plan.budget} a round, {config.rounds} rounds")
-  say(f"steps: {steps} of {recipe.batch} images; scored: {images} a round")
+  training = f"steps: {steps} of {recipe.batch} images"
+  if is_solved(config):
+    training = f"heads: {config.rounds}, each solved for without steps"
+  say(f"{training}; scored: {images} a round")
   say(f"reads: {images} images, {plan.pretrained.directory}")
   say(
     f"disk: cache {(pixels + features) / 2**20:.0f} MiB in {plan.cache}, "
     f"workdir {(saved + tables) / 2**20:.0f} MiB"
   )
-
-
-def table_header() -> str:
-  """Returns the header line of the table whose rows `table_row` gives."""
-  return "     round  labeled  accuracy     ece     nll  seconds"
-
-
-def table_row(row: Mapping[str, Any]) -> str:
-  """Returns one round's metrics as a line of the table.
-
-  The last column adds up the seconds of all stages.
-  """
-  name = "zero-shot" if row["round"] == -1 else str(row["round"])
-  seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
-  cells = [
-    "-" if row.get(key) is None else f"{float(row[key]):.4f}"
-    for key in ("accuracy", "ece", "nll")
-  ]
-  return (
-    f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
-    f"  {cells[2]:>6}  {seconds:>7.1f}"
-  )
-
-
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-  """Returns the table of several rounds: a header, and a line for each."""
-  return "\n".join([table_header(), *map(table_row, rows)])

@@ -12,7 +12,8 @@ from cpeal_jax import keys, training
 from cpeal_jax.data import batches
 from cpeal_jax.parallel import processes, rowwise
 from cpeal_jax.progress import say, stage
-from cpeal_jax.run import feature_cache, precompile
+from cpeal_jax.run import anchoring, feature_cache, precompile
+from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import trains_on_pixels
 from cpeal_jax.run.stages import Labels, Run
 
@@ -37,6 +38,8 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
     Preempted: the run was asked to stop; a checkpoint is saved.
   """
   experiment, plan = run.experiment, run.experiment.plan
+  if is_solved(run.config):
+    return _solve(run, round_, labels)
   state = fresh_state(run, round_)
   terms: dict[str, float] = {}
   if newest := newest_checkpoint(run, round_):
@@ -77,12 +80,35 @@ def fit(run: Run, round_: int, labels: Labels) -> tuple[dict, dict[str, float]]:
       plan.recipe,
       steps_per_epoch=_steps_per_epoch(run, labels),
       round_=round_,
+      anchor=anchoring.anchor(run, labels) if plan.recipe.anchor else None,
       after_step=after_step,
     )
   training.check_adapter(state, round_=round_)
   if start_step < total:
     terms = last_terms
     save(total, state, terms)
+  run.checkpoints.wait()
+  return state.adapter, terms
+
+
+def _solve(
+  run: Run, round_: int, labels: Labels
+) -> tuple[dict, dict[str, float]]:
+  """Solves for the round's adapter, or reads its checkpoint; see `fit`."""
+  state = fresh_state(run, round_)
+  if newest := newest_checkpoint(run, round_):
+    state, progress = run.checkpoints.restore(*newest, state)
+    return state.adapter, progress["terms"]
+  with stage(f"fit round {round_}", 1, "heads") as advance:
+    head, terms = anchoring.head(run, labels)
+    adapter = anchoring.adapter(run, head)
+    advance(1)
+  plan = run.experiment.plan
+  state = training.TrainState(state.step + 1, adapter, state.optimizer)
+  state = training.place(state, plan.mesh)
+  training.check_adapter(state, round_=round_)
+  progress = {"terms": terms, "weights": plan.pretrained.sha256}
+  run.checkpoints.save(round_, 1, state, progress)
   run.checkpoints.wait()
   return state.adapter, terms
 
@@ -99,7 +125,7 @@ def _batches(run: Run, round_: int, labels: Labels, start_step: int):
     "start_step": start_step,
   }
   if trains_on_pixels(run.config, plan):
-    return batches.pixel_batches(
+    pixels = batches.pixel_batches(
       experiment.originals,
       rows,
       labels[rows],
@@ -107,6 +133,9 @@ def _batches(run: Run, round_: int, labels: Labels, start_step: int):
       augment=run.config.train.augment,
       **common,
     )
+    if plan.recipe.anchor and plan.classifier.trains_images:
+      return anchoring.with_pool(run, round_, labels, pixels, start_step)
+    return pixels
   pool = feature_cache.features(experiment, run.config, "train")
   features = rowwise.rows_at(pool, rows)
   return batches.feature_batches(features, rows, labels[rows], **common)
@@ -166,6 +195,8 @@ def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
 
 def total_steps(run: Run, labels: Labels) -> int:
   """Returns how many steps a round takes that trains on these labels."""
+  if is_solved(run.config):
+    return 1
   return _steps_per_epoch(run, labels) * run.experiment.plan.recipe.epochs
 
 

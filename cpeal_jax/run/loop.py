@@ -19,7 +19,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import describe, fitting, stages
+from cpeal_jax.run import anchoring, describe, fitting, stages, table
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
@@ -30,10 +30,9 @@ from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.storage import checkpoint, record
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
+from cpeal_jax.storage.record import ZERO_SHOT
 
 __all__ = ("Preempted", "Run", "play", "rounds", "run")
-
-ZERO_SHOT = -1
 
 
 def run(
@@ -145,11 +144,13 @@ def rounds(run: Run) -> list[dict]:
   done = journal.finished_rounds()
   # Only the DONE of round 0 holds a digest of the zero-shot row, so until round
   # 0 is finished the row is measured again.
-  if run.experiment.plan.classifier.has_texts and not done:
+  if run.experiment.plan.zero_shot.has_texts and not done:
     row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
     journal.write_row(row)
   journal.rebuild_results()
-  say(describe.table(row for row in journal.rows() if row["round"] < done))
+  earlier = [row for row in journal.rows() if row["round"] < done]
+  zero_shot = table.zero_shot_of(earlier)
+  say(table.table(earlier))
   labels = known_labels(run, done)
   adapter = fitting.adapter_of(run, done - 1, labels)
   # The first round compiles the fit and the second the selection, so the third
@@ -158,8 +159,11 @@ def rounds(run: Run) -> list[dict]:
   for round_ in range(done, config.rounds):
     with profile(config.profile if round_ == traced else ""):
       adapter, labels = play(run, round_, adapter, labels)
-    say(describe.table_row(journal.rows()[-1]))
-  return journal.rows()
+    say(table.line(journal.rows()[-1], zero_shot))
+  rows = journal.rows()
+  if note := table.end_note(rows, config):
+    say(note)
+  return rows
 
 
 def play(
@@ -181,6 +185,8 @@ def play(
   if picked is None:
     with clock.stage("score"):
       scores = stages.score(run, adapter, "train", labels)
+      if round_ == 0 and run.config.round0 == "pool":
+        scores = anchoring.rescored(run, scores, labels)
     with clock.stage("select"):
       picked = stages.select(run, round_, adapter, labels, scores)
   reveal(run, round_, picked)

@@ -3,14 +3,18 @@
 These are the pretrained weights, the adapter, the classifiers and the recipe.
 """
 
+from typing import cast
+
 import jax.numpy as jnp
 
 from cpeal_jax.config import Config, split_words
 from cpeal_jax.data.images import ImageSpec
 from cpeal_jax.models.adapters import Lora, Prompts
+from cpeal_jax.models.anchored import AnchoredClassifier
 from cpeal_jax.models.backbone import Backbone, Pretrained, Wording
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.training.recipe import Recipe
 
 
@@ -36,7 +40,7 @@ def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:
   settings = config.adapter
   if settings.kind == "prompts":
     return None, Prompts(**settings.prompts.to_dict())
-  if settings.kind == "head":
+  if settings.kind == "head" or is_solved(config):
     return None, None
   lora = settings.lora.to_dict()
   layers = split_words(lora.pop("layers"))
@@ -70,7 +74,7 @@ def classifiers(
   lora, prompts = adapters_of(config)
   if lora is not None:
     backbone.refuse_lora(pretrained, lora)
-  return backbone.classifiers(
+  trained, zero_shot = backbone.classifiers(
     pretrained,
     classes,
     mean=spec.mean,
@@ -87,6 +91,14 @@ def classifiers(
     dtype=jnp.dtype(model.dtype),
     remat=model.remat,
   )
+  if config.adapter.kind == "anchored":
+    trained = AnchoredClassifier(cast("TextClassifier", zero_shot))
+  return trained, zero_shot
+
+
+def is_solved(config: Config) -> bool:
+  """Returns whether a round's adapter is solved for, not trained in steps."""
+  return config.adapter.kind in ("anchored", "anchored_head")
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -101,6 +113,8 @@ def recipe_of(config: Config) -> Recipe:
     calibration_weight=config.loss.weight,
     anneal=config.loss.anneal,
     avuc_threshold=config.loss.avuc_threshold or None,
+    anchor=config.loss.anchor,
+    anchor_unit=config.loss.anchor_unit,
     loss_head=config.acquisition.name == "learning_loss",
     **train,
   )

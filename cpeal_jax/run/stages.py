@@ -14,6 +14,7 @@ from jaxtyping import Int32
 from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
 from cpeal_jax.models import text
+from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
@@ -111,15 +112,22 @@ def pool_view(
   experiment, settings = run.experiment, run.config.acquisition
   scorer = _scorer(experiment, adapter)
   extras = {}
-  if experiment.plan.classifier.has_texts:
-    texts = scorer.embed(experiment.params, adapter or {})
+  scale = np.exp(experiment.plan.pretrained.params["logit_scale"])
+  if experiment.plan.zero_shot.has_texts:
+    has_texts = experiment.plan.classifier.has_texts
+    texts = (scorer if has_texts else experiment.zero_scorer).embed(
+      experiment.params, adapter if has_texts and adapter else {}
+    )
     extras["class_embeddings"] = np.asarray(texts)
-    scale = experiment.plan.pretrained.params["logit_scale"]
-    extras["logit_scale"] = np.exp(scale)
+    extras["logit_scale"] = scale
+  if adapter is not None and HEAD in adapter:
+    head = adapter[HEAD]
+    extras["head_weights"] = scale * np.asarray(head["kernel"])
+    extras["head_bias"] = np.asarray(head["bias"])
   if settings.name == "learning_loss" and adapter is not None:
     losses = objective.predicted_losses(adapter, scores.logits)
     extras["predicted_loss"] = losses
-  uses_bald = "bald" in (settings.name, settings.preselect)
+  uses_bald = "bald" in config_lib.methods_of(run.config)
   if uses_bald and settings.bald.noise == "lora" and adapter is not None:
     images = experiment.stores["train"]
     total = settings.bald.passes * len(images)
@@ -160,10 +168,12 @@ def select(
   ids, paths = dataset.train.ids, dataset.train.paths
   pool = pool_view(run, round_, adapter, labels, scores)
   name, options = settings.name, {}
+  if _is_early(run, labels):
+    name = settings.early
   if round_ == 0:
     # The setting `round0` names the method of this round. In the papers it is
     # `random` for all methods.
-    if run.config.round0 != "zero_shot":
+    if run.config.round0 not in ("zero_shot", "pool"):
       name = run.config.round0
   else:
     options = {
@@ -214,6 +224,13 @@ def select(
   return [ids[i] for i in picks.indices]
 
 
+def _is_early(run: Run, labels: Labels) -> bool:
+  """Returns whether `acquisition.early` chooses: labels are still few."""
+  classes = len(run.experiment.plan.dataset.classes)
+  switch_at = run.config.acquisition.switch_at
+  return int(np.sum(labels >= 0)) < switch_at * classes
+
+
 def evaluate(
   run: Run, adapter: dict | None, round_: int, labeled: int
 ) -> dict[str, object]:
@@ -241,7 +258,7 @@ def evaluate(
         f"finite after round {round_}: lower train.learning_rate. If this is "
         "round -1, which is before any training, check the weights."
       )
-  if adapter is None and experiment.plan.classifier.has_texts:
+  if adapter is None and experiment.plan.zero_shot.has_texts:
     text.refuse_equal(experiment.plan.dataset.classes, logits.T)
   row = evaluation.evaluate(
     logits,

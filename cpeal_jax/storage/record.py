@@ -33,6 +33,7 @@ _SELECTION_LAST = ("prediction", "confidence", "reason")
 METRICS = (
   "accuracy",
   "macro_f1",
+  "worst_class",
   "nll",
   "brier",
   "ece",

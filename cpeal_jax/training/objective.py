@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax import losses
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise
+from cpeal_jax.training import anchored
+from cpeal_jax.training.gaussian import LinearHead
 from cpeal_jax.training.recipe import EFFECTIVE_BETA, HEAD_WEIGHT, Recipe
 
 
@@ -24,12 +26,14 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     recipe: says which terms the loss has.
 
   Returns:
-    (adapter, params, texts, batch, key, weight) -> (loss, terms by name).
+    (adapter, params, texts, batch, key, weight, anchor) -> (loss, terms by
+    name).
     `texts` are the class embeddings [C, D] of a frozen text tower, or None for
     one that is trained. `batch` is a dict of `images`, which are pixels
     [B, S, S, 3] or the features [B, D] of a frozen image tower, `labels` [B]
     and `where` [B], which is False for padding. `key` is the random key of
-    dropout. `weight` is the weight of the calibration loss.
+    dropout. `weight` is the weight of the calibration loss. `anchor` is an
+    `Anchor`, or None if the recipe has none.
   """
   threshold = recipe.avuc_threshold
   if threshold is None:
@@ -43,6 +47,8 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
         return losses.avuc_loss(
           logits, labels, threshold=threshold, where=where
         )
+      case "margin_statistics":
+        return losses.margin_statistics_loss(logits, labels, where=where)
       case kind:
         return losses.uncertainty_calibration_loss(
           logits,
@@ -52,7 +58,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
           beta=EFFECTIVE_BETA if kind == "effective_number" else None,
         )
 
-  def loss(adapter, params, texts, batch, key, weight):
+  def loss(adapter, params, texts, batch, key, weight, anchor: Any = None):
     image_key, text_key = jax.random.split(key)
     if texts is None:
       texts = classifier.class_embeddings(params, adapter, dropout=text_key)
@@ -69,6 +75,12 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
       "calibration": calibration(logits, batch["labels"], batch["where"]),
     }
     total = terms["cross_entropy"] + weight * terms["calibration"]
+    if recipe.anchor:
+      pool_key = jax.random.fold_in(image_key, 1)
+      terms["anchor"] = change_of_the_pool(
+        classifier, anchor, params, adapter, texts, batch, pool_key
+      )
+      total += anchor.strength / 2 * terms["anchor"]
     if recipe.loss_head:
       terms["loss_ranking"] = losses.loss_ranking_loss(
         predicted_loss(adapter, logits),
@@ -80,6 +92,46 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     return total, {"loss": total, **terms}
 
   return loss
+
+
+def change_of_the_pool(
+  classifier: Classifier,
+  anchor: anchored.Anchor,
+  params: dict,
+  adapter: dict,
+  texts: Float[Array, "C D"],
+  batch: dict,
+  key: PRNGKeyArray,
+) -> Float[Array, ""]:
+  """Returns the mean over the pool of |logits - anchor logits|^2.
+
+  As in `anchored.squared_change`, the logits of an image are taken relative to
+  their mean over the classes.
+
+  Args:
+    classifier: computes the logits.
+    anchor: what the logits are compared with.
+    params: pretrained weights.
+    adapter: the variables that are trained.
+    texts: class embeddings.
+    batch: that of the training step. Its `pool_images` [B, S, S, 3] stand for
+      the pool, and the anchor's logits of them are `anchor_logits` [B, C]. They
+      are None for a frozen image tower, where the mean over the whole pool is
+      known.
+    key: of dropout in the image tower.
+  """
+  scale = params["logit_scale"]
+  if batch["pool_images"] is None:
+    rows = jnp.exp(scale) * texts
+    head = LinearHead(rows, jnp.zeros(len(rows)))
+    return anchored.squared_change(head, anchor)
+  features = classifier.image_features(
+    params, adapter, batch["pool_images"], dropout=key
+  )
+  logits = classifier.logits(features, texts, scale)
+  change = logits - batch["anchor_logits"]
+  change -= jnp.mean(change, axis=1, keepdims=True)
+  return jnp.mean(jnp.sum(jnp.square(change), axis=1))
 
 
 def predicted_loss(

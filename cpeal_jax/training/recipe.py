@@ -9,7 +9,12 @@ from cpeal_jax.models import loss_head
 
 # Names of the losses that can be added to cross entropy; `objective.make_loss`
 # shows which function each name stands for.
-CALIBRATIONS = ("none", "balanced", "unbalanced", "effective_number", "avuc")
+# What `Recipe.anchor` is a multiple of.
+ANCHOR_UNITS = ("one", "fitted")
+CALIBRATIONS = (
+  *("none", "balanced", "unbalanced", "effective_number"),
+  *("avuc", "margin_statistics"),
+)
 # The beta of `effective_number`, which weights classes by the effective number
 # of their rows. The value is that of C-PEAL's released code.
 EFFECTIVE_BETA = 0.999
@@ -38,12 +43,16 @@ class Recipe:
     weight_decay: the factor of the weights that SGD adds to the gradient, and
       that AdamW adds to its update.
     calibration: the calibration loss: `none`; `balanced`, `unbalanced` or
-      `effective_number`, all three C-PEAL's; or `avuc`.
+      `effective_number`, all three C-PEAL's; `avuc`; or `margin_statistics`.
     calibration_weight: the calibration loss's weight, or, if it is annealed,
       the weight that it grows towards.
     anneal: whether the weight grows over the epochs.
     avuc_threshold: the entropy in nats up to which `avuc` counts a prediction
       as certain; None means ln(C) / 2.
+    anchor: tau, how strongly the logits of the pool are held at those of the
+      anchor; see `anchored.Anchor`. 0 is without it.
+    anchor_unit: what `anchor` is a multiple of, one of `ANCHOR_UNITS`: 1, or
+      the tau that `anchored.choose_tau` chooses from the labels.
     loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 
@@ -59,6 +68,8 @@ class Recipe:
   calibration_weight: float = 1.0
   anneal: bool = True
   avuc_threshold: float | None = None
+  anchor: float = 0.0
+  anchor_unit: str = "one"
   loss_head: bool = False
 
 

@@ -23,6 +23,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
+from cpeal_jax.training.anchored import Anchor
 from cpeal_jax.training.objective import make_loss
 from cpeal_jax.training.recipe import (
   HEAD_DROP,
@@ -105,6 +106,7 @@ class Step:
     rate: float,
     weight: float,
     head_rate: float = HEAD_RATE,
+    anchor: Anchor | None = None,
   ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Takes one step.
 
@@ -117,6 +119,7 @@ class Step:
       rate: the adapter's learning rate.
       weight: weight of the calibration loss.
       head_rate: the loss head's learning rate.
+      anchor: what holds the logits of the pool, if the recipe wants it.
 
     Returns:
       The new state, and scalars by name: the loss, its terms and the global
@@ -124,22 +127,27 @@ class Step:
     """
     rows = sharding.split(vars(batch), self.mesh)
     rates = map(np.float32, (rate, weight, head_rate))
-    out = self.program(state, params, texts, rows, key, *rates)
+    out = self.program(state, params, texts, rows, key, *rates, anchor)
     return sharding.settle(out, self.mesh)
 
   def compile(
-    self, state: TrainState, params: dict, texts: Any, batch: Batch
+    self,
+    state: TrainState,
+    params: dict,
+    texts: Any,
+    batch: Batch,
+    anchor: Any = None,
   ) -> None:
     """Compiles the step before its first call.
 
     Args:
-      state, params, texts, batch: the arguments of that call, or
+      state, params, texts, batch, anchor: the arguments of that call, or
         `jax.ShapeDtypeStruct`s with their shapes and shardings.
     """
     rows = sharding.split(vars(batch), self.mesh)
     key, rate = jax.random.key(0), np.float32(0)
     self.program.lower(
-      state, params, texts, rows, key, rate, rate, rate
+      state, params, texts, rows, key, rate, rate, rate, anchor
     ).compile()
 
 
@@ -178,10 +186,10 @@ def make_step(
   optimizer = make_optimizer(recipe)
   loss = make_loss(classifier, recipe)
 
-  def step(state, params, texts, batch, key, rate, weight, head_rate):
+  def step(state, params, texts, batch, key, rate, weight, head_rate, anchor):
     key = jax.random.fold_in(key, state.step)
     gradient, terms = jax.grad(loss, has_aux=True)(
-      state.adapter, params, texts, batch, key, weight
+      state.adapter, params, texts, batch, key, weight, anchor
     )
     terms["gradient_norm"] = optax.tree.norm(gradient)
     direction, moments = optimizer.update(
@@ -208,7 +216,7 @@ def make_step(
       replicated,  # params
       replicated,  # texts
       rows,  # batch
-      *4 * (replicated,),
+      *5 * (replicated,),  # key, rates and weights, anchor
     ),
     out_shardings=replicated,
     donate_argnums=0,
@@ -275,6 +283,7 @@ def fit(
   *,
   steps_per_epoch: int,
   round_: int = 0,
+  anchor: Anchor | None = None,
   after_step: Callable[[int, TrainState, dict], None] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:
   """Trains from the state's step to the end of the last epoch.
@@ -290,6 +299,7 @@ def fit(
     key: the round's key; each step folds its own number into it.
     recipe: number of epochs, learning rates and weights of losses.
     steps_per_epoch: how many batches an epoch has.
+    anchor: what holds the logits of the pool, if the recipe wants it.
     round_: the round's number, for messages.
     after_step: called with the number of finished steps, the state and the
       step's terms, once these are known to be finite.
@@ -316,6 +326,7 @@ def fit(
       learning_rate(epoch, recipe),
       weight,
       HEAD_RATE if epoch < HEAD_DROP else HEAD_RATE / 10,
+      anchor,
     )
     values = check_finite(terms, round_=round_, epoch=epoch, step=step_of_epoch)
     if after_step:

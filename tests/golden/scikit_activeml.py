@@ -16,6 +16,7 @@ from skactiveml.pool import (
   Badge,
   Clue,
   CoreSet,
+  DropQuery,
   GreedyBALD,
   ProbCover,
   TypiClust,
@@ -26,6 +27,7 @@ OUT = Path(__file__).with_suffix(".npz")
 # Groups of different sizes far from each other: all k-means find the same.
 SIZES, DIMS, CLASSES, SCALE = range(10, 22), 16, 5, 5.0
 PICKS, NEIGHBORS, RADIUS, STEP = 8, 5, 0.1, 1e-3
+DROPOUT, PASSES = 0.75, 5
 # Clue does not hand its random_state on.
 KMEANS = {"n_init": 10, "random_state": 0}
 
@@ -48,6 +50,18 @@ class Head(SkactivemlClassifier):
     logits = self.logits(X).astype(np.float64)
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
+
+
+class Noted(Head):
+  """A head that notes the images it was asked about, with and without noise."""
+
+  def __init__(self, texts=None, seen=None, classes=None, missing_label=np.nan):
+    super().__init__(texts, classes, missing_label)
+    self.seen = seen
+
+  def predict(self, X):
+    self.seen.append(X)
+    return self.logits(X).argmax(axis=1).astype(float)
 
 
 class Given:
@@ -118,6 +132,23 @@ def main() -> None:
   given = Clue(cluster_algo=Given, cluster_algo_dict={"centers": beside})
   out["nearest"] = decided(given.query(X, y, head, False, **some))
 
+  seen = []
+  drop = DropQuery(
+    dropout_rate=DROPOUT,
+    n_dropout_samples=PASSES,
+    random_state=3,
+    cluster_algo_dict=KMEANS,
+  )
+  out["dropquery"] = decided(
+    drop.query(X, y, Noted(texts, seen), False, **some)
+  )
+  kept = np.ones((PASSES, *X.shape), bool)
+  kept[:, free] = np.stack(seen[1:]) != 0
+  clean = head.logits(seen[0]).argmax(axis=1)
+  changed = sum(head.logits(x).argmax(axis=1) != clean for x in seen[1:])
+  # It picks from every group.
+  assert len({*groups[free][2 * changed > PASSES]}) == len(SIZES)
+
   typical = TypiClust(cluster_algo_dict=KMEANS, k=NEIGHBORS)
   out["typiclust"] = decided(typical.query(X, y, **query))
   with warnings.catch_warnings():
@@ -146,6 +177,9 @@ def main() -> None:
     aside=aside.astype(np.int32),
     groups=groups.astype(np.int32),
     beside=beside.astype(np.float32),
+    texts=texts.astype(np.float32),
+    kept=kept,
+    flips=changed.astype(np.int32),
     neighbors=NEIGHBORS,
     radius=RADIUS,
     step=STEP,

@@ -168,7 +168,7 @@ def alfa_mix(
 
   Args:
     key: the source of the seeds of k-means and of the random draws.
-    pool: logits, features, labels, class embeddings, logit scale.
+    pool: logits, features, labels; class embeddings and logit scale, or a head.
     n: number of picks.
     step: the first cap, and by how much it grows.
 
@@ -178,17 +178,17 @@ def alfa_mix(
     it never does.
 
   Raises:
-    InputError: the pool has no class embeddings or no logit scale, or the step
-      is not above 0.
+    InputError: the pool has none of these, or the step is not above 0.
   """
-  if pool.class_embeddings is None or pool.logit_scale is None:
+  texts, scale, _ = pool.linear
+  if texts is None:
     raise InputError(
-      "alfa_mix needs the pool's class embeddings and logit scale, which the "
-      "stage `score` provides: run it first."
+      "alfa_mix needs the pool's class embeddings and logit scale, or a head, "
+      "which the stage `score` provides: run it first."
     )
   if not step > 0:
     raise InputError(f"alfa_mix: step is {step}, but must be above 0.")
-  texts, scale, free = pool.class_embeddings, pool.logit_scale, ~pool.labeled
+  free = ~pool.labeled
   anchors = mixing_anchors(
     pool.features, pool.labels, classes=pool.logits.shape[1]
   )

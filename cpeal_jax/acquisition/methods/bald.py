@@ -44,8 +44,8 @@ def bald(
 
   Args:
     key: for the dropout on the features.
-    pool: with class_embeddings and logit_scale for `features`, with mean_probs
-      and mean_entropy for `lora`.
+    pool: with class embeddings and logit scale, or a head, for `features`;
+      with mean_probs and mean_entropy for `lora`.
     n: number of picks.
     noise: `features` or `lora`.
     passes: number of passes; used only if `noise` is `features`.
@@ -96,7 +96,7 @@ def feature_dropout(
 
   Args:
     key: the source of the dropout; each image draws from (key, index).
-    pool: features, class_embeddings, logit_scale.
+    pool: features; class embeddings and logit scale, or a head.
     passes: number of passes.
     dropout: probability that a coordinate of a feature is dropped.
 
@@ -105,13 +105,13 @@ def feature_dropout(
     nats.
 
   Raises:
-    InputError: the pool has no class embeddings or no logit scale.
+    InputError: the pool has none of these.
   """
-  texts, scale = pool.class_embeddings, pool.logit_scale
-  if texts is None or scale is None:
+  texts, scale, bias = pool.linear
+  if texts is None:
     raise InputError(
-      "bald needs class_embeddings and logit_scale; the score stage provides "
-      "them."
+      "bald needs class_embeddings and logit_scale, or a head; the score stage "
+      "provides them."
     )
 
   def of_image(row_id, feature):
@@ -122,7 +122,7 @@ def feature_dropout(
     # [passes, D]; the cosines below are [passes, C].
     noisy = jnp.where(keep, feature[None] / (1 - dropout), 0)
     cosines = jnp.matmul(noisy, texts.T, precision=jax.lax.Precision.HIGHEST)
-    probs = jax.nn.softmax(scale * cosines)
+    probs = jax.nn.softmax(scale * cosines + bias)
     return probs.mean(axis=0), entropy_of_probs(probs).mean()
 
   def of_tile(row_ids, features):

@@ -1,0 +1,166 @@
+"""Computes the head of an anchored round from the pool and the labels."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int32
+
+from cpeal_jax import keys, scoring
+from cpeal_jax.data import batches
+from cpeal_jax.models.linear import HEAD
+from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.run import feature_cache
+from cpeal_jax.run.stages import Labels, Run
+from cpeal_jax.training import anchored, gaussian
+from cpeal_jax.training.gaussian import LinearHead, PoolMoments
+
+# Images that stand for the pool where the temperature is sought.
+SAMPLE = 2048
+# Labels that the strength of the anchor is chosen on. More would take time and
+# hardly change it, since it does not depend on how many labels there are.
+TRIED = 1024
+# Label rows are padded to a power of two of at least this, so that few programs
+# serve all rounds.
+LEAST_ROWS = 128
+
+
+def pool_moments(run: Run) -> PoolMoments:
+  """Returns what the pool says about the classes, computed once in a run."""
+  experiment = run.experiment
+  kept = experiment.cached_moments
+  if not kept:
+    features = feature_cache.features(experiment, run.config, "train")
+    ok = experiment.stores["train"].ok
+    where = sharding.place(
+      ok, experiment.plan.mesh, to=len(features), fill=False
+    )
+    plan, scale = experiment.plan, np.float32(1)
+    texts = np.zeros((plan.classifier.classes, features.shape[1]), np.float32)
+    if plan.zero_shot.has_texts:
+      texts = experiment.zero_scorer.embed(experiment.params, {})
+      scale = np.exp(plan.pretrained.params["logit_scale"])
+    moments = gaussian.pool_moments(
+      features, where, texts, scale, has_texts=plan.zero_shot.has_texts
+    )
+    kept.append(moments)
+  return kept[0]
+
+
+def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
+  """Returns the anchored head of the labels so far, and numbers about it.
+
+  Without any label it is the anchor.
+
+  Args:
+    run: the parts of the run.
+    labels: [N] class indices of the pool's images, -1 where not known.
+  """
+  moments = pool_moments(run)
+  features = feature_cache.features(run.experiment, run.config, "train")
+  total = len(labels)
+  every = np.arange(0, total, -(-total // SAMPLE))
+  sample = rowwise.rows_at(features, every)
+  rows = np.flatnonzero(labels >= 0)
+  known = padded(rowwise.rows_at(features, rows), labels[rows])
+  anchor, scale = anchored.make_anchor(moments, sample, known)
+  terms = {"inverse_temperature": float(scale)}
+  if not len(rows):
+    return anchor, terms
+  few = rows[:: -(-len(rows) // TRIED)]
+  tried = padded(rowwise.rows_at(features, few), labels[few])
+  fold = np.zeros(len(tried.classes), np.int32)
+  fold[: len(few)] = folds(labels[few])
+  tau = anchored.choose_tau(moments, tried, fold, scale)
+  trained, loss = anchored.fit_head(moments, known, anchor, tau)
+  return trained, terms | {"tau": float(tau), "loss": float(loss)}
+
+
+def anchor(run: Run, labels: Labels) -> anchored.Anchor:
+  """Returns what holds an adapter that is trained in steps.
+
+  That is the anchored head, which has seen the labels, not the Gaussian one.
+  """
+  held, terms = head(run, labels)
+  recipe = run.experiment.plan.recipe
+  tau = recipe.anchor * (terms["tau"] if recipe.anchor_unit == "fitted" else 1)
+  strength = tau / int((labels >= 0).sum())
+  second = pool_moments(run).second
+  return sharding.replicate(
+    anchored.Anchor(held, second, jnp.float32(strength)),
+    run.experiment.plan.mesh,
+  )
+
+
+def with_pool(
+  run: Run,
+  round_: int,
+  labels: Labels,
+  steps: Iterable[batches.Batch],
+  start_step: int,
+) -> Iterator[batches.Batch]:
+  """Adds random images of the pool, and the anchor's logits of them.
+
+  Which images a step gets depends on (seed, round, step) alone.
+  """
+  experiment = run.experiment
+  store = experiment.stores["train"]
+  usable = np.flatnonzero(store.ok)
+  held = head(run, labels)[0]
+  logits = _logits(
+    feature_cache.features(experiment, run.config, "train"), held
+  )
+  size = experiment.plan.recipe.batch
+  for step, batch in enumerate(steps, start_step):
+    rng = keys.generator(run.config.seed, round_, "pool", step)
+    rows = np.sort(rng.choice(usable, size, replace=len(usable) < size))
+    yield dataclasses.replace(
+      batch,
+      pool_images=np.concatenate([store.rows(i, i + 1) for i in rows.tolist()]),
+      anchor_logits=rowwise.rows_at(logits, rows),
+    )
+
+
+def rescored(
+  run: Run, scores: scoring.PoolScores, labels: Labels
+) -> scoring.PoolScores:
+  """Returns the scores with the logits of the anchored head of the labels."""
+  logits = _logits(scores.features, head(run, labels)[0])
+  return dataclasses.replace(scores, logits=logits)
+
+
+@rowwise.per_device(rows=("features",), out=rowwise.ROWS)
+def _logits(features, head):
+  return rowwise.each(head.logits, features)
+
+
+def padded(features: np.ndarray, classes: np.ndarray) -> anchored.Labels:
+  """Pads labels to a number of rows that changes rarely."""
+  size = max(LEAST_ROWS, 1 << (len(classes) - 1).bit_length())
+  gap = size - len(classes)
+  return anchored.Labels(
+    np.pad(features, [(0, gap), (0, 0)]),
+    np.pad(classes, (0, gap)),
+    np.pad(np.ones(len(classes), np.float32), (0, gap)),
+  )
+
+
+def folds(classes: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+  """Returns a part of the cross-validation for each label, spread by class."""
+  parts = np.empty(len(classes), np.int32)
+  parts[np.argsort(classes, kind="stable")] = (
+    np.arange(len(classes)) % anchored.FOLDS
+  )
+  return parts
+
+
+def adapter(run: Run, head: LinearHead) -> dict:
+  """Returns the head as the adapter of an `AnchoredClassifier`."""
+  scale = np.exp(run.experiment.plan.pretrained.params["logit_scale"])
+  return {
+    HEAD: {
+      "kernel": jnp.asarray(head.weights / scale),
+      "bias": jnp.asarray(head.bias),
+    }
+  }

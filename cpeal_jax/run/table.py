@@ -1,0 +1,87 @@
+"""The table of rounds on the terminal, and what it says about zero-shot."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cpeal_jax.config import Config
+from cpeal_jax.storage.record import ZERO_SHOT
+
+# The preset that holds an adapter above zero-shot, by the kind of the adapter.
+HELD = {"lora": "cpeal_lora_anchored", "prompts": "cpeal_prompt_anchored"}
+BELOW = "below zero-shot"
+Row = Mapping[str, Any]
+
+
+def header() -> str:
+  """Returns the header of the table whose lines `line` gives."""
+  return "     round  labeled  accuracy     ece     nll  seconds"
+
+
+def line(row: Row, zero_shot: float | None = None) -> str:
+  """Returns one round's metrics as a line of the table.
+
+  The last column adds up the seconds of all stages.
+
+  Args:
+    row: the metrics of the round.
+    zero_shot: the accuracy of the untrained model; a line with a lower one
+      says so. None if it is not known.
+  """
+  name = "zero-shot" if row["round"] == ZERO_SHOT else str(row["round"])
+  seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
+  cells = [
+    "-" if row.get(key) is None else f"{float(row[key]):.4f}"
+    for key in ("accuracy", "ece", "nll")
+  ]
+  mark = f"  {BELOW}" if _is_below(row, zero_shot) else ""
+  return (
+    f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
+    f"  {cells[2]:>6}  {seconds:>7.1f}{mark}"
+  )
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Returns the table of several rounds: a header, and a line for each."""
+  zero_shot = zero_shot_of(rows)
+  return "\n".join([header(), *(line(row, zero_shot) for row in rows)])
+
+
+def zero_shot_of(rows: Iterable[Row]) -> float | None:
+  """Returns the accuracy of the untrained model; None if it has no texts."""
+  accuracies = [row["accuracy"] for row in rows if row["round"] == ZERO_SHOT]
+  return accuracies[0] if accuracies else None
+
+
+def end_note(rows: Sequence[Row], config: Config) -> str | None:
+  """Returns a line about rounds below zero-shot, and what to do about them.
+
+  Args:
+    rows: the metrics of all rounds of a run.
+    config: of the run.
+  """
+  zero_shot = zero_shot_of(rows)
+  below = [row for row in rows if _is_below(row, zero_shot)]
+  if not below:
+    return None
+  worst = min(below, key=lambda row: row["accuracy"])
+  named = HELD.get(config.adapter.kind, "anchored")
+  presets = " or ".join(dict.fromkeys(("anchored", named)))
+  if config.variant in (named, "anchored"):
+    presets = ""
+  rounds = ", ".join(str(row["round"]) for row in below)
+  advice = (
+    f". The preset {presets} holds the model at the pool's own answers, as in "
+    f"--config={config.name or 'NAME'}:anchored"
+    if presets
+    else ""
+  )
+  return (
+    f"note: {BELOW} ({zero_shot:.4f}) in round {rounds}, by up to "
+    f"{zero_shot - worst['accuracy']:.4f} with {worst['labeled']} labels"
+    f"{advice}"
+  )
+
+
+def _is_below(row: Row, zero_shot: float | None) -> bool:
+  known = zero_shot is not None and row.get("accuracy") is not None
+  return known and row["accuracy"] < zero_shot

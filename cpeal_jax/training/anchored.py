@@ -1,0 +1,334 @@
+"""The anchored head: trained on the labels, held by the pool's own answers.
+
+The head minimizes, over its weights and bias,
+
+  sum over labels of cross entropy
+    + tau / 2 * mean over the pool of |logits - anchor logits|^2
+
+where the anchor is the Gaussian head of `gaussian`, tempered. For a linear head
+the mean over the pool is a quadratic form in the second moments of the
+features, so the pool itself is not needed any more.
+
+Labels come padded to any number of rows, with weight 0 for the padding, so that
+one compiled program serves several rounds.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from cpeal_jax.training import gaussian
+from cpeal_jax.training.gaussian import EXACT, LinearHead, PoolMoments
+
+# The strengths of the anchor that cross-validation chooses from.
+TAUS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
+# ln tau has a normal prior with deviation 1 around ln CENTER, and tau is at
+# least FLOOR while a class has no label: a few labels cannot show what training
+# unlearns in the classes of which they have none.
+CENTER, FLOOR = 30.0, 10.0
+FOLDS = 5
+# The prior of the logarithm of the inverse temperature is a Cauchy distribution
+# of this width around the matched scale. Its heavy tails give way where labels
+# contradict it strongly, as where the zero-shot model is far too sure.
+SCALE_WIDTH = 0.1
+# Without texts there is no scale to match: then the prior is around this scale,
+# at which the Gaussian head is calibrated on several data sets, and wide.
+TEXTLESS_SCALE, TEXTLESS_WIDTH = 0.3, 1.0
+# Where the logarithm is looked for, relative to the center of the prior.
+SCALES = np.linspace(-3.0, 3.0, 241, dtype=np.float32)
+# A small ridge keeps the second moments invertible if features are duplicated.
+RIDGE = 1e-5
+# L-BFGS ends when the norm of the gradient is below the tolerance.
+ITERATIONS, TOLERANCE, FOLD_TOLERANCE = 500, 1e-3, 1e-1
+
+
+class Labels(NamedTuple):
+  """Labeled images, padded to n rows.
+
+  Attributes:
+    features: their unit features.
+    classes: their classes.
+    weights: 1 for a label that counts, 0 for padding.
+  """
+
+  features: Float[Array | np.ndarray, "n D"]
+  classes: Int[Array | np.ndarray, " n"]
+  weights: Float[Array | np.ndarray, " n"]
+
+
+class Anchor(NamedTuple):
+  """What holds an adapter that is trained in steps.
+
+  Attributes:
+    head: the head whose logits of the pool the adapter should keep.
+    second: the mean over the pool of [f; 1] [f; 1]', of a frozen image tower.
+    strength: tau divided by the number of labels, since the loss of a step is a
+      mean over labels.
+  """
+
+  head: LinearHead
+  second: Float[Array, "E E"]
+  strength: Float[Array, ""]
+
+
+def squared_change(head: LinearHead, anchor: Anchor) -> Float[Array, ""]:
+  """Returns the mean over the pool of |logits - anchor logits|^2.
+
+  The logits of an image are taken relative to their mean over the classes, as
+  probabilities do not depend on it.
+  """
+  bias = (head.bias - anchor.head.bias)[:, None]
+  change = jnp.concatenate([head.weights - anchor.head.weights, bias], axis=1)
+  change -= jnp.mean(change, axis=0, keepdims=True)
+  mapped = jnp.matmul(change, anchor.second, precision=EXACT)
+  return jnp.sum(mapped * change)
+
+
+@jax.jit
+def make_anchor(
+  moments: PoolMoments, sample: Float[ArrayLike, "M D"], labels: Labels
+) -> tuple[LinearHead, Float[Array, ""]]:
+  """Returns the tempered Gaussian head, and its inverse temperature.
+
+  Args:
+    moments: of the pool.
+    sample: features of images that stand for the pool, for the temperature.
+    labels: the labels so far; all weights may be 0.
+  """
+  means, _ = gaussian.class_means(moments, *labels)
+  head = gaussian.gaussian_head(moments, means)
+  center, width = jnp.float32(np.log(TEXTLESS_SCALE)), TEXTLESS_WIDTH
+  if moments.has_texts:
+    center = matched_scale(head.logits(sample), moments.confidence)
+    width = SCALE_WIDTH
+  held_out = gaussian.leave_one_out_logits(moments, *labels)
+  scale = jnp.exp(fitted_scale(center, held_out, labels, width))
+  return LinearHead(scale * head.weights, scale * head.bias), scale
+
+
+def matched_scale(
+  logits: Float[Array, "M C"], confidence: Float[ArrayLike, ""]
+) -> Float[Array, ""]:
+  """Returns ln a for which softmax(a logits) has a given mean confidence.
+
+  The mean of the highest probabilities grows with a, so it is bisected.
+
+  Args:
+    logits: of images that stand for the pool.
+    confidence: the mean of the highest probabilities to reach.
+  """
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    highest = jnp.max(jax.nn.softmax(jnp.exp(middle) * logits), axis=1)
+    above = jnp.mean(highest) > confidence
+    return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+  low, high = jax.lax.fori_loop(
+    0, 30, halve, (jnp.float32(-12), jnp.float32(6))
+  )
+  return (low + high) / 2
+
+
+def fitted_scale(
+  center: Float[Array, ""],
+  logits: Float[Array, "n C"],
+  labels: Labels,
+  width: float = SCALE_WIDTH,
+) -> Float[Array, ""]:
+  """Returns the most probable ln a, given leave-one-out logits of the labels.
+
+  Args:
+    center: the center of the prior.
+    logits: leave-one-out logits.
+    labels: the labels.
+    width: the width of the prior.
+  """
+
+  def loss(step):
+    losses = cross_entropy(jnp.exp(center + step) * logits, labels.classes)
+    prior = jnp.log1p(jnp.square(step / width))
+    return jnp.sum(labels.weights * losses) + prior
+
+  steps = jnp.asarray(SCALES)
+  return center + steps[jnp.argmin(jax.lax.map(loss, steps))]
+
+
+def cross_entropy(
+  logits: Float[Array | np.ndarray, "n C"], classes: Int[ArrayLike, " n"]
+) -> Float[Array, " n"]:
+  """Returns the cross entropy of each row, in nats."""
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
+
+
+@partial(jax.jit, static_argnames="folds")
+def choose_tau(
+  moments: PoolMoments,
+  labels: Labels,
+  fold: Int[ArrayLike, " n"],
+  scale: Float[ArrayLike, ""],
+  *,
+  folds: int = FOLDS,
+) -> Float[Array, ""]:
+  """Returns the strength of the anchor that cross-validation prefers.
+
+  Neither the head nor the anchor of a part sees the labels of the part.
+
+  Args:
+    moments: of the pool.
+    labels: the labels.
+    fold: the part to which each label belongs, from 0.
+    scale: the inverse temperature of the anchor.
+    folds: how many parts there are.
+  """
+  rows, _ = whitened(moments, labels.features)
+  taus = jnp.asarray(TAUS)
+  classes = moments.means.shape[0]
+  counts = jnp.zeros(classes).at[labels.classes].add(labels.weights)
+  allowed = (taus >= FLOOR) | jnp.all(counts > 0)
+
+  def without(part):
+    return labels._replace(weights=labels.weights * (fold != part))
+
+  def offsets_of(part):
+    means, _ = gaussian.class_means(moments, *without(part))
+    head = gaussian.gaussian_head(moments, means)
+    return jnp.asarray(scale * head.logits(labels.features))
+
+  # One part at a time, as XLA multiplies batches of matrices slowly on a CPU.
+  parts = jnp.arange(folds)
+  offsets = jax.lax.map(offsets_of, parts)
+
+  # The solution for one tau is where the search for the next lower one starts.
+  # A tau whose prior alone costs more than the best so far cannot be the best.
+  def at_tau(carry, of_tau):
+    starts, best = carry
+    tau, prior, is_allowed = of_tau
+
+    def held_out_loss(part_offsets_start):
+      part, offset, start = part_offsets_start
+      u = solve(rows, offset, without(part), tau, start, FOLD_TOLERANCE)
+      logits = offset + jnp.matmul(rows, u, precision=EXACT)
+      losses = cross_entropy(logits, labels.classes)
+      return u, jnp.sum(labels.weights * (fold == part) * losses)
+
+    starts, losses = jax.lax.cond(
+      is_allowed & (prior < best),
+      lambda: jax.lax.map(held_out_loss, (parts, offsets, starts)),
+      lambda: (starts, jnp.full(folds, jnp.inf)),
+    )
+    total = prior + jnp.sum(losses)
+    return (starts, jnp.minimum(best, total)), total
+
+  start = jnp.zeros((folds, rows.shape[1], classes))
+  prior = jnp.square(jnp.log(taus / CENTER)) / 2
+  carry = start, jnp.float32(jnp.inf)
+  _, totals = jax.lax.scan(at_tau, carry, (taus, prior, allowed))
+  return taus[jnp.argmin(totals)]
+
+
+def whitened(
+  moments: PoolMoments, features: Float[Array | np.ndarray, "n D"]
+) -> tuple[Float[Array, "n E"], Float[Array, "E E"]]:
+  """Returns L^-1 [f; 1] for each feature f, and L, where L L' = moments.second.
+
+  A change V of the head's weights and bias changes the logits of the pool by
+  V [f; 1], whose mean square is |V L|^2. So in terms of u = (V L)' the anchor
+  costs tau / 2 |u|^2, and the logits of a label change by u' L^-1 [f; 1].
+  """
+  size = moments.second.shape[0]
+  factor = jnp.linalg.cholesky(moments.second + RIDGE * jnp.eye(size))
+  ones = jnp.ones((len(features), 1))
+  extended = jnp.concatenate([jnp.asarray(features), ones], axis=1)
+  rows = jax.scipy.linalg.solve_triangular(factor, extended.T, lower=True)
+  return rows.T, factor
+
+
+@jax.jit
+def fit_head(
+  moments: PoolMoments,
+  labels: Labels,
+  anchor: LinearHead,
+  tau: Float[ArrayLike, ""],
+) -> tuple[LinearHead, Float[Array, ""]]:
+  """Returns the anchored head, and what it reached of its objective.
+
+  Args:
+    moments: of the pool.
+    labels: the labels.
+    anchor: the head to stay close to.
+    tau: the strength of the anchor; 0 is not allowed, infinity gives the
+      anchor.
+  """
+  rows, factor = whitened(moments, labels.features)
+  offsets = anchor.logits(labels.features)
+  start = jnp.zeros((rows.shape[1], offsets.shape[1]))
+  u = solve(rows, offsets, labels, tau, start, TOLERANCE)
+  change = jax.scipy.linalg.solve_triangular(factor, u, lower=True, trans=1)
+  weights, bias = anchor.weights + change[:-1].T, anchor.bias + change[-1]
+  value = objective(u, rows, offsets, labels, tau)
+  return LinearHead(weights, bias), value
+
+
+def objective(
+  u: Float[Array, "E C"],
+  rows: Float[Array, "n E"],
+  offsets: Float[Array, "n C"],
+  labels: Labels,
+  tau: Float[ArrayLike, ""],
+) -> Float[Array, ""]:
+  """Returns sum CE(offsets + rows @ u) + tau / 2 |u|^2, see `whitened`."""
+  logits = offsets + jnp.matmul(rows, u, precision=EXACT)
+  losses = cross_entropy(logits, labels.classes)
+  return jnp.sum(labels.weights * losses) + tau / 2 * jnp.sum(jnp.square(u))
+
+
+def solve(
+  rows: Float[Array, "n E"],
+  offsets: Float[Array, "n C"],
+  labels: Labels,
+  tau: Float[ArrayLike, ""],
+  start: Float[Array, "E C"],
+  tolerance: float,
+) -> Float[Array, "E C"]:
+  """Minimizes `objective` over u by L-BFGS.
+
+  Args:
+    rows: whitened features of the labeled images.
+    offsets: their logits by the anchor.
+    labels: the labels.
+    tau: the strength of the anchor.
+    start: where the search starts.
+    tolerance: the norm of the gradient at which it ends.
+  """
+
+  def loss(u):
+    return objective(u, rows, offsets, labels, tau)
+
+  solver = optax.lbfgs()
+  value_and_grad = optax.value_and_grad_from_state(loss)
+
+  def step(carry):
+    u, state = carry
+    value, gradient = value_and_grad(u, state=state)
+    updates, state = solver.update(
+      gradient, state, u, value=value, grad=gradient, value_fn=loss
+    )
+    return optax.apply_updates(u, updates), state
+
+  def goes_on(carry):
+    _, state = carry
+    count = optax.tree.get(state, "count")
+    steep = optax.tree.norm(optax.tree.get(state, "grad")) > tolerance
+    return (count == 0) | ((count < ITERATIONS) & steep)
+
+  u: Any
+  u, _ = jax.lax.while_loop(goes_on, step, (start, solver.init(start)))
+  return u

@@ -1,0 +1,137 @@
+"""Prints the tables of the comparison of anchored adapters in Markdown.
+
+  python experiments/anchored_table.py --data=eurosat --adapters=anchored \
+    --seeds=1,2,3 --out=runs/anchored --base=anchored/random
+
+A table has a line for each adapter and method that has runs. Differences are to
+the arm `--base`, paired by seed, with the intervals and tests of
+`methods_table.py`. `docs/preregistration.md` says what was fixed before.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+
+import numpy as np
+from anchored import parse, workdir
+from methods_table import holm, interval
+
+FLIPS = 20_000
+COLUMNS = (
+  *("adapter", "method", "seeds", "mean", "difference [95 %]", "p (Holm)"),
+  *("10", "40", "100", "least above zero-shot", "ECE", "NLL", "worst class"),
+  "50 labels = random",
+)
+Runs = dict[int, list[dict]]
+
+
+def read(options: argparse.Namespace, adapter: str, method: str) -> Runs:
+  """Returns the rows of every finished seed, round -1 first where there is."""
+  runs = {}
+  for seed in options.seeds:
+    path = workdir(options, adapter, method, seed, 0) / "metrics.jsonl"
+    if not path.exists():
+      continue
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows.sort(key=lambda row: row["round"])
+    if rows[-1]["round"] == 9:
+      runs[seed] = rows
+  return runs
+
+
+def curve(rows: list[dict], key: str) -> np.ndarray:
+  """Returns a metric of the ten rounds, in percent."""
+  return 100 * np.array([row[key] for row in rows if row["round"] >= 0])
+
+
+def sign_flip(gaps: np.ndarray) -> float:
+  """Returns the two-sided p of the mean, by all or by random sign flips."""
+  if len(gaps) <= 12:
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(gaps))))
+  else:
+    signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, len(gaps)))
+  return float(np.mean(np.abs(signs @ gaps) >= abs(gaps.sum()) - 1e-9))
+
+
+def random_labels(accuracy: float, random: np.ndarray) -> str:
+  """Returns how many random labels give an accuracy, by the mean curve."""
+  best = np.maximum.accumulate(random)
+  if accuracy < best[0]:
+    return "< 10"
+  if accuracy > best[-1]:
+    return "> 100"
+  return f"{np.interp(accuracy, best, 10.0 * np.arange(1, 11)):.0f}"
+
+
+def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
+  """Returns the table, the arm with the highest mean accuracy first."""
+  gaps: dict[tuple[str, str], np.ndarray] = {}
+  for arm, runs in arms.items():
+    shared = sorted(set(runs) & set(arms[base]))
+    if arm != base and shared:
+      gaps[arm] = np.array(
+        [
+          curve(runs[s], "accuracy").mean()
+          - curve(arms[base][s], "accuracy").mean()
+          for s in shared
+        ]
+      )
+  adjusted = holm({arm: sign_flip(gap) for arm, gap in gaps.items()})
+  random = np.mean(
+    [curve(rows, "accuracy") for rows in arms[base].values()], axis=0
+  )
+  zero_shot = next(
+    row["accuracy"]
+    for runs in arms.values()
+    for rows in runs.values()
+    for row in rows[:1]
+    if row["round"] == -1
+  )
+  lines = [
+    f"Zero-shot {100 * zero_shot:.1f} %. Differences are to {' '.join(base)}.",
+    "",
+    "| " + " | ".join(COLUMNS) + " |",
+    "|---" * len(COLUMNS) + "|",
+  ]
+
+  def mean_of(arm: tuple[str, str]) -> float:
+    runs = arms[arm].values()
+    return float(np.mean([curve(rows, "accuracy") for rows in runs]))
+
+  for arm in sorted(arms, key=mean_of, reverse=True):
+    runs = list(arms[arm].values())
+    accuracy = np.array([curve(rows, "accuracy") for rows in runs])
+    means = accuracy.mean(axis=0)
+    cells = [*arm, str(len(runs)), f"{means.mean():.1f}"]
+    if arm in gaps:
+      low, high = interval(gaps[arm])
+      cells.append(f"{gaps[arm].mean():+.1f} [{low:+.1f}, {high:+.1f}]")
+      cells.append(f"{adjusted[arm]:.3f}")
+    else:
+      cells += ["", ""]
+    cells += [f"{means[i]:.1f}" for i in (0, 3, 9)]
+    cells.append(f"{accuracy.min() - 100 * zero_shot:+.1f}")
+    ece = np.array([curve(rows, "ece") for rows in runs])
+    cells.append(f"{ece.mean():.1f} (at most {ece.max():.1f})")
+    nll = np.mean([curve(rows, "nll") for rows in runs]) / 100
+    worst = np.mean([curve(rows, "worst_class") for rows in runs])
+    cells += [f"{nll:.3f}", f"{worst:.1f}", random_labels(means[4], random)]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  word = next(word for word in sys.argv if word.startswith("--base="))
+  sys.argv.remove(word)
+  base = word.removeprefix("--base=").split("/")
+  options = parse()
+  arms = {}
+  for arm in itertools.product(options.adapters, options.methods):
+    if runs := read(options, *arm):
+      arms[arm] = runs
+  print(table(arms, (base[0], base[1])))
+
+
+if __name__ == "__main__":
+  main()
