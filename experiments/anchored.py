@@ -10,10 +10,13 @@ test data. Runs resume, so this script can be stopped and started again.
 """
 
 import argparse
+import contextlib
+import csv
 import dataclasses
 import itertools
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ import numpy as np
 from cpeal_jax import config as config_lib
 from cpeal_jax.config.load import load
 from cpeal_jax.data.pools import Dataset, Split
-from cpeal_jax.run import build, loop
+from cpeal_jax.run import anchoring, build, loop, stages
 from cpeal_jax.run.plan import make_plan
 
 STEPS = {
@@ -39,6 +42,20 @@ ADAPTERS: dict[str, dict] = {
   "lora": LORA | {"train.augment": True},
   "lora+anchor": LORA | {"loss.anchor": 3.0},
 }
+CALIBRATIONS: dict[str, dict] = {
+  "cal": {"loss.calibration": "balanced"},
+  "cal W.1": {"loss.calibration": "balanced", "loss.weight": 0.1},
+  "cal W.3": {"loss.calibration": "balanced", "loss.weight": 0.3},
+  "cal unbalanced": {"loss.calibration": "unbalanced"},
+  "cal flat": {"loss.calibration": "balanced", "loss.anneal": False},
+  "avuc": {"loss.calibration": "avuc"},
+  "margins": {"loss.calibration": "margin_statistics"},
+}
+for name in ("prompts+anchor", "lora+anchor"):
+  ADAPTERS |= {
+    f"{name}+{loss}": ADAPTERS[name] | values
+    for loss, values in CALIBRATIONS.items()
+  }
 METHODS: dict[str, dict] = {
   "random": {"round0": "random"},
   "entropy": {},
@@ -52,6 +69,14 @@ METHODS: dict[str, dict] = {
   "uherding margin": {"acquisition.uherding.uncertainty": "margin"},
   "uherding entropy": {"acquisition.uherding.uncertainty": "entropy"},
   "maxherding": {"acquisition.uherding.uncertainty": "none"},
+}
+# Not among the methods that are compared by default.
+CEC = {
+  "cec alpha 0": {"acquisition.cec.alpha": 0.0},
+  "cec alpha 1": {"acquisition.cec.alpha": 1.0},
+  "cec 5 neighbors": {"scoring.neighbors": 5},
+  "cec 20 neighbors": {"scoring.neighbors": 20},
+  "cec rbf": {"acquisition.cec.kernel": "rbf"},
 }
 NAMES = {"maxherding": "uherding"}
 # The share of the training images that a pool has of its most frequent class,
@@ -129,7 +154,7 @@ def config_of(
   }
   # Without an anchor the first labels are drawn, as in the papers.
   values["round0"] = "pool" if "anchor" in adapter else "random"
-  values |= METHODS[method]
+  values |= (METHODS | CEC)[method]
   if name != "digits":
     # Only a part of CIFAR-10 was available.
     values["dataset.check_counts"] = False
@@ -143,10 +168,50 @@ def config_of(
   return config
 
 
+def picked(folder: Path) -> list[list[str]]:
+  """Returns the ids that each round of a workdir bought."""
+  rounds = []
+  for path in sorted(folder.glob("rounds/*/selection.csv")):
+    with open(path) as file:
+      rounds.append([row["id"] for row in csv.DictReader(file)])
+  return rounds
+
+
+@contextlib.contextmanager
+def replayed(folder: Path | None) -> Iterator[None]:
+  """Makes runs buy what another run bought; None lets them choose."""
+  if folder is None:
+    yield
+    return
+  rounds = picked(folder)
+  score, select, rescored = stages.score, stages.select, anchoring.rescored
+
+  def select_again(run, round_, adapter, labels, scores):
+    del adapter, labels, scores
+    ids = rounds[round_]
+    ranks = list(range(len(ids)))
+    run.journal.commit_selection(
+      round_, selection={"id": ids, "rank": ranks}, scores={"id": ids}
+    )
+    return ids
+
+  def score_tests(run, adapter, split, labels=None):
+    # The pool need not be scored.
+    return None if split == "train" else score(run, adapter, split, labels)
+
+  stages.score, stages.select = score_tests, select_again
+  anchoring.rescored = lambda run, scores, labels: scores
+  try:
+    yield
+  finally:
+    stages.score, stages.select = score, select
+    anchoring.rescored = rescored
+
+
 def workdir(
   options: argparse.Namespace, adapter: str, method: str, seed: int, pool: int
 ) -> Path:
-  folder = f"{adapter}/{method.replace(' ', '_')}"
+  folder = f"{adapter}/{method}".replace(" ", "_")
   part = f"seed{seed}.{pool}" if pool else f"seed{seed}"
   return options.out / options.data / folder / part
 
@@ -158,7 +223,10 @@ def run(options: argparse.Namespace) -> None:
     experiment = None
     for method in options.methods:
       config = config_of(options, adapter, method, seed)
-      folder = workdir(options, adapter, method, seed, pool)
+      name = (
+        f"{adapter} on {options.labels_of}" if options.labels_of else adapter
+      )
+      folder = workdir(options, name, method, seed, pool)
       if (folder / f"rounds/{config.rounds - 1:03d}/DONE").exists():
         continue
       if experiment is None:
@@ -167,7 +235,11 @@ def run(options: argparse.Namespace) -> None:
         plan = dataclasses.replace(plan, dataset=data)
         experiment = build.build(config, plan)
       start = time.monotonic()
-      loop.run(config, folder, experiment=experiment)
+      source = options.labels_of and workdir(
+        options, options.labels_of, method, seed, pool
+      )
+      with replayed(source or None):
+        loop.run(config, folder, experiment=experiment)
       shutil.rmtree(folder / "checkpoints")
       seconds = time.monotonic() - start
       print(f"== {adapter}, {method}, seed {seed}.{pool}: {seconds:.0f} s")
@@ -191,6 +263,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--root", help="the data set's directory")
   parser.add_argument("--weights", help="a CLIP's directory or hub id")
   parser.add_argument("--out", type=Path, default=Path("runs/anchored"))
+  parser.add_argument("--labels-of", help="buy what this adapter's run bought")
   parser.add_argument("--set", type=words, default=[], help="KEY=VALUE,...")
   return parser.parse_args()
 

@@ -10,15 +10,13 @@ are those of the frozen image tower, standardised by the pool; C is chosen by
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
-from anchored import config_of, parse, with_pool, workdir
+from anchored import config_of, parse, picked, with_pool, workdir
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
 from cpeal_jax import metrics
@@ -47,15 +45,6 @@ def logits_of(
   probabilities = model.fit(x, y).predict_proba(test)
   out[:, found] = np.log(np.maximum(probabilities, 1e-12))
   return out
-
-
-def picked(folder: Path) -> list[list[str]]:
-  """Returns the ids that each round bought."""
-  rounds = []
-  for path in sorted(folder.glob("rounds/*/selection.csv")):
-    with open(path) as file:
-      rounds.append([row["id"] for row in csv.DictReader(file)])
-  return rounds
 
 
 def run(options: argparse.Namespace) -> None:
