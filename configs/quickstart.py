@@ -60,10 +60,13 @@ def get_config(variant: str = "cpeal_lora"):
   config.train.optimizer = "adamw"
   config.train.learning_rate = 5e-3
   config.train.epochs = 40
-  config.train.augment = False
   config.scoring.tile = 32
   PRESETS[variant](config)
+  config.train.augment = False
   if variant == "cpeal_prompt":
     config.train.learning_rate = 2e-3
+    config.train.epochs = 100
+  if variant == "cpeal_prompt_anchored":
+    config.train.learning_rate = 5e-3
     config.train.epochs = 100
   return config

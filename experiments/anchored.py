@@ -34,13 +34,21 @@ STEPS = {
 }
 PROMPTS = {"adapter.kind": "prompts", "train.epochs": 50, **STEPS}
 LORA = {"adapter.kind": "lora", "train.epochs": 10, **STEPS}
+LORA["train.augment"] = True
+ANCHOR = {"loss.anchor": 1.0, "loss.anchor_unit": "fitted"}
 # What is trained.
 ADAPTERS: dict[str, dict] = {
   "anchored": {"adapter.kind": "anchored"},
   "prompts": PROMPTS,
-  "prompts+anchor": PROMPTS | {"loss.anchor": 3.0, "train.epochs": 200},
-  "lora": LORA | {"train.augment": True},
-  "lora+anchor": LORA | {"loss.anchor": 3.0},
+  "prompts from template": PROMPTS | {"adapter.prompts.initial": "template"},
+  "prompts+anchor": {
+    **PROMPTS,
+    **ANCHOR,
+    "adapter.prompts.initial": "template",
+    "train.learning_rate": 0.001,
+  },
+  "lora": LORA,
+  "lora+anchor": LORA | ANCHOR | {"train.epochs": 40},
 }
 CALIBRATIONS: dict[str, dict] = {
   "cal": {"loss.calibration": "balanced"},

@@ -119,18 +119,27 @@ def _anchored(config: Config) -> None:
   config.acquisition.balance = "off"
 
 
-def _cpeal_lora_anchored(config: Config) -> None:
+def _held(config: Config) -> None:
   _anchored(config)
-  config.adapter.kind = "lora"
-  config.loss.anchor = 10.0
+  config.loss.anchor = 1.0
+  config.loss.anchor_unit = "fitted"
   config.train.optimizer = "adamw"
+
+
+def _cpeal_lora_anchored(config: Config) -> None:
+  _held(config)
+  config.adapter.kind = "lora"
+  config.train.augment = True
   config.train.learning_rate = 5e-3
+  config.train.epochs = 40
 
 
 def _cpeal_prompt_anchored(config: Config) -> None:
-  _cpeal_lora_anchored(config)
+  _held(config)
   config.adapter.kind = "prompts"
-  config.train.epochs = 200
+  config.adapter.prompts.initial = "template"
+  config.train.learning_rate = 1e-3
+  config.train.epochs = 50
 
 
 def _linear_probe(config: Config) -> None:
