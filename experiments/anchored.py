@@ -24,7 +24,7 @@ import numpy as np
 from cpeal_jax import config as config_lib
 from cpeal_jax.config.load import load
 from cpeal_jax.data.pools import Dataset, Split
-from cpeal_jax.run import anchoring, build, loop, stages
+from cpeal_jax.run import anchoring, build, loop, selecting, stages
 from cpeal_jax.run.plan import make_plan
 
 STEPS = {
@@ -192,7 +192,7 @@ def replayed(folder: Path | None) -> Iterator[None]:
     yield
     return
   rounds = picked(folder)
-  score, select, rescored = stages.score, stages.select, anchoring.rescored
+  score, select, rescored = stages.score, selecting.select, anchoring.rescored
 
   def select_again(run, round_, adapter, labels, scores):
     del adapter, labels, scores
@@ -203,16 +203,16 @@ def replayed(folder: Path | None) -> Iterator[None]:
     )
     return ids
 
-  def score_tests(run, adapter, split, labels=None):
+  def score_tests(run, adapter, split, taken=None):
     # The pool need not be scored.
-    return None if split == "train" else score(run, adapter, split, labels)
+    return None if split == "train" else score(run, adapter, split, taken)
 
-  stages.score, stages.select = score_tests, select_again
+  stages.score, selecting.select = score_tests, select_again
   anchoring.rescored = lambda run, scores, labels: scores
   try:
     yield
   finally:
-    stages.score, stages.select = score, select
+    stages.score, selecting.select = score, select
     anchoring.rescored = rescored
 
 

@@ -307,6 +307,9 @@ TABLE = (
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 
+  ("oracle.audit", 0, RESULT, between(0, 100_000),
+   "images in each round that are drawn at random to measure the model and "
+   "never trained on, beside those that budget buys"),
   ("oracle.selective", False, RESULT, YES_NO,
    "selective querying: a pick that the model is sure about takes its "
    "prediction as label and costs nothing"),

@@ -79,9 +79,16 @@ class Journal:
     """Records a round's labels (class names) and who gave each."""
     self._first(record.write_labels, round_, ids, labels, sources=sources)
 
-  def labels(self, rounds: int) -> dict[str, str]:
-    """Class names by id, of the labels that the first `rounds` rounds got."""
+  def answers(self, rounds: int) -> dict[str, str]:
+    """Class names by id, of the images that the first rounds asked about.
+
+    The name is empty where nobody could label the image.
+    """
     return self._first(record.read_labels, range(rounds))
+
+  def audited(self, rounds: int) -> set[str]:
+    """The ids that the first `rounds` rounds drew to measure the model."""
+    return self._first(record.audited, range(rounds))
 
   def label_sources(self, rounds: int) -> dict[str, int]:
     """How many labels of the first `rounds` rounds came from each source."""

@@ -15,18 +15,19 @@ import numpy as np
 from etils import epath
 
 from cpeal_jax import config as config_lib
-from cpeal_jax.errors import InputError
 from cpeal_jax.oracle import PSEUDO, SimulatedOracle
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import anchoring, describe, fitting, stages, table
+from cpeal_jax.run import anchoring, describe, fitting, selecting, stages, table
+from cpeal_jax.run import known as known_lib
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
 from cpeal_jax.run.datasets import prepare_dataset
 from cpeal_jax.run.fitting import Preempted
 from cpeal_jax.run.journal import Journal
+from cpeal_jax.run.known import Known
 from cpeal_jax.run.plan import make_plan, refuse_other_settings
-from cpeal_jax.run.stages import Labels, Run
+from cpeal_jax.run.stages import Run
 from cpeal_jax.storage import checkpoint, record
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
@@ -151,14 +152,14 @@ def rounds(run: Run) -> list[dict]:
   earlier = [row for row in journal.rows() if row["round"] < done]
   zero_shot = table.zero_shot_of(earlier)
   say(table.table(earlier))
-  labels = known_labels(run, done)
-  adapter = fitting.adapter_of(run, done - 1, labels)
+  known = known_lib.known(run, done)
+  adapter = fitting.adapter_of(run, done - 1, known.labels)
   # The first round compiles the fit and the second the selection, so the third
   # is the first without compilations.
   traced = min(done + 2, config.rounds - 1)
   for round_ in range(done, config.rounds):
     with profile(config.profile if round_ == traced else ""):
-      adapter, labels = play(run, round_, adapter, labels)
+      adapter, known = play(run, round_, adapter, known)
     say(table.line(journal.rows()[-1], zero_shot))
   rows = journal.rows()
   if note := table.end_note(rows, config):
@@ -167,32 +168,32 @@ def rounds(run: Run) -> list[dict]:
 
 
 def play(
-  run: Run, round_: int, adapter: dict | None, labels: Labels
-) -> tuple[dict, Labels]:
+  run: Run, round_: int, adapter: dict | None, known: Known
+) -> tuple[dict, Known]:
   """Plays one round: from the model of the round before to a new one.
 
   Args:
     run: the parts of the run.
     round_: number of the round, counted from 0.
     adapter: the adapter of the round before; None for the pretrained model.
-    labels: [N] class indices of the pool's images, -1 where not known yet.
+    known: what the rounds before have learned about the pool.
 
   Returns:
-    The trained adapter, and the labels including this round's.
+    The trained adapter, and what is known including this round's answers.
   """
   clock, journal = Clock(), run.journal
   picked = journal.selected(round_)
   if picked is None:
     with clock.stage("score"):
-      scores = stages.score(run, adapter, "train", labels)
+      scores = stages.score(run, adapter, "train", known.taken)
       if round_ == 0 and run.config.round0 == "pool":
-        scores = anchoring.rescored(run, scores, labels)
+        scores = anchoring.rescored(run, scores, known.labels)
     with clock.stage("select"):
-      picked = stages.select(run, round_, adapter, labels, scores)
+      picked = selecting.select(run, round_, adapter, known, scores)
   reveal(run, round_, picked)
-  bought = known_labels(run, round_ + 1)
+  now = known_lib.known(run, round_ + 1)
   with clock.stage("fit"):
-    adapter, terms = fitting.fit(run, round_, bought)
+    adapter, terms = fitting.fit(run, round_, now.labels)
   sources = journal.label_sources(round_ + 1)
   pseudo = sources.get(PSEUDO, 0)
   with clock.stage("evaluate"):
@@ -202,13 +203,13 @@ def play(
   if run.config.oracle.selective:
     row["pseudo_labeled"] = pseudo
   classes = len(run.experiment.plan.dataset.classes)
-  new = np.bincount(bought[bought != labels], minlength=classes)
+  new = np.bincount(now.labels[now.labels != known.labels], minlength=classes)
   row["selected_per_class"] = " ".join(map(str, new))
   row |= {f"train_{name}": value for name, value in terms.items()}
   row |= {f"seconds_{name}": value for name, value in clock.seconds.items()}
   journal.write_row(row)
   journal.finish(round_)
-  return adapter, bought
+  return adapter, now
 
 
 def reveal(run: Run, round_: int, picked: list[str]) -> None:
@@ -229,24 +230,4 @@ def reveal(run: Run, round_: int, picked: list[str]) -> None:
     sources=[
       PSEUDO if id_ in by_model else run.oracle.source for id_ in picked
     ],
-  )
-
-
-def known_labels(run: Run, rounds_: int) -> Labels:
-  """The pool's labels as the first `rounds_` rounds recorded them.
-
-  Returns:
-    [N] class indices, -1 where no label was bought.
-  """
-  dataset = run.experiment.plan.dataset
-  bought = run.journal.labels(rounds_)
-  number = {name: i for i, name in enumerate(dataset.classes)}
-  if unknown := sorted(set(bought.values()).difference(number)):
-    raise InputError(
-      f"a finished round bought the label {unknown[0]!r}, which is no class "
-      "any more: restore the class names, or use another --workdir."
-    )
-  return np.array(
-    [number[bought[i]] if i in bought else -1 for i in dataset.train.ids],
-    np.int32,
   )

@@ -1,4 +1,4 @@
-"""The stages of a round except the fit: score, select and evaluate.
+"""The stages of a round that the pretrained model has too: score, evaluate.
 
 Each is a function of the run and of the results of earlier stages. The stages
 read the config, so that the functions they call take plain arguments.
@@ -9,19 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
-from cpeal_jax import acquisition, evaluation, keys, oracle, scoring
 from cpeal_jax import config as config_lib
+from cpeal_jax import evaluation, oracle, scoring
 from cpeal_jax.models import text
-from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import feature_cache, precompile
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.journal import Journal
 from cpeal_jax.storage import checkpoint
-from cpeal_jax.training import TrainingError, objective
+from cpeal_jax.training import TrainingError
 
 Labels = Int32[np.ndarray, " N"]
 
@@ -51,7 +50,7 @@ def score(
   run: Run,
   adapter: dict | None,
   split: str,
-  labels: Labels | None = None,
+  taken: Bool[np.ndarray, " N"] | None = None,
 ) -> scoring.PoolScores:
   """Computes logits and features of all images of a split.
 
@@ -59,12 +58,11 @@ def score(
     run: the parts of the run.
     adapter: the trained adapter; None for the pretrained model.
     split: `train` (the pool), `val` or `test`.
-    labels: [N] class indices of the pool's images, -1 where not known. With
-      them, each image's nearest neighbors among the images that can still be
-      bought are computed too.
+    taken: which images of the pool cannot be bought any more. With it, each
+      image's nearest neighbors among the others are computed too.
   """
   experiment = run.experiment
-  scorer = _scorer(experiment, adapter)
+  scorer = scorer_of(experiment, adapter)
   # The features of a frozen image tower are computed once.
   is_frozen = not experiment.plan.classifier.trains_images
   if adapter is None or is_frozen:
@@ -78,9 +76,9 @@ def score(
         scorer, experiment.params, adapter, images, progress=advance
       )
   search: dict[str, Any] = {}
-  if labels is not None and run.config.scoring.neighbors:
+  if taken is not None and run.config.scoring.neighbors:
     search["neighbors"] = run.config.scoring.neighbors
-    search["where"] = (labels < 0) & experiment.stores[split].ok
+    search["where"] = ~taken & experiment.stores[split].ok
     if adapter is None or is_frozen:
       search["known"] = feature_cache.neighbors(experiment, run.config)
   return scoring.score_pool(
@@ -93,142 +91,9 @@ def score(
   )
 
 
-def _scorer(experiment: Experiment, adapter: dict | None) -> scoring.Scorer:
+def scorer_of(experiment: Experiment, adapter: dict | None) -> scoring.Scorer:
+  """Returns the functions of the trained model, or of the pretrained one."""
   return experiment.zero_scorer if adapter is None else experiment.scorer
-
-
-def pool_view(
-  run: Run,
-  round_: int,
-  adapter: dict | None,
-  labels: Labels,
-  scores: scoring.PoolScores,
-) -> acquisition.PoolView:
-  """Returns what an acquisition method may see of the pool.
-
-  Beyond the scores, this includes what only the chosen method needs, such as
-  the results of stochastic passes.
-  """
-  experiment, settings = run.experiment, run.config.acquisition
-  scorer = _scorer(experiment, adapter)
-  extras = {}
-  scale = np.exp(experiment.plan.pretrained.params["logit_scale"])
-  if experiment.plan.zero_shot.has_texts:
-    has_texts = experiment.plan.classifier.has_texts
-    texts = (scorer if has_texts else experiment.zero_scorer).embed(
-      experiment.params, adapter if has_texts and adapter else {}
-    )
-    extras["class_embeddings"] = np.asarray(texts)
-    extras["logit_scale"] = scale
-  if adapter is not None and HEAD in adapter:
-    head = adapter[HEAD]
-    extras["head_weights"] = scale * np.asarray(head["kernel"])
-    extras["head_bias"] = np.asarray(head["bias"])
-  if settings.name == "learning_loss" and adapter is not None:
-    losses = objective.predicted_losses(adapter, scores.logits)
-    extras["predicted_loss"] = losses
-  uses_bald = "bald" in config_lib.methods_of(run.config)
-  if uses_bald and settings.bald.noise == "lora" and adapter is not None:
-    images = experiment.stores["train"]
-    total = settings.bald.passes * len(images)
-    with stage("stochastic passes", total, "images") as advance:
-      extras["mean_probs"], extras["mean_entropy"] = experiment.stochastic(
-        experiment.params,
-        adapter,
-        images,
-        keys.key(run.config.seed, round_, "passes"),
-        settings.bald.passes,
-        advance,
-      )
-  # An image that cannot be decoded counts as labeled here, so that no method
-  # may choose it.
-  taken = (labels >= 0) | ~experiment.stores["train"].ok
-  rows = {"mesh": scorer.mesh, "to": len(scores.features)}
-  return acquisition.PoolView(
-    logits=scores.logits,
-    features=scores.features,
-    labeled=sharding.place(taken, **rows, fill=True),
-    labels=sharding.place(labels, **rows, fill=-1),
-    total=scores.total,
-    neighbor_indices=scores.neighbor_indices,
-    neighbor_similarities=scores.neighbor_similarities,
-    **extras,
-  )
-
-
-def select(
-  run: Run,
-  round_: int,
-  adapter: dict | None,
-  labels: Labels,
-  scores: scoring.PoolScores,
-) -> list[str]:
-  """Chooses the round's images and records them; returns their ids."""
-  settings, dataset = run.config.acquisition, run.experiment.plan.dataset
-  ids, paths = dataset.train.ids, dataset.train.paths
-  pool = pool_view(run, round_, adapter, labels, scores)
-  name, options = settings.name, {}
-  if _is_early(run, labels):
-    name = settings.early
-  if round_ == 0:
-    # The setting `round0` names the method of this round. In the papers it is
-    # `random` for all methods.
-    if run.config.round0 not in ("zero_shot", "pool"):
-      name = run.config.round0
-  else:
-    options = {
-      "balance_rule": None if settings.balance == "off" else settings.balance,
-      "candidates": int(settings.candidates * len(ids)),
-      "within": settings.within,
-      "preselect": settings.preselect or None,
-      "gamma": settings.gamma,
-    }
-  picks = acquisition.choose(
-    name,
-    keys.key(run.config.seed, round_, "select"),
-    pool,
-    run.experiment.plan.budget,
-    min_distance=settings.min_distance,
-    **options,
-    **(settings[name].to_dict() if name in settings else {}),
-  )
-  reasons = acquisition.explain(
-    name,
-    pool,
-    picks,
-    balance_rule=options.get("balance_rule"),
-    classes=dataset.classes,
-  )
-  if run.config.oracle.selective:
-    guesses = acquisition.columns(pool)
-    sure = oracle.sure_enough(
-      guesses["confidence"],
-      guesses["prediction"],
-      labels,
-      np.asarray(picks.indices),
-    )
-    names = zip(reasons["prediction"], sure, strict=True)
-    reasons["pseudo_label"] = [
-      name if is_sure else "" for name, is_sure in names
-    ]
-  run.journal.commit_selection(
-    round_,
-    selection={
-      "id": [ids[i] for i in picks.indices],
-      "path": [paths[i] for i in picks.indices],
-      "rank": list(range(len(picks.indices))),
-      **reasons,
-    },
-    scores={"id": list(ids), **acquisition.columns(pool, picks)},
-  )
-  return [ids[i] for i in picks.indices]
-
-
-def _is_early(run: Run, labels: Labels) -> bool:
-  """Returns whether `acquisition.early` chooses: labels are still few."""
-  classes = len(run.experiment.plan.dataset.classes)
-  switch_at = run.config.acquisition.switch_at
-  return int(np.sum(labels >= 0)) < switch_at * classes
 
 
 def evaluate(

@@ -22,6 +22,11 @@ from cpeal_jax.storage import files
 
 # The number of the zero-shot row in metrics.jsonl.
 ZERO_SHOT = -1
+# The source of a label that replaces an earlier one.
+CORRECTION = "correction"
+# The purposes of an image in selection.csv. The column is only there where a
+# round has audits.
+TRAIN, AUDIT = "train", "audit"
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
@@ -211,20 +216,35 @@ def write_labels(
 def read_labels(
   workdir: str | os.PathLike, rounds: Iterable[int]
 ) -> dict[str, str]:
-  """Returns the class name of each image that some rounds labeled, by id.
+  """Returns the class name of each image that some rounds asked about, by id.
 
-  The ids are in the order of the rounds and, within a round, of its file.
+  The name is empty for an image that nobody could label. A row whose source
+  is `CORRECTION` replaces an earlier one. The ids are in the order of the
+  rounds and, within a round, of its file.
 
   Raises:
-    InputError: a file is damaged, or an image has two different labels.
+    InputError: a file is damaged, or an image has two different labels without
+      a correction.
   """
   labels = {}
   for round_ in rounds:
     path = round_dir(workdir, round_) / "labels.csv"
     for row in files.read_csv(path):
-      if labels.setdefault(row["id"], row["label"]) != row["label"]:
+      if row["source"] == CORRECTION:
+        labels[row["id"]] = row["label"]
+      elif labels.setdefault(row["id"], row["label"]) != row["label"]:
         raise files.damaged(path, f"{row['id']!r} has two labels")
   return labels
+
+
+def audited(workdir: str | os.PathLike, rounds: Iterable[int]) -> set[str]:
+  """Returns the ids that some rounds drew to measure the model."""
+  return {
+    row["id"]
+    for round_ in rounds
+    for row in files.read_csv(round_dir(workdir, round_) / "selection.csv")
+    if row.get("purpose") == AUDIT
+  }
 
 
 def count_sources(
