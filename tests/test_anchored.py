@@ -136,6 +136,26 @@ def test_the_scale_leaves_the_prior_where_labels_contradict_it():
   assert float(kept) == pytest.approx(0, abs=1e-6)
 
 
+def test_held_out_logits_are_those_of_heads_without_the_part():
+  features, labels, texts = made(n=300)
+  moments = moments_of(features, texts)
+  n, scale, tau = 40, np.float32(0.3), np.float32(3)
+  labeled = known(features, labels, n)
+  fold = np.zeros(len(labeled.classes), np.int32)
+  fold[:n] = anchoring.folds(labels[:n])
+  got = anchored.held_out_logits(moments, labeled, fold, scale, tau)
+  for part in range(anchored.FOLDS):
+    keep = np.flatnonzero(fold[:n] != part)
+    train = anchoring.padded(features[keep], labels[keep])
+    means, _ = gaussian.class_means(moments, *train)
+    head = gaussian.gaussian_head(moments, means)
+    anchor = gaussian.LinearHead(scale * head.weights, scale * head.bias)
+    fitted_head, _ = anchored.fit_head(moments, train, anchor, tau)
+    out = np.flatnonzero(fold[:n] == part)
+    want = fitted_head.logits(features[out])
+    np.testing.assert_allclose(np.asarray(got)[out], want, atol=2e-2)
+
+
 def test_tau_is_strong_while_a_class_has_no_label():
   features, labels, texts = made(n=600)
   moments = moments_of(features, texts)

@@ -234,6 +234,42 @@ def choose_tau(
   return taus[jnp.argmin(totals)]
 
 
+@partial(jax.jit, static_argnames="folds")
+def held_out_logits(
+  moments: PoolMoments,
+  labels: Labels,
+  fold: Int[ArrayLike, " n"],
+  scale: Float[ArrayLike, ""],
+  tau: Float[ArrayLike, ""],
+  *,
+  folds: int = FOLDS,
+) -> Float[Array, "n C"]:
+  """Returns each label's logits by a head that has not seen its part.
+
+  Args:
+    moments: of the pool.
+    labels: the labels.
+    fold: the part to which each label belongs, from 0.
+    scale: the inverse temperature of the anchor.
+    tau: the strength of the anchor.
+    folds: how many parts there are.
+  """
+  rows, _ = whitened(moments, labels.features)
+
+  def logits_of(part):
+    train = labels._replace(weights=labels.weights * (fold != part))
+    means, _ = gaussian.class_means(moments, *train)
+    head = gaussian.gaussian_head(moments, means)
+    offset = jnp.asarray(scale * head.logits(labels.features))
+    start = jnp.zeros((rows.shape[1], offset.shape[1]))
+    u = solve(rows, offset, train, tau, start, TOLERANCE)
+    return offset + jnp.matmul(rows, u, precision=EXACT)
+
+  by_part = jax.lax.map(logits_of, jnp.arange(folds))
+  chosen = jnp.asarray(fold)[None, :, None]
+  return jnp.take_along_axis(by_part, chosen, axis=0)[0]
+
+
 def whitened(
   moments: PoolMoments, features: Float[Array | np.ndarray, "n D"]
 ) -> tuple[Float[Array, "n E"], Float[Array, "E E"]]:
