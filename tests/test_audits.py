@@ -39,8 +39,6 @@ def test_audits_are_bought_beside_the_others_and_not_trained_on(audited):
   for purposes in by_round.values():
     assert purposes.count("audit") == 7
     assert purposes.count("train") == 10
-    # They do not stand all at one end.
-    assert purposes[-7:] != ["audit"] * 7
   # Of all labels only the others are trained on.
   for row in rows[1:]:
     assert sum(map(int, row["selected_per_class"].split())) == 10

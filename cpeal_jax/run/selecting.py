@@ -87,7 +87,7 @@ def select(
   """Chooses the round's images and records them; returns their ids.
 
   Audits are drawn before the others are chosen, from all images that can be
-  bought, and stand among them in a random order.
+  bought, and stand after them in the record.
   """
   settings, dataset = run.config.acquisition, run.experiment.plan.dataset
   ids, paths = dataset.train.ids, dataset.train.paths
@@ -143,16 +143,11 @@ def select(
   rows = np.asarray(picks.indices)
   if run.config.oracle.audit:
     # Those that are drawn to measure the model have no reasons.
-    order = keys.generator(run.config.seed, round_, "audit").permutation(
-      len(rows) + len(audits)
-    )
-    purposes = [TRAIN] * len(rows) + [AUDIT] * len(audits)
-    reasons["purpose"] = purposes
-    rows = np.concatenate([rows, audits])[order]
     reasons = {
-      key: [[*values, *[None] * (len(rows) - len(values))][i] for i in order]
-      for key, values in reasons.items()
+      key: [*values, *[None] * len(audits)] for key, values in reasons.items()
     }
+    reasons["purpose"] = [TRAIN] * len(rows) + [AUDIT] * len(audits)
+    rows = np.concatenate([rows, audits])
   run.journal.commit_selection(
     round_,
     selection={
