@@ -1,0 +1,1 @@
+"""Asks a person for labels by plain files; records the answers."""
