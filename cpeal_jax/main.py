@@ -1,8 +1,8 @@
 """Plays a trajectory: `cpeal run --config=NAME`, or `python -m cpeal_jax.main`.
 
-Exit codes: 0 finished, 2 wrong usage or input, 75 stopped by SIGTERM, 130
-stopped by Ctrl-C, 1 any other error. After 75 or 130 nothing is lost: run the
-same command again.
+Exit codes: 0 finished, 2 wrong usage or input, 3 waiting for a person to label
+images, 75 stopped by SIGTERM, 130 stopped by Ctrl-C, 1 any other error. After
+3, 75 or 130 nothing is lost: run the same command again.
 
 Flags start with two dashes. A setting of the config is changed by a flag such
 as --config.rounds=5; the list of settings is below.
@@ -46,7 +46,7 @@ FLAGS = (
   "distributed",
   "start_timeout",
 )
-FINISHED, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
+FINISHED, FAILED, USAGE, WAITING, PREEMPTED = 0, 1, 2, 3, 75
 
 flags.DEFINE_string(
   "config",
@@ -171,6 +171,10 @@ def run(argv: list[str]) -> int:
     code = INTERRUPTED if by_hand else PREEMPTED
     word = "interrupted" if by_hand else "preempted"
     say(f"{word}: saved; run the same command again.")
+  except loop.Waiting as waiting:
+    code = WAITING
+    for line in waiting.lines:
+      say(line)
   interrupts.ignore()
   processes.stop()
   return code
@@ -234,7 +238,7 @@ def end(code: int) -> NoReturn:
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  if code in (FINISHED, PREEMPTED, INTERRUPTED):
+  if code in (FINISHED, WAITING, PREEMPTED, INTERRUPTED):
     sys.exit(code)
   os._exit(code)
 

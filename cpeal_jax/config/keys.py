@@ -25,6 +25,7 @@ from cpeal_jax.config.ranges import (
 from cpeal_jax.data import duplicates
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
+from cpeal_jax.labeling import oracles
 from cpeal_jax.models import adapters
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
@@ -307,6 +308,15 @@ TABLE = (
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 
+  ("oracle.kind", "simulated", RESULT, choice(*oracles.KINDS),
+   "who labels: simulated takes the labels that the data set has; files writes "
+   "the questions to files and waits until a person has answered"),
+  ("oracle.answers", "", RUN, OPTIONAL_PATH,
+   "file with answers: a filled to_label.csv, a list with the columns id and "
+   "label, or an export of Label Studio; to_label.csv of the round and "
+   "labels.csv in the workdir are read in any case"),
+  ("oracle.document_root", "", RUN, OPTIONAL_PATH,
+   "folder that Label Studio serves, above dataset.root; empty is its parent"),
   ("oracle.audit", 0, RESULT, between(0, 100_000),
    "images in each round that are drawn at random to measure the model and "
    "never trained on, beside those that budget buys"),

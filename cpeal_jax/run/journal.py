@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from cpeal_jax.labeling.questions import Question
 from cpeal_jax.parallel.processes import first
 from cpeal_jax.storage import record
 
@@ -63,6 +64,21 @@ class Journal:
     self._first(
       record.write_selection, round_, selection=selection, scores=scores
     )
+
+  def questions(self, round_: int) -> list[Question]:
+    """What a person would be asked about a round's picks, best first."""
+    rows = self._first(record.selection, round_)
+    return [
+      Question(
+        id=row["id"],
+        round_=round_,
+        prediction=row.get("prediction", ""),
+        confidence=float(row["confidence"]) if row.get("confidence") else None,
+        reason=row.get("reason", ""),
+        purpose=row.get("purpose") or record.TRAIN,
+      )
+      for row in rows
+    ]
 
   def pseudo_labels(self, round_: int) -> dict[str, str]:
     """Class names by id, of a round's picks that the model labels itself."""

@@ -33,7 +33,7 @@ def known(run: Run, rounds: int) -> Known:
     InputError: a finished round bought a label that is no class any more.
   """
   dataset = run.experiment.plan.dataset
-  answers = run.journal.answers(rounds)
+  answers = {**run.oracle.given, **run.journal.answers(rounds)}
   audited = run.journal.audited(rounds)
   number = {name: i for i, name in enumerate(dataset.classes)}
   names = {name for name in answers.values() if name}

@@ -15,7 +15,9 @@ import numpy as np
 from etils import epath
 
 from cpeal_jax import config as config_lib
-from cpeal_jax.oracle import PSEUDO, SimulatedOracle
+from cpeal_jax.labeling import oracles
+from cpeal_jax.labeling.oracles import Waiting
+from cpeal_jax.oracle import PSEUDO
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
 from cpeal_jax.run import anchoring, describe, fitting, selecting, stages, table
@@ -33,7 +35,7 @@ from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
 from cpeal_jax.storage.record import ZERO_SHOT
 
-__all__ = ("Preempted", "Run", "play", "rounds", "run")
+__all__ = ("Preempted", "Run", "Waiting", "play", "rounds", "run")
 
 
 def run(
@@ -66,6 +68,7 @@ def run(
       an experiment of a config that differs in more.
     TrainingError: the loss or a logit is not finite.
     Preempted: `stop` returned True; the workdir can be resumed.
+    Waiting: a person has to answer first; the workdir can be resumed.
   """
   reach(workdir)
   checkpoint.refuse_path(workdir)
@@ -75,13 +78,21 @@ def run(
     experiment = _build(config, workdir, overwrite=overwrite)
   else:
     refuse_other_settings(experiment.plan, config)
-  with _opened(config, experiment, epath.Path(workdir), overwrite) as journal:
-    pool = experiment.plan.dataset.train
-    with checkpoint.open_checkpoints(
+  oracle = oracles.oracle_of(
+    config.oracle.kind,
+    experiment.plan.dataset,
+    os.fspath(workdir),
+    root=config.dataset.root,
+    answer_file=config.oracle.answers,
+    document_root=config.oracle.document_root,
+  )
+  with (
+    _opened(config, experiment, epath.Path(workdir), overwrite) as journal,
+    checkpoint.open_checkpoints(
       journal.workdir / "checkpoints", keep=config.checkpoint.keep
-    ) as checkpoints:
-      oracle = SimulatedOracle(pool.ids, pool.labels)
-      return rounds(Run(experiment, config, journal, checkpoints, oracle, stop))
+    ) as checkpoints,
+  ):
+    return rounds(Run(experiment, config, journal, checkpoints, oracle, stop))
 
 
 def _build(
@@ -190,7 +201,7 @@ def play(
         scores = anchoring.rescored(run, scores, known.labels)
     with clock.stage("select"):
       picked = selecting.select(run, round_, adapter, known, scores)
-  reveal(run, round_, picked)
+  reveal(run, round_)
   now = known_lib.known(run, round_ + 1)
   with clock.stage("fit"):
     adapter, terms = fitting.fit(run, round_, now.labels)
@@ -212,22 +223,35 @@ def play(
   return adapter, now
 
 
-def reveal(run: Run, round_: int, picked: list[str]) -> None:
+def reveal(run: Run, round_: int) -> None:
   """Asks the oracle about a round's picks and records the class names.
 
   It is not asked about a pick with a pseudo-label, where selective querying
-  takes the model's prediction as the label.
+  takes the model's prediction as the label. Answers about earlier images that
+  have changed since are recorded as corrections.
+
+  Raises:
+    Waiting: a person has not answered all questions yet.
   """
-  classes = run.experiment.plan.dataset.classes
-  by_model = run.journal.pseudo_labels(round_)
-  asked = [id_ for id_ in picked if id_ not in by_model]
-  answers = zip(asked, run.oracle.reveal(asked), strict=True)
-  names = by_model | {id_: classes[i] for id_, i in answers if i is not None}
-  run.journal.write_labels(
-    round_,
-    picked,
-    [names[id_] for id_ in picked],
-    sources=[
-      PSEUDO if id_ in by_model else run.oracle.source for id_ in picked
-    ],
+  journal, oracle = run.journal, run.oracle
+  every = [q for r in range(round_ + 1) for q in journal.questions(r)]
+  by_model: dict[str, str] = {}
+  for number in range(round_ + 1):
+    by_model |= journal.pseudo_labels(number)
+  names = by_model | dict(
+    first(oracle.ask, [q for q in every if q.id not in by_model])
   )
+  now = [question for question in every if question.round_ == round_]
+  if missing := [question for question in now if question.id not in names]:
+    raise oracle.waiting(missing)
+  rows = [
+    (q.id, names[q.id], PSEUDO if q.id in by_model else oracle.source)
+    for q in now
+  ]
+  rows += [
+    (id_, names[id_], record.CORRECTION)
+    for id_, name in journal.answers(round_).items()
+    if names.get(id_, name) != name
+  ]
+  ids, labels, sources = zip(*rows, strict=True)
+  journal.write_labels(round_, ids, labels, sources=sources)

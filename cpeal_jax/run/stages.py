@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import evaluation, oracle, scoring
+from cpeal_jax import evaluation, scoring
+from cpeal_jax.labeling.oracles import Oracle
 from cpeal_jax.models import text
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
@@ -42,7 +43,7 @@ class Run:
   config: config_lib.Config
   journal: Journal
   checkpoints: checkpoint.AnyCheckpoints
-  oracle: oracle.SimulatedOracle
+  oracle: Oracle
   stop: Callable[[], bool]
 
 

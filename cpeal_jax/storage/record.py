@@ -187,7 +187,12 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
   if not _is_selected(workdir, round_):
     return None
   _verify(folder / "SELECTED")
-  return [row["id"] for row in files.read_csv(folder / "selection.csv")]
+  return [row["id"] for row in selection(workdir, round_)]
+
+
+def selection(workdir: str | os.PathLike, round_: int) -> list[dict[str, str]]:
+  """Returns the rows of a round's selection.csv, best first."""
+  return files.read_csv(round_dir(workdir, round_) / "selection.csv")
 
 
 def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
