@@ -28,7 +28,6 @@ from scipy.stats import beta, hypergeom
 
 from cpeal_jax.errors import InputError
 
-
 # A tenth of a point: hundreds of thousands of audits.
 LEAST_HALF_WIDTH = 0.001
 
@@ -230,13 +229,13 @@ def _least_right(right: int, m: int, pool: int, tail: float) -> int:
   return first_that(likely, right, pool - (m - right))
 
 
-def _beta_interval(right: float, m: float, tail: float) -> Interval:
+def _beta_interval(right: int | float, m: int | float, tail: float) -> Interval:
   low = beta.ppf(tail, right, m - right + 1) if right > 0 else 0.0
   high = beta.ppf(1 - tail, right + 1, m - right) if right < m else 1.0
   return Interval(float(low), float(high))
 
 
-def _half_width(m: float, accuracy: float, confidence: float) -> float:
+def _half_width(m: int | float, accuracy: float, confidence: float) -> float:
   # Right answers need not be a whole number here, so that it falls with m.
   ends = _beta_interval(accuracy * m, m, (1 - confidence) / 2)
   return (ends.high - ends.low) / 2

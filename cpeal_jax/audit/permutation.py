@@ -22,19 +22,20 @@ it. There are two ways to buy, and they differ in what is left of the audits:
 1. The acquisition does not know which images are audits. They are offered to it
    like any unlabeled image. If it picks one, this image stops being an audit;
    whether it is then trained on or set aside does not matter here. So neither
-   the picks nor what is left depends on the permutation. The audits that are
-   left, of all rounds together, are a uniform sample of the images that are
-   left, and intervals and certificates are exact. Give `counted` the images
-   that are left.
+   picks nor models depend on the order that the permutation gives to the images
+   that are left. The audits that are left, of all rounds together, are a
+   uniform sample of these images, and intervals and certificates are exact.
+   Give `counted` the images that are left.
 2. The audits are withheld from the acquisition. An image that it would have
    bought then stays among the audits, while others like it are bought and leave
    the images that the statement is about. So the audits hold too many images of
-   the kind that is bought, and if that is the difficult kind, the estimate is
-   too low. The fraction of audits that are too many is about the fraction of
-   the images that were bought since the audits were drawn. This is little in a
-   large pool and a lot in a small one. An exact statement then needs another
-   permutation, drawn after the last purchase (`step` in `order`). Its first
-   images that have an answer already need no second one.
+   the kind that is bought. The estimate is too low if that is the difficult
+   kind, and too high if it is the easy kind. The fraction of audits that are
+   too many is about the fraction of the images that were bought since the
+   audits were drawn. This is little in a large pool and a lot in a small one.
+   An exact statement then needs another permutation, drawn after the last
+   purchase (`step` in `order`). Its first images that have an answer already
+   need no second one.
 
 Three more things spoil a statement: training on audits, fitting or choosing
 anything by their labels (a temperature, for example), and letting their answers
