@@ -42,10 +42,16 @@ def in_loops(c, f, rest):
   return point, point - half, point + half
 
 
+def estimated(right, confidences, rest):
+  found = prediction_powered(right, confidences, rest)
+  assert found is not None
+  return found
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_is_what_its_formulas_say(seed):
   c, f, drawn = made(seed)
-  got = prediction_powered(c[drawn], f[drawn], f[~drawn])
+  got = estimated(c[drawn], f[drawn], f[~drawn])
   want = in_loops(*(x.tolist() for x in (c[drawn], f[drawn], f[~drawn])))
   assert 0 < want[1] < want[2] < 1
   np.testing.assert_allclose((got.point, got.low, got.high), want, rtol=1e-9)
@@ -55,10 +61,10 @@ def test_it_is_what_its_formulas_say(seed):
 def test_weights_end_at_0_and_1():
   """Confidences that mislead are ignored; those that are too alike count 1."""
   c, f, drawn = made(0)
-  misled = prediction_powered(c[drawn], -f[drawn], -f[~drawn])
+  misled = estimated(c[drawn], -f[drawn], -f[~drawn])
   assert misled.point == pytest.approx(c[drawn].mean())
   alike = f / 100
-  got = prediction_powered(c[drawn], alike[drawn], alike[~drawn])
+  got = estimated(c[drawn], alike[drawn], alike[~drawn])
   shift = alike[~drawn].mean() - alike[drawn].mean()
   assert got.point == pytest.approx(c[drawn].mean() + shift)
   for x, answer in ((-f, misled), (alike, got)):
@@ -69,7 +75,7 @@ def test_weights_end_at_0_and_1():
 def test_confidences_that_say_nothing_leave_the_share_of_right_audits():
   c, _, drawn = made(0)
   same = np.full(len(c), 0.7)
-  got = prediction_powered(c[drawn], same[drawn], same[~drawn])
+  got = estimated(c[drawn], same[drawn], same[~drawn])
   share = c[drawn].mean()
   assert got.point == pytest.approx(share)
   half = 1.959964 * math.sqrt(share * (1 - share) / 98 * 0.9)
@@ -81,7 +87,7 @@ def test_it_covers_and_is_narrower_than_the_exact_interval(m):
   runs, hits, ratios = 500, 0, []
   for seed in range(runs):
     c, f, drawn = made(seed, m=m)
-    got = prediction_powered(c[drawn], f[drawn], f[~drawn])
+    got = estimated(c[drawn], f[drawn], f[~drawn])
     exact = accuracy(c[drawn], pool=len(c))
     hits += got.low <= c.mean() <= got.high
     ratios.append((got.high - got.low) / (exact.high - exact.low))
@@ -92,7 +98,7 @@ def test_it_covers_and_is_narrower_than_the_exact_interval(m):
 
 def test_the_last_image_without_a_label_leaves_little_doubt():
   c, f, _ = made(0, n=100)
-  got = prediction_powered(c[1:], f[1:], f[:1])
+  got = estimated(c[1:], f[1:], f[:1])
   assert got.low < c.mean() < got.high
   assert got.high - got.low < 0.03
 
