@@ -132,10 +132,17 @@ def test_what_a_number_of_audits_gives(m, points):
 def test_audits_needed_are_the_fewest(half, accuracy, pool):
   settings = {"accuracy": accuracy, "pool": pool}
   needed = intervals.audits_needed(half, **settings)
-  assert intervals.expected_half_width(needed, **settings) <= half * 1.001
-  if needed > 2:
-    fewer = intervals.expected_half_width(needed - 2, **settings)
-    assert fewer > half
+  assert intervals.expected_half_width(needed, **settings) <= half
+  assert needed > 1
+  assert intervals.expected_half_width(needed - 1, **settings) > half
+
+
+def test_one_image_says_the_same_of_any_pool():
+  endless = intervals.expected_half_width(1, accuracy=0.9)
+  for pool in (2, 100):
+    half = intervals.expected_half_width(1, accuracy=0.9, pool=pool)
+    assert half == pytest.approx(endless)
+  assert intervals.expected_half_width(7, accuracy=0.9, pool=7) == 0
 
 
 @pytest.mark.parametrize("pool", [300, 2000])

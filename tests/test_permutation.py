@@ -38,17 +38,17 @@ def test_every_image_of_a_set_is_first_equally_often():
   assert chisquare(counts[inside]).pvalue > 1e-3
 
 
-def test_next_audits_skip_what_is_known():
+def test_next_audits_skip_what_is_taken():
   order = np.array([4, 0, 3, 1, 2])
   nothing = np.zeros(5, bool)
-  known = mask(5, [0, 1])
-  for n, unknown, want in (
-    (0, known, []),
+  taken = mask(5, [0, 1])
+  for n, given, want in (
+    (0, taken, []),
     (2, nothing, [4, 0]),
-    (2, known, [4, 3]),
-    (9, known, [4, 3, 2]),
+    (2, taken, [4, 3]),
+    (9, taken, [4, 3, 2]),
   ):
-    got = permutation.next_audits(order, unknown, n=n)
+    got = permutation.next_audits(order, given, n=n)
     np.testing.assert_array_equal(got, want)
   with pytest.raises(InputError, match="-1 audits"):
     permutation.next_audits(order, nothing, n=-1)

@@ -18,7 +18,6 @@ covers less often.
 """
 
 import bisect
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -191,15 +190,17 @@ def audits_needed(
     raise InputError(
       f"half width {half_width}; give at least {LEAST_HALF_WIDTH} and below 1."
     )
-  most = 1
-  while _half_width(most, accuracy, confidence) > half_width:
+
+  def narrow(m: int) -> bool:
+    half = expected_half_width(
+      m, accuracy=accuracy, pool=pool, confidence=confidence
+    )
+    return half <= half_width
+
+  most = pool or 1
+  while not narrow(most):
     most *= 2
-  draws = first_that(
-    lambda m: _half_width(m, accuracy, confidence) <= half_width, 1, most
-  )
-  if pool is None:
-    return draws
-  return min(math.ceil(draws * pool / (pool - 1 + draws)), pool)
+  return first_that(narrow, 1, most)
 
 
 def check_confidence(confidence: float) -> None:

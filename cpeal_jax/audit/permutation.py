@@ -72,14 +72,17 @@ def order(n: int, *, seed: int, step: int = 0) -> Int[np.ndarray, " N"]:
 
 
 def next_audits(
-  order: Int[np.ndarray, " N"], known: Bool[np.ndarray, " N"], *, n: int
+  order: Int[np.ndarray, " N"], taken: Bool[np.ndarray, " N"], *, n: int
 ) -> Int[np.ndarray, " k"]:
   """Returns the next images to audit, in the order of the permutation.
 
   Args:
     order: the permutation.
-    known: True for images that are not to be asked about: audited already,
-      picked for training, or unusable.
+    taken: the images that are drawn already, were picked for training, or are
+      unusable. An image whose answer a certificate asked for is not taken. It
+      is drawn in its turn like any other, and needs no second answer: if such
+      images were skipped, or counted before their turn, the audits would not be
+      uniform.
     n: how many to return. There are fewer if fewer are left.
 
   Raises:
@@ -87,7 +90,7 @@ def next_audits(
   """
   if n < 0:
     raise InputError(f"{n} audits; give 0 or more.")
-  return order[~known[order]][:n]
+  return order[~taken[order]][:n]
 
 
 def counted(
@@ -105,8 +108,9 @@ def counted(
 
   Args:
     order: the permutation.
-    answered: which images have an answer. "Cannot tell" is an answer too, and
-      counts as wrong, since leaving such images out would flatter the model.
+    answered: which images were drawn as audits and have an answer. "Cannot
+      tell" is an answer too, and counts as wrong, since leaving such images out
+      would flatter the model.
     where: the images that the statement is about: all that were never picked
       for training. Their number is `pool` in `intervals.accuracy`. An image
       that turns out to be unusable may be left out; the statement is then about
