@@ -20,6 +20,7 @@ PURPOSES = {
   "pretrain": 7,
   "passes": 8,
   "pool": 9,
+  "audit": 10,
 }
 
 

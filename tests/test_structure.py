@@ -30,6 +30,7 @@ MAY_IMPORT = {
   "quickstart": GROUND | {"data", "models"},
   "neighbors": GROUND | {"parallel"},
   "acquisition": GROUND | {"parallel"},
+  "audit": {"errors", "keys"},
   "scoring": {"models", "neighbors", "parallel"},
   "stochastic": {"models", "parallel", "scoring"},
   "training": GROUND | {"data", "losses", "models", "parallel"},
