@@ -67,7 +67,10 @@ def parse(file: str, text: str) -> Parsed:
         return Parsed((), tuple(wrong), ())
     else:
       row = _row(file, place, cells, columns)
-      (problems if isinstance(row, Problem) else rows).append(row)
+      if isinstance(row, Problem):
+        problems.append(row)
+      else:
+        rows.append(row)
   if not rows and not problems:
     remedy = "below the names of the columns, write one line for each image"
     problems.append(Problem(file, "", "it has no line with an image", remedy))
