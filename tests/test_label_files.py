@@ -21,7 +21,7 @@ from cpeal_jax.labeling import (
 from cpeal_jax.labeling.questions import Question
 
 GOLDEN = Path(__file__).parent / "golden"
-CLASSES = ("cat", "dog", "Käse", "Emu", "emu", "=1+1")
+CLASSES = ("cat", "dog", "Käse", "Emu", "emU", "=1+1")
 QUESTIONS = {
   q.id: q
   for q in (
@@ -100,7 +100,7 @@ def task(id_, *words, number=1, people=(1, 2), **data):
 
 # --- Files that cannot be used: what is in them, and all that is said.
 
-CHOOSE = "write one of: cat, dog, Käse, Emu, emu, =1+1, cannot tell, unusable"
+CHOOSE = "write one of: cat, dog, Käse, Emu, emU, =1+1, cannot tell, unusable"
 UNKNOWN_ID = "give the id as to_label.csv has it, or remove the line"
 NOT_TEXT = "save it as UTF-8 (in Excel: CSV UTF-8)."
 AGAIN = "export JSON, JSON_MIN or CSV from Label Studio"
@@ -142,9 +142,9 @@ REFUSED = {
     [f"labels.csv, line 2: the label '0' is no class; {CHOOSE}."],
   ),
   "a class that could be two": (
-    f"{PLAIN}a.jpg,EMU\n",
+    f"{PLAIN}a.jpg,emu\n",
     [
-      "labels.csv, line 2: the label 'EMU' could be 'Emu' or 'emu'; write it "
+      "labels.csv, line 2: the label 'emu' could be 'Emu' or 'emU'; write it "
       "as the class is written."
     ],
   ),
@@ -561,11 +561,11 @@ USED = {
     ],
   ),
   "exactly one of two classes": (
-    f"{PLAIN}a.jpg,Emu\nb.jpg,emu \n",
-    {"a.jpg": "Emu", "b.jpg": "emu"},
+    f"{PLAIN}a.jpg,Emu\nb.jpg,emU \n",
+    {"a.jpg": "Emu", "b.jpg": "emU"},
     [
-      "labels.csv, line 3: labels were read in another form (1), such as 'emu "
-      "' as 'emu'."
+      "labels.csv, line 3: labels were read in another form (1), such as 'emU "
+      "' as 'emU'."
     ],
   ),
   "answers that are no class": (
