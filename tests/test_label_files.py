@@ -4,7 +4,6 @@ The tables hold what people, Excel and Label Studio make of such files.
 """
 
 import json
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from cpeal_jax.labeling import (
   answers,
   found,
   label_file,
-  questions,
   texts,
   to_label,
 )
 from cpeal_jax.labeling.questions import Question
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden" / "label_studio"
 CLASSES = ("cat", "dog", "Käse", "Emu", "emU", "=1+1")
 QUESTIONS = {
   q.id: q
@@ -785,18 +783,17 @@ def test_many_unknown_words_take_no_longer_than_few(tmp_path, monkeypatch):
 
 # --- What a real Label Studio exported, see golden/make_label_studio_goldens.py
 
-sys.path.insert(0, str(GOLDEN))
-import make_label_studio_goldens as studio_goldens  # noqa: E402
-
+ASKED = json.loads((GOLDEN / "asked.json").read_text())
+IN_STUDIO = {q["id"]: Question(**q) for q in ASKED["questions"]}
 EXPORTS = ("json", "min.json", "csv")
 
 
 def exported(name):
   return label_file.read(
-    [GOLDEN / "label_studio" / name],
-    questions={q.id: q for q in studio_goldens.QUESTIONS},
-    classes=studio_goldens.CLASSES,
-    run=studio_goldens.RUN,
+    [GOLDEN / name],
+    questions=IN_STUDIO,
+    classes=ASKED["classes"],
+    run=ASKED["run"],
   )
 
 
@@ -805,7 +802,7 @@ def test_an_export_of_label_studio_is_read(suffix):
   reading = exported(f"answered.{suffix}")
   want = {
     id_: {"cannot tell": "cannot_tell"}.get(word, word)
-    for id_, word in studio_goldens.ANSWERS.items()
+    for id_, word in ASKED["answers"].items()
     if word
   }
   assert reading.problems == reading.notes == ()
@@ -822,18 +819,16 @@ def test_two_labels_in_label_studio_are_a_problem(suffix):
   assert "'a;b' by annotator 1" in problem.what
 
 
-def test_the_golden_tasks_are_those_that_are_written_now(tmp_path):
+def test_label_studio_was_given_what_is_written_now(tmp_path):
   """Else the exports would be of other tasks than ours."""
-  root = tmp_path / "my photos"
-  tasks = json.loads(
-    to_label.tasks_text(
-      [questions.shown(q) for q in studio_goldens.QUESTIONS],
-      root,
-      run=studio_goldens.RUN,
-    )
+  to_label.write(
+    tmp_path / "round",
+    list(IN_STUDIO.values()),
+    classes=ASKED["classes"],
+    root=tmp_path / "my photos",
+    run=ASKED["run"],
   )
-  golden = json.loads((GOLDEN / "label_studio" / "answered.json").read_text())
-  kept = {t["data"]["cpeal_id"]: t["data"] for t in golden}
-  for task_ in tasks:
-    assert kept.pop(task_["data"]["cpeal_id"]) == task_["data"]
-  assert kept == {}
+  for name in (to_label.TASKS, to_label.CONFIG):
+    assert (tmp_path / "round" / name).read_text() == (
+      GOLDEN / name
+    ).read_text()

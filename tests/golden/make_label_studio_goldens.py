@@ -2,9 +2,11 @@
 
 It starts a Label Studio on this machine with a database of its own, makes a
 project with our `label_config.xml`, imports our `labelstudio_tasks.json`, asks
-for every image by the address in its task, annotates, and exports. The files in
-`label_studio/` were made by label-studio 1.23.2, which was installed alone in a
-virtual environment. Run:
+for every image by the address in its task, annotates, and exports. Beside the
+exports are the two files, and `asked.json` with the questions and the answers.
+
+The goldens were made by label-studio 1.23.2. It needs a virtual environment of
+its own, since it pins many packages. Run:
 
   python tests/golden/make_label_studio_goldens.py PATH/TO/bin/label-studio
 """
@@ -13,6 +15,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -162,19 +165,30 @@ def export(client: Client, project: int, name: str) -> None:
 
 
 def main(command: str) -> None:
+  OUT.mkdir(exist_ok=True)
+  asked = {
+    "run": RUN,
+    "classes": CLASSES,
+    "questions": [question._asdict() for question in QUESTIONS],
+    "answers": ANSWERS,
+  }
+  text = json.dumps(asked, ensure_ascii=False, indent=1) + "\n"
+  (OUT / "asked.json").write_text(text)
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder) / "my photos"
     for question in QUESTIONS:
       path = root / question.id
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_bytes(picture())
-    asked = Path(folder) / "asked"
-    to_label.write(asked, QUESTIONS, classes=CLASSES, root=root, run=RUN)
+    written = Path(folder) / "written"
+    to_label.write(written, QUESTIONS, classes=CLASSES, root=root, run=RUN)
+    for name in (to_label.CONFIG, to_label.TASKS):
+      shutil.copy(written / name, OUT)
     settings = addresses.settings(root)
     data = Path(folder) / "label_studio"
     data.mkdir()
     with label_studio(command, settings, data) as client:
-      config = (asked / to_label.CONFIG).read_text()
+      config = (written / to_label.CONFIG).read_text()
       project = client.post(
         "/api/projects", {"title": "golden", "label_config": config}
       )["id"]
@@ -182,7 +196,7 @@ def main(command: str) -> None:
         "/api/storages/localfiles",
         {"project": project, "path": settings.storage, "use_blob_urls": True},
       )
-      tasks = json.loads((asked / to_label.TASKS).read_text())
+      tasks = json.loads((written / to_label.TASKS).read_text())
       for task in tasks:
         # Every image is served under the address that we wrote.
         assert client.get(task["data"]["image"]) == picture(), task
