@@ -58,8 +58,7 @@ def offered(classes: Sequence[str]) -> tuple[str, ...]:
 
 def folded(text: str) -> str:
   """Returns a text without differences of case, spaces and normal form."""
-  plain = unicodedata.normalize("NFC", text)
-  return unicodedata.normalize("NFC", " ".join(plain.split()).casefold())
+  return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 @dataclasses.dataclass(frozen=True)
