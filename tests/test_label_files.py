@@ -4,6 +4,7 @@ The tables hold what people, Excel and Label Studio make of such files.
 """
 
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -699,6 +700,13 @@ def test_a_file_given_twice_adds_nothing_and_a_new_one_corrects(tmp_path):
   (last,) = answers.read(tmp_path)[len(before) :]
   assert (last.kind, last.label) == ("correction", "dog")
   assert last.source == "files:second.csv"
+
+
+def test_a_file_whose_name_is_not_utf8_is_recorded(tmp_path):
+  name = os.fsdecode(b"labels\xff.csv")
+  given_back(tmp_path, f"{PLAIN}a.jpg,cat\n", name=name)
+  (event,) = answers.read(tmp_path)
+  assert event.source == "files:labels\\udcff.csv"
 
 
 def test_several_files_are_checked_together(tmp_path):
