@@ -6,6 +6,8 @@ A room is a folder of the package or a module at its top level.
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ MAY_IMPORT = {
   "parallel": GROUND,
   "data": GROUND,
   # What people bring is read in data.
+  "labeling": {"data", "errors", "storage"},
   "models": GROUND | {"data"},
   "quickstart": GROUND | {"data", "models"},
   "neighbors": GROUND | {"parallel"},
@@ -143,6 +146,17 @@ def test_record_and_workdir_need_no_jax():
   for name in ("files", "lease", "record", "workdir"):
     path = PACKAGE / "storage" / f"{name}.py"
     assert not {"jax", "flax"} & {x.partition(".")[0] for x in imported(path)}
+
+
+def test_labeling_needs_no_jax():
+  """Nor does anything that it imports, so a page of it starts at once."""
+  names = sorted(m for m in MODULES if m.startswith("labeling."))
+  code = "".join(f"import cpeal_jax.{name}\n" for name in names)
+  code += "import sys; sys.exit('jax' in sys.modules)"
+  assert len(names) > 10
+  assert (
+    subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+  )
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -31,8 +31,8 @@ class Settings(NamedTuple):
     return (
       "Start Label Studio with two environment variables:",
       f"  {self.serving} {self.document_root} label-studio start",
-      "In the project, under Settings, Cloud Storage, Add Source Storage, Local "
-      "files, give this absolute local path, and do not sync it:",
+      "In the project's settings, under Cloud Storage, add a source storage of "
+      "the type Local Files with this absolute path, and do not sync it:",
       f"  {self.storage}",
       "Then import labelstudio_tasks.json.",
     )

@@ -78,12 +78,9 @@ def edited(pairs: Sequence[tuple[Row, Question]]) -> list[Note]:
   """Notes predictions that are not those that the file was written with."""
   found = []
   for row, question in pairs:
-    was = questions_lib.shown(question).prediction
-    if row.prediction is not None and row.prediction.strip() not in (
-      "",
-      was.strip(),
-    ):
-      found.append((row, f"{shown(row.prediction)} instead of {shown(was)}"))
+    was, now = questions_lib.shown(question).prediction, row.prediction or ""
+    if now.strip() not in ("", was.strip()):
+      found.append((row, f"{shown(now)} instead of {shown(was)}"))
   return _notes(found, "edited predictions were passed over; the label counts")
 
 

@@ -29,8 +29,8 @@ li { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem;
   overflow-wrap: anywhere; }
 figure { margin: 0; }
 .picture { align-items: center; background: var(--soft); display: flex;
-  height: 160px; justify-content: center; }
-img { max-height: 160px; max-width: 100%; }
+  height: 10rem; justify-content: center; }
+img { height: 100%; object-fit: contain; width: 100%; }
 figcaption { font-size: .875rem; margin-top: .5rem; }
 figcaption p { margin: .25rem 0 0; }
 code { background: var(--soft); border-radius: .25rem; padding: 0 .25em; }
@@ -46,8 +46,8 @@ PAGE = """<!doctype html>
 </head>
 <body>
 <h1>{{ questions | length }} images to label</h1>
-<p>Write the class of each image into the column <code>label</code> of
-<code>to_label.csv</code>. The words that count are
+<p>For each image, write one of these words into the column <code>label</code>
+of <code>to_label.csv</code>:
 {% for word in words %}<code>{{ word }}</code>{{ ", " if not loop.last }}
 {%- endfor %}.</p>
 {% if left_out %}
@@ -65,7 +65,7 @@ PAGE = """<!doctype html>
 {% if question.prediction %}
 <p>The model says {{ question.prediction }}
 {%- if question.confidence is not none %},
-{{ "%.0f" | format(100 * question.confidence) }} %{% endif %}.</p>
+{{ "%.0f" | format(100 * question.confidence) }}&nbsp;%{% endif %}.</p>
 {% endif %}
 {% if question.reason %}<p>Why: {{ question.reason }}</p>{% endif %}
 </figcaption>

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from cpeal_jax.errors import escaped
 from cpeal_jax.labeling import checks, studio, tables, texts
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.found import Answer, Note, Parsed, Problem, Row
@@ -91,7 +92,7 @@ def to_events(answers: Sequence[Answer], *, time: str) -> list[Event]:
     Event(
       kind=answer.kind,
       time=time,
-      source=f"files:{os.path.basename(answer.file)}",
+      source=f"files:{escaped(os.path.basename(answer.file))}",
       round_=answer.question.round_,
       id=answer.question.id,
       label=answer.label,

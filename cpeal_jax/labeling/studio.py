@@ -41,11 +41,8 @@ def parse(file: str, text: str) -> Parsed:
   try:
     tasks = json.loads(text, object_pairs_hook=_object)
   except json.JSONDecodeError as error:
-    place = f"line {error.lineno}, column {error.colno}"
-    return refused(
-      f"it is no JSON ({error.msg} at {place})",
-      f"it may have been cut short: {EXPORT} again",
-    )
+    at = f"line {error.lineno}, column {error.colno}"
+    return refused(f"it is no JSON, or was cut short ({error.msg}: {at})")
   except RecursionError:
     return refused("it is nested too deep")
   except ValueError as error:  # A key twice, or a number of 5,000 digits.

@@ -67,7 +67,10 @@ def parse(file: str, text: str) -> Parsed:
         return Parsed((), tuple(wrong), ())
     else:
       row = _row(file, place, cells, columns)
-      (problems if isinstance(row, Problem) else rows).append(row)
+      if isinstance(row, Problem):
+        problems.append(row)
+      else:
+        rows.append(row)
   if not rows and not problems:
     remedy = "below the names of the columns, write one line for each image"
     problems.append(Problem(file, "", "it has no line with an image", remedy))
@@ -144,6 +147,11 @@ def _columns(
     what = "it is an export of Label Studio without the column cpeal_id"
     remedy = "import labelstudio_tasks.json there, instead of the images"
     return None, (), [Problem(file, place, what, remedy)]
+  inside = [_folded(name) for name in re.split("[,;\t]", header[0])]
+  if len(header) == 1 and len(inside) > 1 and {*inside} & KNOWN:
+    what = "each line is a single cell in quotes"
+    remedy = "open the file so that its cells are in columns, and save it again"
+    return None, (), [Problem(file, place, what, remedy)]
   found = {}
   for column, choices in (("id", ID), ("label", LABEL)):
     name = next((choice for choice in choices if choice in names), None)
@@ -170,16 +178,11 @@ def _missing(
   file: str, place: str, column: str, header: Sequence[str]
 ) -> Problem:
   """Returns the problem that there is no such column."""
-  inside = re.split("[,;\t]", header[0])
-  if len(header) == 1 and _folded(inside[0]) in KNOWN and len(inside) > 1:
-    what = "each line is a single cell in quotes"
-    remedy = "open the file so that its cells are in columns, and save it again"
-    return Problem(file, place, what, remedy)
   listed = ", ".join(shown(name) for name in header[:10])
   what = f"there is no column {column!r} among {listed}"
-  remedy = f"name the column with the {column}s so"
   words = [name.strip()[:40] for name in header[:50]]
-  return Problem(file, place, what, f"{remedy}.{nearest(column, words)}")
+  remedy = f"name the columns on the first line.{nearest(column, words)}"
+  return Problem(file, place, what, remedy)
 
 
 def _row(

@@ -58,8 +58,7 @@ def offered(classes: Sequence[str]) -> tuple[str, ...]:
 
 def folded(text: str) -> str:
   """Returns a text without differences of case, spaces and normal form."""
-  plain = unicodedata.normalize("NFC", text)
-  return unicodedata.normalize("NFC", " ".join(plain.split()).casefold())
+  return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +106,9 @@ class Words:
     if kind:
       return Meaning(kind, exact=stripped == OFFERED[kind])
     why = f"the label {shown(stripped)} is no class"
-    return Meaning("", why=why, remedy=self._choose())
+    return Meaning("", why=why, remedy=self._choose)
 
+  @functools.cached_property
   def _choose(self) -> str:
     names = list(self.classes[:CLASSES_LISTED])
     if len(self.classes) > CLASSES_LISTED:
@@ -117,12 +117,12 @@ class Words:
     return f"write one of: {', '.join(names)}"
 
   def suggestion(self, cell: str) -> str:
-    """Returns " Did you mean 'x'?" for a cell that means nothing, or "".
+    """Returns " Did you mean 'x'?" for a cell that is no class, or "".
 
     It compares the cell with every class, which takes a while if these are
     many.
     """
     word = restored(cell).strip()
-    if len(word) > LONGEST_COMPARED:
+    if len(word) > LONGEST_COMPARED or folded(word) in self._by_folded:
       return ""
     return nearest(word, offered(self.classes))
