@@ -174,9 +174,8 @@ def _rows(
     other_source, other = known.setdefault(id_, (source, line))
     if other is line:
       continue
-    here, there = lists.place(source, line.number), other.number
-    if other_source != source:
-      there = lists.place(other_source, other.number)
+    here = lists.place(source, line.number)
+    there = lists.place(other_source, other.number)
     if line.label != other.label:
       raise InputError(
         f"{here}: {id_!r} has the label {line.label!r} here and "
