@@ -164,7 +164,7 @@ def test_steps_without_splits(digits, tmp_path):
 def test_classes_that_cannot_be_told_apart_are_refused(digits, tmp_path):
   """Where there is no test split, before the first round."""
   root, _ = digits
-  (tmp_path / "classes").write_text("unheard\nunseen\n")
+  (tmp_path / "classes").write_text("猫\n狗\n")
   (tmp_path / "data").mkdir()
   for i in range(12):
     name = f"{i:05}.png"
