@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import runs
 from own_data import config, write
 from own_data import read as read_data
 from runs import metrics, selections
+from safetensors.numpy import load_file, save_file
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import load_run, main, quickstart
@@ -162,20 +164,18 @@ def test_steps_without_splits(digits, tmp_path):
 
 
 def test_classes_that_cannot_be_told_apart_are_refused(digits, tmp_path):
-  """Where there is no test split, before the first round."""
-  root, _ = digits
-  (tmp_path / "classes").write_text("猫\n狗\n")
-  (tmp_path / "data").mkdir()
-  for i in range(12):
-    name = f"{i:05}.png"
-    (tmp_path / "data" / name).write_bytes((root / name).read_bytes())
-  changed = config(
-    tmp_path / "data", f"--config.dataset.class_names={tmp_path / 'classes'}"
-  )
-  changed.cache_dir = str(tmp_path / "cache")
-  changed.rounds = 1
-  with pytest.raises(InputError, match="have the same text embedding"):
+  """Before the first round, although no test split shows it."""
+  clip = shutil.copytree(quickstart.CLIP, tmp_path / "clip")
+  tensors = load_file(clip / "model.safetensors")
+  words = json.loads((clip / "tokenizer.json").read_text())["model"]["vocab"]
+  table = tensors["text_model.embeddings.token_embedding.weight"]
+  table[words["seven"]] = table[words["eight"]]
+  save_file(tensors, clip / "model.safetensors")
+  changed = made(digits, tmp_path / "cache", ("train",))
+  changed.model.weights = str(clip)
+  with pytest.raises(InputError, match="'eight' and 'seven' have the same tex"):
     loop.run(changed, tmp_path / "run")
+  assert not (tmp_path / "run/rounds").exists()
 
 
 def test_the_simulated_oracle_ends_a_run_without_labels(
@@ -207,6 +207,31 @@ def test_the_simulated_oracle_ends_a_run_without_labels(
   assert (workdir / "rounds/000/SELECTED").exists()
   environment = json.loads((workdir / "environment.json").read_text())
   assert environment["notes"][0].startswith("dataset.layout=auto took images")
+
+
+def test_other_classes_of_images_without_labels_are_refused(
+  digits, tmp_path, capsys
+):
+  """Nothing in the images would show that the classes have another order."""
+  root, _ = digits
+  (tmp_path / "photos").mkdir()
+  for i in range(20):
+    name = f"{i:05}.png"
+    (tmp_path / "photos" / name).write_bytes((root / name).read_bytes())
+  changed = config(
+    tmp_path / "photos", f"--config.dataset.class_names={tmp_path / 'names'}"
+  )
+  changed.cache_dir = str(tmp_path / "cache")
+  changed.parallel.devices, changed.rounds = 1, 1
+  for names, words in (
+    (CLASSES, "has no label, and the simulated oracle"),
+    (CLASSES, "has no label, and the simulated oracle"),
+    (CLASSES[::-1], "10 now, and class 0 was 'zero' and is 'nine'"),
+    (CLASSES[:9], "9 now, and class 9 was 'nine' and is 'none'"),
+  ):
+    (tmp_path / "names").write_text("\n".join(names))
+    with pytest.raises(InputError, match=words):
+      loop.run(changed, tmp_path / "run")
 
 
 def test_the_default_workdir_is_named_after_the_data(tmp_path):

@@ -174,7 +174,15 @@ def _read(folder: Path) -> Saved:
   if not image:
     raise InputError(f"{folder} has no column of the feature Image")
   label = _only(folder, kinds, "ClassLabel", ("label", "labels"))
-  classes = tuple(features[label].get("names") or ()) if label else ()
+  classes = features[label].get("names") if label else []
+  if not isinstance(classes, list) or not all(
+    isinstance(name, str) for name in classes
+  ):
+    raise InputError(
+      f"{folder / INFO}: the names of {label} are {shown(classes)}; they must "
+      "be a list of texts"
+    )
+  classes = tuple(classes)
   label = label or ("label" if "label" in kinds else "")
   table = _table(folder)
   for column in filter(None, (image, label)):
@@ -222,7 +230,10 @@ def _table(folder: Path) -> pa.Table:
       file = pa.memory_map(os.fspath(folder / name))
       tables.append(pa.ipc.open_stream(file).read_all())
   with explained(lambda why: f"the files of {folder} do not fit: {why}."):
-    return pa.concat_tables(tables)
+    table = pa.concat_tables(tables)
+    # A damaged file could point anywhere in the memory.
+    table.validate(full=True)
+  return table
 
 
 def _label(folder: Path, row: int, value: Any, classes: Sequence[str]) -> str:
