@@ -144,6 +144,21 @@ def test_split_folders_beside_a_folder_without_labels(tmp_path):
   assert sizes(data) == [18, 0, 8]  # Nothing is cut out of such a pool.
   assert labels(data)["train/Unlabeled/deep/0.png"] == ""
   assert labels(data)["unlabeled/deep/0.png"] == ""
+  write(tmp_path / "test/unlabeled/1.png", 1)
+  (note,) = [x for x in read(tmp_path).notes if x.startswith("not read")]
+  assert note.endswith("test/unlabeled")
+
+
+def test_empty_class_folders_name_the_classes(tmp_path):
+  write(tmp_path / "unlabeled/1.png", 1)
+  for c in ("cat", "dog"):
+    (tmp_path / c).mkdir()
+  data = read(tmp_path)
+  assert data.classes == ("cat", "dog")
+  assert sizes(data) == [1, 0, 0]
+  (tmp_path / "unlabeled/1.png").unlink()
+  with pytest.raises(InputError, match=r"class folder 'cat' .* has no image"):
+    read(tmp_path)
 
 
 # --- Lists
@@ -318,6 +333,9 @@ def test_fiftyones_labels_in_split_folders(tmp_path):
   data = read(tmp_path)
   assert sizes(data) == [3, 0, 1]
   assert labels(data, "test") == {"test/data/c.png": "cat"}
+  # Where one folder has no list of classes, the labels are the classes.
+  fiftyone(tmp_path / "val", {"d": "owl"}, None)
+  assert read(tmp_path).classes == ("cat", "dog", "owl")
 
 
 # --- Hugging Face's datasets

@@ -70,7 +70,8 @@ CASES = {
   "neither labels nor names": (
     images,
     {"class_names": ""},
-    r"dataset\.class_names is not set: .*one a line.*class_names=FILE",
+    r"dataset\.class_names is not set: .*one a line.*class_names=FILE.* "
+    r"\(dataset.layout=auto took images, since there are no class folders\)",
   ),
   "no such file of names": (
     images,

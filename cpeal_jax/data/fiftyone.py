@@ -1,6 +1,7 @@
 """Reads FiftyOne's layout for classification: `labels.json` beside `data/`."""
 
 import collections
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,19 @@ def load_fiftyone(
       "as a FiftyOneImageClassificationDataset"
     )
   rows, found = [], []
-  declared: dict[str, Path] = {}
+  declared: list[list[str]] = []
   for folder in folders:
     images = scan.scan(root, folder / DATA)
     found.append(images)
     split = "" if folder == root else split_named(folder.name)
     classes, labels = _read(folder / LABELS)
-    declared |= dict.fromkeys(classes, folder / LABELS)
+    declared.append(classes)
     prefix = (folder.relative_to(root) / DATA / "x").as_posix()[:-1]
     labels = _by_id(folder / LABELS, labels, prefix, images.images)
     rows += [assemble.Row(id_, label, split) for id_, label in labels.items()]
-  if declared:
-    names = class_names.display_names(declared, source=names_file)
+  if all(declared):
+    every = dict.fromkeys(itertools.chain(*declared))
+    names = class_names.display_names(every, source=names_file)
   else:
     names = class_names.every_class(
       filter(None, (row.label for row in rows)),

@@ -53,8 +53,8 @@ def load_folders(
 
   A folder with a name in `UNLABELED`, beside the class folders of the pool or
   beside the split folders, is no class: the images in it and below it belong to
-  the pool and have no label. Nothing is cut out of such a pool unless shares
-  are given, see `pools.cut_missing_splits`.
+  the pool and have no label. A class folder may then be empty. Nothing is cut
+  out of such a pool unless shares are given, see `pools.cut_missing_splits`.
 
   Args:
     root: the data root; ids are relative to it.
@@ -104,7 +104,8 @@ def load_folders(
     )
   if folders == {"train": root} and labels:
     _refuse_misplaced_splits(root, labels)
-  for label in labels:
+  # Beside images without a label, an empty folder only names its class.
+  for label in () if is_partly else labels:
     _refuse_empty(root, label, [f[label] for f in found.values() if label in f])
   names = {c: c for c in labels}
   if class_names:
@@ -122,6 +123,14 @@ def load_folders(
   }
   rows["train"] += [(id_, -1) for each in unlabeled for id_ in each.images]
   looked_at = [unused, *unlabeled]
+  looked_at += [
+    scan.Found(
+      others=((scan.UNUSED, (folder / c).relative_to(root).as_posix()),)
+    )
+    for split, folder in folders.items()
+    for c in scan.subfolders(folder)
+    if c.lower() in apart and split != "train"
+  ]
   looked_at += [
     scan.beside_classes(root, folder) for folder in folders.values()
   ]

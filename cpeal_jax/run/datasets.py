@@ -114,8 +114,14 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
   values["shares"] = ranges.parse_shares(dataset.shares)
   location = Location(**values)
   total = _expected_images(entry)
-  with stage(f"read {dataset.name or layout}", total, "images") as progress:
-    loaded = LAYOUTS[layout](location, progress)
+  try:
+    with stage(f"read {dataset.name or layout}", total, "images") as progress:
+      loaded = LAYOUTS[layout](location, progress)
+  except InputError as error:
+    if not found:
+      raise
+    # Another layout may be what the user means.
+    raise InputError(f"{error} ({found[0]})") from error
   if entry is not None and layout not in ("tfds", "digits"):
     loaded = _checked(location, entry, layout, loaded)
   loaded = remarks.with_range(loaded, ranges.parse_range(dataset.range))
