@@ -58,7 +58,8 @@ flags.DEFINE_string(
   "workdir",
   None,
   "Directory, or address in a bucket (gs://, s3://), where the run is kept. A "
-  "run that is there already is resumed. Default: runs/CONFIG/VARIANT/seedK.",
+  "run that is there already is resumed. Default: runs/CONFIG/VARIANT/seedK, "
+  "or for data of your own runs/FOLDER/VARIANT/seedK, after dataset.root.",
 )
 flags.DEFINE_bool(
   "overwrite",
@@ -138,6 +139,17 @@ def usage() -> str:
   return "\n".join([*lines, *config_lib.help_lines()])
 
 
+def default_workdir(config: config_lib.Config) -> str:
+  """Returns the workdir of a run without the flag --workdir.
+
+  It is named after the config, or after the folder of one's own data.
+  """
+  name = config.name
+  if config.dataset.root and not config.dataset.name:
+    name = os.path.basename(os.path.abspath(config.dataset.root)) or name
+  return f"runs/{name}/{config.variant}/seed{config.seed}"
+
+
 def run(argv: list[str]) -> int:
   """Plays the run that the flags describe; returns the exit code."""
   if {"--help", "-h"} & set(argv):
@@ -145,9 +157,7 @@ def run(argv: list[str]) -> int:
     return FINISHED
   config = parse(argv)
   config_lib.validate(config)
-  workdir = flags.FLAGS.workdir or (
-    f"runs/{config.name}/{config.variant}/seed{config.seed}"
-  )
+  workdir = flags.FLAGS.workdir or default_workdir(config)
   files.reach(workdir)
   if flags.FLAGS.dry_run:
     describe.dry_run(config, workdir)

@@ -57,8 +57,10 @@ class SimulatedOracle:
         )
       if labels[image_id] < 0:
         raise InputError(
-          f"image {image_id!r} has no label, so its answer cannot be "
-          "simulated. Label it in the data set or leave it out of the pool."
+          f"image {image_id!r} has no label, and the simulated oracle can only "
+          "answer with labels that the data set has. Add its label to the data "
+          "set (put it into a class folder, or fill in its label in the list "
+          "of images), or leave it out of the pool."
         )
     return [labels[image_id] for image_id in ids]
 

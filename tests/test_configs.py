@@ -27,7 +27,7 @@ FILES = {
 
 def test_a_config_for_each_data_set():
   found = {path.stem for path in CONFIGS.glob("*.py")}
-  assert found == {"quickstart", *catalogue.CATALOGUE}
+  assert found == {"quickstart", "own_images", *catalogue.CATALOGUE}
 
 
 @pytest.mark.parametrize("name", catalogue.CATALOGUE)

@@ -76,13 +76,13 @@ def test_splits_that_would_be_classes_are_refused(tmp_path):
 
 def test_what_lies_beside_the_splits_is_said(tmp_path):
   fill(tmp_path / "train", "cat", "dog")
-  fill(tmp_path, "unlabeled", "test")  # without class folders
+  fill(tmp_path, "more", "test")  # without class folders
   write_image(tmp_path / "overview.png")
   data = load_folders(tmp_path)
   assert counts(data) == [4, 2, 2]
   assert data.notes == (
     "passed over: 1 image outside the class folders (overview.png)",
-    "not read, since they hold no class folders of a split: test, unlabeled",
+    "not read, since they hold no class folders of a split: more, test",
   )
 
 

@@ -43,6 +43,9 @@ def bad_values(key):
       return ["", "nan", "a photo", "a photo of {", "a {}\nb"]
     case ranges.ValueRange():
       return ["nan", "0", "1,0", "0,0", "0,inf", "a,b", "0,1,2", ","]
+    case ranges.Shares():
+      words = ["nan", "1", "0.5,0.5", "0,0.5,0.5", "0.5,0.2,0.2", "a,b,c"]
+      return [*words, "nan,0.5,0.5", "1.5,-0.5,0", "0.5,0.2,0.3,0", ","]
     case ranges.Budget():
       return ["", "nan", "inf", "-inf", "0", "-3", "2.5", "100%", "1e20", "two"]
     case ranges.Text():

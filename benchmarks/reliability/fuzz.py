@@ -33,13 +33,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import save_file
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import quickstart
 from cpeal_jax.config import check
-from cpeal_jax.data import class_names, coop, folders
+from cpeal_jax.data import (
+  class_names,
+  coop,
+  fiftyone,
+  folders,
+  huggingface,
+  lists,
+  manifest,
+  pools,
+)
 from cpeal_jax.data.images import decode, image_spec
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import text, weights
@@ -260,6 +271,73 @@ def names_file(rng: random.Random, folder: Path) -> None:
       raise Nonsense(f"{label!r} is called {name!r}")
 
 
+def image_list(rng: random.Random, folder: Path) -> None:
+  """A list of images in CSV, JSONL or Parquet, altered."""
+  rows = []
+  for i in range(rng.randint(2, 6)):
+    path = f"{rng.choice('ab')}/{i}.png"
+    picture(rng, folder / path)
+    label = ("cat", "sea läke", "")[i % 3]
+    rows.append({"path": path, "label": label, "split": "train"})
+  suffix = rng.choice(lists.SUFFIXES)
+  source = folder / f"list{suffix}"
+  if suffix == ".parquet":
+    pq.write_table(pa.Table.from_pylist(rows), source)
+  elif suffix == ".jsonl":
+    if rng.random() < 0.5:
+      rows = [altered_json(rng, row) for row in rows]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  else:
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    source.write_text("\n".join(lines))
+  if suffix != ".jsonl" or rng.random() < 0.5:
+    source.write_bytes(altered_bytes(rng, source.read_bytes()))
+  data = manifest.load_manifest(
+    folder, list_file=source.name, shares=(1.0, 0.0, 0.0)
+  )
+  refuse_outside(data, folder)
+
+
+def own_exports(rng: random.Random, folder: Path) -> None:
+  """What FiftyOne exports and Hugging Face's datasets save, altered."""
+  if rng.random() < 0.5:
+    for stem in "abcd":
+      picture(rng, folder / f"data/{stem}.png")
+    labels = {"a": 0, "b": 1, "c": None}
+    content = altered_json(rng, {"classes": ["cat", "dog"], "labels": labels})
+    (folder / "labels.json").write_text(json.dumps(content))
+    refuse_outside(fiftyone.load_fiftyone(folder), folder)
+    return
+  copy = folder / "saved"
+  shutil.copytree(GOLDEN / "saved_dataset", copy)
+  path = copy / rng.choice(
+    (
+      *("dataset_dict.json", "train/state.json", "train/dataset_info.json"),
+      *("train/data-00001-of-00002.arrow", "test/data-00000-of-00001.arrow"),
+    )
+  )
+  if path.suffix == ".json" and rng.random() < 0.7:
+    content = altered_json(rng, json.loads(path.read_text()))
+    path.write_text(json.dumps(content))
+  else:
+    path.write_bytes(altered_bytes(rng, path.read_bytes()))
+  data = huggingface.load_saved(copy)
+  if not set(data.classes) or len(data.train) > 20:
+    raise Nonsense(f"{len(data.train)} images, classes {data.classes}")
+
+
+def refuse_outside(data: pools.Dataset, folder: Path) -> None:
+  """Raises Nonsense if an image is not one of the files in the folder."""
+  there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+  for split in data.splits:
+    if other := set(split.ids) - there:
+      raise Nonsense(f"{min(other)!r} is no file in the folder")
+    if len(split) and max(split.labels) >= len(data.classes):
+      raise Nonsense(
+        f"label {max(split.labels)} of {len(data.classes)} classes"
+      )
+
+
 def pictures(rng: random.Random, folder: Path) -> None:
   """Images of several formats, altered."""
   suffix = rng.choice((".png", ".jpg", ".bmp", ".gif", ".tif", ".webp"))
@@ -372,6 +450,8 @@ KINDS: dict[str, Callable[[random.Random, Path], None]] = {
   "split_json": split_json,
   "folders": class_folders,
   "class_names": names_file,
+  "image_list": image_list,
+  "own_exports": own_exports,
   "pictures": pictures,
   "clip_config": clip_config,
   "clip_files": clip_files,

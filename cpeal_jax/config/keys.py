@@ -12,6 +12,7 @@ from cpeal_jax.config.ranges import (
   Allowed,
   BlockNumbers,
   Budget,
+  Shares,
   Subset,
   Template,
   Text,
@@ -107,20 +108,26 @@ TABLE = (
    "is a data set of your own"),
   ("dataset.layout", "auto", RESULT, choice("auto", *LAYOUTS),
    "how the files are laid out; auto is tfds without dataset.root, else the "
-   "layout of the known data set, else coop"),
+   "layout of the known data set, else what the files in dataset.root look "
+   "like, which the start says"),
   ("dataset.root", "", RUN, OPTIONAL_PATH,
    "directory of the files; empty reads the set from TFDS"),
   ("dataset.tfds_dir", "", RUN, OPTIONAL_PATH,
    "data directory of TFDS; empty is TFDS's own default"),
   ("dataset.split_file", "", RESULT, OPTIONAL_PATH,
-   "CoOp's split json: its path within dataset.root, or with TFDS any path; "
-   "empty takes the one in dataset.root"),
+   "CoOp's split json, or a list of images in CSV, JSONL or Parquet: its path "
+   "within dataset.root, or with TFDS any path; empty takes the one in "
+   "dataset.root"),
   ("dataset.image_dir", "", RESULT, OPTIONAL_PATH,
    "directory below dataset.root that the paths in the split file start from; "
    "empty searches for it"),
   ("dataset.class_names", "", RUN, OPTIONAL_PATH,
-   "file of LABEL,NAME lines or JSON that says what classes are called; empty "
-   "splits folder names into words"),
+   "file of NAME lines, LABEL,NAME lines or JSON that says what classes are "
+   "called, and which there are where images have no label; empty splits "
+   "folder names into words"),
+  ("dataset.shares", "", RESULT, Shares(),
+   "what train, validation and test get of labeled data without splits of its "
+   "own; empty is 0.5,0.2,0.3, or 1,0,0 where some images have no label"),
   ("dataset.range", "", RESULT, ValueRange(),
    "values that become black and white in gray images of more than 8 bits; "
    "empty is the full range of 16 bits"),

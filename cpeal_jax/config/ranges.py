@@ -160,6 +160,22 @@ class ValueRange:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shares:
+  """Three shares that sum to 1, separated by commas; or none."""
+
+  phrase: str = (
+    "three shares TRAIN,VAL,TEST that sum to 1, the first above 0, or empty"
+  )
+
+  def accepts(self, value: str) -> bool:
+    try:
+      parse_shares(value)
+    except ValueError:
+      return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
 class Budget:
   """How many labels to buy in a round, in one of three notations."""
 
@@ -208,6 +224,23 @@ def parse_range(text: str) -> tuple[float, float] | None:
   if not (math.isfinite(low) and math.isfinite(high) and low < high):
     raise ValueError(text)
   return low, high
+
+
+def parse_shares(text: str) -> tuple[float, float, float] | None:
+  """`"0.5,0.2,0.3"` as (0.5, 0.2, 0.3); None for the empty text.
+
+  Raises:
+    ValueError: not three numbers from 0 that sum to 1, or the first is 0.
+  """
+  if not text:
+    return None
+  train, val, test = map(float, text.split(","))
+  # Every comparison with nan is false, so nan is refused.
+  if not (train > 0 and val >= 0 and test >= 0):
+    raise ValueError(text)
+  if not math.isclose(train + val + test, 1, abs_tol=1e-6):
+    raise ValueError(text)
+  return train, val, test
 
 
 def split_words(text: str) -> tuple[str, ...]:

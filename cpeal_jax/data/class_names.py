@@ -4,12 +4,13 @@ A prompt needs a phrase: CLIP's accuracy on EuroSAT is 23 % with "AnnualCrop" in
 the prompt and 54 % with "Annual Crop Land".
 """
 
+import collections
 import csv
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from cpeal_jax.errors import InputError, nearest
@@ -44,13 +45,107 @@ def display_names(labels: Iterable[str], *, source: str = "") -> dict[str, str]:
   """
   labels = list(labels)
   from_file = read_class_names(source) if source else {}
-  names = {label: from_file.get(label, display_name(label)) for label in labels}
-  if unknown := [label for label in from_file if label not in names]:
+  matched = match(labels, from_file)
+  names = {
+    label: from_file[matched[label]]
+    if label in matched
+    else display_name(label)
+    for label in labels
+  }
+  used = set(matched.values())
+  if unknown := [label for label in from_file if label not in used]:
     raise InputError(
       f"{source} names {unknown[0]!r}, which is no class here."
       f"{nearest(unknown[0], labels)} Its lines are LABEL,NAME for these "
-      f"labels: {', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''}."
+      f"labels: {_listed(labels)}."
     )
+  _refuse_equal_names(names)
+  return names
+
+
+def every_class(
+  labels: Iterable[str],
+  *,
+  source: str = "",
+  where: Callable[[str], str] = "the label {!r}".format,
+) -> dict[str, str]:
+  """Returns the name of every class of data that need not be labeled.
+
+  With a file, the file names all classes, and each label must be one of them.
+  Without one, the labels are the classes, in alphabetical order.
+
+  Args:
+    labels: the labels that images have, in any order; there may be none.
+    source: the path of a file with all class names, see `read_class_names`, or
+      the empty string.
+    where: says for a message which label is meant and where it stands.
+
+  Returns:
+    The class name of each label. The order of the names is that of the classes.
+    A class that no image has is there too, under its label in the file.
+
+  Raises:
+    InputError: there is neither a label nor a file, a label is not in the file,
+      or two classes have the same name.
+  """
+  labels = sorted(set(labels))
+  if not source and not labels:
+    raise InputError(
+      "no image has a label, and dataset.class_names is not set: write the "
+      "names of the classes into a text file, one a line, and give it with "
+      "--config.dataset.class_names=FILE."
+    )
+  if not source:
+    return display_names(labels)
+  from_file = read_class_names(source)
+  _refuse_equal_names(from_file)
+  matched = match(labels, from_file)
+  for label in labels:
+    if label not in matched:
+      known = [*from_file, *from_file.values()]
+      raise InputError(
+        f"{where(label)} is not among the class names in {source}."
+        f"{nearest(label, known)} They are: {_listed([*from_file.values()])}."
+      )
+  spelled: dict[str, list[str]] = {label: [] for label in from_file}
+  for label, key in matched.items():
+    spelled[key].append(label)
+  return {
+    label: from_file[key]
+    for key, found in spelled.items()
+    for label in found or [key]
+  }
+
+
+def match(labels: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
+  """Returns for each label the key of the class that it means.
+
+  A label means a class if it is the class's key, or if it is spelled like the
+  key or the name apart from letter case and from how words are joined. Labels
+  that mean no class, or that could mean several, are left out.
+
+  Args:
+    labels: labels of images, or names of folders.
+    names: class names by key, as `read_class_names` returns them.
+  """
+  keys: dict[str, set[str]] = {}
+  for key, name in names.items():
+    for form in (key, name, display_name(key)):
+      keys.setdefault(form.casefold(), set()).add(key)
+  matched = {}
+  for label in labels:
+    meant = keys.get(label.casefold()) or keys.get(
+      display_name(label).casefold(), set()
+    )
+    if label in names:
+      matched[label] = label
+    elif len(meant) == 1:
+      matched[label] = min(meant)
+  return matched
+
+
+def _refuse_equal_names(names: Mapping[str, str]) -> None:
+  """Refuses names that differ only in letter case; `names` is by label."""
   seen: dict[str, str] = {}
   for label, name in names.items():
     other = seen.setdefault(name.casefold(), label)
@@ -59,7 +154,11 @@ def display_names(labels: Iterable[str], *, source: str = "") -> dict[str, str]:
         f"the classes {other!r} and {label!r} would both be called {name!r}; "
         "give them different names with dataset.class_names=FILE."
       )
-  return names
+
+
+def _listed(words: list[str]) -> str:
+  """The first five words, and dots where there are more."""
+  return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
 
 
 def read_class_names(path: Path | str) -> dict[str, str]:
@@ -130,19 +229,30 @@ def _from_lines(path: Path, text: str) -> list[tuple[str, str, str]]:
 
 def _from_json(path: Path, text: str) -> list[tuple[str, str, str]]:
   """The (place, label, name) of each entry of an object or a list."""
+  twice: list[str] = []
+
+  def as_dict(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    counts = collections.Counter(key for key, _ in pairs)
+    twice.extend(key for key, count in counts.items() if count > 1)
+    return dict(pairs)
+
   try:
-    content = json.loads(text)
+    # Without the hook, the last of two equal keys would win.
+    content = json.loads(text, object_pairs_hook=as_dict)
   except (ValueError, RecursionError) as error:
     raise InputError(f"{path} is not JSON: {error}.") from error
   if isinstance(content, list):
-    different = len({str(name) for name in content}) == len(content)
-    content = {str(name): name for name in content} if different else None
-  if not isinstance(content, Mapping) or not all(
+    counts = collections.Counter(map(str, content))
+    twice += [name for name, count in counts.items() if count > 1]
+    content = {str(name): name for name in content}
+  named_twice = f"{twice[0]!r} is named twice, and it" if twice else "it"
+  fits = isinstance(content, Mapping) and all(
     isinstance(name, str) for name in content.values()
-  ):
+  )
+  if twice or not fits:
     raise InputError(
-      f"{path} must hold an object from labels to names, or a list of "
-      "different names."
+      f"{path}: {named_twice} must hold an object from labels to names, or a "
+      "list of different names."
     )
   return [
     (f"entry {number}", label.strip(), name.strip())

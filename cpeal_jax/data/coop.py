@@ -2,7 +2,7 @@
 
 import collections
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from cpeal_jax.data import files, pools
 from cpeal_jax.data.reading import read_json, shown
@@ -49,8 +49,8 @@ def load_coop(
     )
   source = _split_file(root, split_file)
   classes, entries = read_split(source)
-  folder = _image_dir(root, image_dir, entries)
   paths = [path for listed in entries.values() for path, _, _ in listed]
+  folder = files.image_folder(root, image_dir, paths)
   located = iter(files.locate(root / folder, paths, source))
   prefix = (folder / "x").as_posix()[:-1]  # "" for the root itself
   rows = {
@@ -165,37 +165,3 @@ def _classes(entries: Entries, source: Path) -> tuple[str, ...]:
       f" up to {labels[-1]}"
     )
   return tuple(min(names[label]) for label in labels)
-
-
-def _image_dir(
-  root: Path,
-  name: str | None,
-  entries: Entries,
-) -> PurePosixPath:
-  """The folder that the split's paths start from, relative to the root.
-
-  If `name` is None, it is the folder in which the first files are found.
-  """
-  if name is not None:
-    if not os.path.isdir(root / name):
-      raise InputError(f"image folder {root / name} does not exist")
-    return PurePosixPath(name)
-  subfolders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-  folders = [".", *sorted(f for f in subfolders if not f.startswith("."))]
-  paths = [path for listed in entries.values() for path, _, _ in listed]
-  # Several paths are looked for, since a few files may be missing. The folder
-  # is still found then, and `files.locate` reports which files are missing.
-  for path in paths[:20]:
-    holders = [
-      folder
-      for folder in folders
-      if any(os.path.isfile(root / folder / p) for p in files.spellings(path))
-    ]
-    if len(holders) > 1:
-      raise InputError(
-        f"{path!r} is in several folders of {root} ({', '.join(holders)});"
-        " choose one with dataset.image_dir"
-      )
-    if holders:
-      return PurePosixPath(holders[0])
-  return PurePosixPath(".")

@@ -5,7 +5,7 @@ import functools
 import os
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cpeal_jax.data import pools
 from cpeal_jax.errors import InputError
@@ -84,13 +84,60 @@ def spellings(path: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(forms))
 
 
-def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
+def image_folder(
+  root: Path, name: str | None, paths: Sequence[str]
+) -> PurePosixPath:
+  """Returns the folder that the paths of a list start from, below the root.
+
+  If `name` is None, it is the folder in which the first files are found.
+
+  Args:
+    root: the data root.
+    name: the folder's path relative to the root, or None.
+    paths: the paths as the list spells them.
+
+  Raises:
+    InputError: there is no folder `name`, or several folders hold a file of the
+      same path.
+  """
+  if name is not None:
+    if not os.path.isdir(root / name):
+      raise InputError(f"image folder {root / name} does not exist")
+    return PurePosixPath(name)
+  subfolders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+  folders = [".", *sorted(f for f in subfolders if not f.startswith("."))]
+  # Several paths are looked for, since a few files may be missing. The folder
+  # is still found then, and `locate` reports which files are missing.
+  for path in paths[:20]:
+    holders = [
+      folder
+      for folder in folders
+      if any(os.path.isfile(root / folder / p) for p in spellings(path))
+    ]
+    if len(holders) > 1:
+      raise InputError(
+        f"{path!r} is in several folders of {root} ({', '.join(holders)});"
+        " choose one with dataset.image_dir"
+      )
+    if holders:
+      return PurePosixPath(holders[0])
+  return PurePosixPath(".")
+
+
+def locate(
+  folder: Path,
+  paths: Sequence[str],
+  source: Path,
+  *,
+  remedy: str = "download the data set's images there",
+) -> list[str]:
   """Finds the files that a list names, and returns their real paths.
 
   Args:
     folder: the folder that the paths are relative to.
     paths: the paths as the list spells them.
     source: the file with the list, for messages.
+    remedy: what to do about missing files, for the message.
 
   Returns:
     The paths, relative to `folder`, as the file system spells them.
@@ -116,8 +163,7 @@ def locate(folder: Path, paths: Sequence[str], source: Path) -> list[str]:
       )
   raise InputError(
     f"{len(missing)} of {len(paths)} files named in {source} are not in"
-    f" {folder}, e.g. {', '.join(missing[:3])}; download the data set's"
-    " images there"
+    f" {folder}, e.g. {', '.join(missing[:3])}; {remedy}"
   )
 
 

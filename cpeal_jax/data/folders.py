@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from cpeal_jax.data import files, pools, scan
 from cpeal_jax.errors import InputError
 
 # From the names of folders to class names, see `load_folders`.
-ClassNames = Callable[[Iterable[str]], dict[str, str]]
+ClassNames = Callable[[Iterable[str], bool], dict[str, str]]
 # The names of split folders, in lower or upper case. They are those that the
 # documentation of Hugging Face's `imagefolder` lists.
 SPLITS = {
@@ -18,6 +18,18 @@ SPLITS = {
   "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_NAMES = frozenset(name for names in SPLITS.values() for name in names)
+# The names, in lower case, of a folder beside class folders that holds images
+# without a label. FiftyOne writes the last one.
+UNLABELED = ("unlabeled", "unlabelled", "_unlabeled")
+
+
+def split_named(name: str) -> str:
+  """Returns `train`, `val` or `test` for any of its names in `SPLITS`.
+
+  Returns the empty string for any other name.
+  """
+  word = name.strip().lower()
+  return next((split for split, names in SPLITS.items() if word in names), "")
 
 
 def load_folders(
@@ -25,6 +37,8 @@ def load_folders(
   *,
   name: str | None = None,
   class_names: ClassNames | None = None,
+  takes_unlabeled: bool = True,
+  shares: pools.Shares | None = None,
   seed: int = 0,
   progress: pools.Progress = None,
 ) -> pools.Dataset:
@@ -37,13 +51,21 @@ def load_folders(
   missing. Links to folders are followed. Files that are not images are passed
   over, and the data set's notes say so.
 
+  A folder with a name in `UNLABELED`, beside the class folders of the pool or
+  beside the split folders, is no class: the images in it and below it belong to
+  the pool and have no label. A class folder may then be empty. Nothing is cut
+  out of such a pool unless shares are given, see `pools.cut_missing_splits`.
+
   Args:
     root: the data root; ids are relative to it.
     name: the data set's name; by default the name of the root folder.
-    class_names: a function from the names of all class folders to a dict. The
-      dict has the class name of each folder that is kept, in the order of the
-      classes. By default all folders are kept, and their names are the class
-      names.
+    class_names: a function of the names of all class folders, and of whether
+      there are images without a label. It returns a dict with the class name of
+      each folder that is kept, in the order of the classes; the dict may have
+      classes without a folder. By default all folders are kept, and their names
+      are the class names.
+    takes_unlabeled: whether a folder with a name in `UNLABELED` is special.
+    shares: the shares of train, val and test, if splits are cut.
     seed: the seed of the cut, which is by a hash of (seed, id).
     progress: called with the number of files hashed since the last call.
 
@@ -57,22 +79,37 @@ def load_folders(
       f"data root {root} does not exist; make a folder per class there, with"
       " the images of that class in it"
     )
-  folders, unused = _split_folders(root)
+  apart = UNLABELED if takes_unlabeled else ()
+  folders, unused = _split_folders(root, apart)
   found = {
-    split: {c: scan.scan(root, folder / c) for c in scan.subfolders(folder)}
+    split: {
+      c: scan.scan(root, folder / c)
+      for c in scan.subfolders(folder)
+      if c.lower() not in apart
+    }
     for split, folder in folders.items()
   }
+  unlabeled = [
+    scan.scan(root, folder / c)
+    for folder in dict.fromkeys((root, folders["train"]))
+    for c in scan.subfolders(folder)
+    if c.lower() in apart
+  ]
   labels = sorted({c for listed in found.values() for c in listed})
-  if not labels:
+  is_partly = any(each.images for each in unlabeled)
+  if not labels and not is_partly:
     raise InputError(
       f"no class folder in {root}; put the images of each class in a folder"
       " named after it"
     )
-  if folders == {"train": root}:
+  if folders == {"train": root} and labels:
     _refuse_misplaced_splits(root, labels)
-  for label in labels:
+  # Beside images without a label, an empty folder only names its class.
+  for label in () if is_partly else labels:
     _refuse_empty(root, label, [f[label] for f in found.values() if label in f])
-  names = class_names(labels) if class_names else {c: c for c in labels}
+  names = {c: c for c in labels}
+  if class_names:
+    names = class_names(labels, is_partly)
   classes = tuple(dict.fromkeys(names.values()))
   number = {label: classes.index(shown) for label, shown in names.items()}
   rows = {
@@ -84,7 +121,16 @@ def load_folders(
     ]
     for split, listed in found.items()
   }
-  looked_at = [unused]
+  rows["train"] += [(id_, -1) for each in unlabeled for id_ in each.images]
+  looked_at = [unused, *unlabeled]
+  looked_at += [
+    scan.Found(
+      others=((scan.UNUSED, (folder / c).relative_to(root).as_posix()),)
+    )
+    for split, folder in folders.items()
+    for c in scan.subfolders(folder)
+    if c.lower() in apart and split != "train"
+  ]
   looked_at += [
     scan.beside_classes(root, folder) for folder in folders.values()
   ]
@@ -93,16 +139,22 @@ def load_folders(
     name or root.resolve().name,
     classes,
     root,
-    pools.cut_missing_splits(rows, seed=seed),
+    pools.cut_missing_splits(rows, seed=seed, shares=shares),
     progress=progress,
     notes=scan.notes(looked_at),
   )
 
 
-def _split_folders(root: Path) -> tuple[dict[str, Path], scan.Found]:
+def _split_folders(
+  root: Path, apart: Collection[str]
+) -> tuple[dict[str, Path], scan.Found]:
   """The folder of each split, and what else is in the root.
 
   If there are no split folders, the root itself is the folder of `train`.
+
+  Args:
+    root: the data root.
+    apart: names, in lower case, of folders that are neither splits nor unused.
   """
   folders = {}
   # A class may be called "train", so only folders that hold folders are splits.
@@ -121,7 +173,11 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], scan.Found]:
     got = ", ".join(folder.name for folder in folders.values())
     raise InputError(f"{root} has {got} but no train folder with class folders")
   used = {folder.name for folder in folders.values()}
-  unused = [name for name in scan.subfolders(root) if name not in used]
+  unused = [
+    name
+    for name in scan.subfolders(root)
+    if name not in used and name.lower() not in apart
+  ]
   others = scan.beside_classes(root, root).others
   return folders, scan.Found(
     others=(*others, *((scan.UNUSED, name) for name in unused))

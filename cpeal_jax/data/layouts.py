@@ -10,11 +10,15 @@ from cpeal_jax.data import (
   class_names,
   coop,
   digits,
+  fiftyone,
   folders,
+  huggingface,
   imagenet,
+  manifest,
   tfds_sets,
+  unlabeled,
 )
-from cpeal_jax.data.pools import Dataset, Progress
+from cpeal_jax.data.pools import Dataset, Progress, Shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +31,12 @@ class Location:
     name: the key in `catalogue.CATALOGUE` whose class names and counts hold.
     root: the folder of the files.
     tfds_dir: TFDS's data directory.
-    split_file: the path of CoOp's split file.
+    split_file: the path of CoOp's split file, or of a list of images.
     image_dir: the folder below `root` that the paths in the split file start
       from.
     class_names: a file of display names, see `class_names.read_class_names`.
+    shares: what train, val and test get of data without splits of its own; None
+      for the default, see `pools.cut_missing_splits`.
     check_counts: whether a data set of the catalogue is refused if its number
       of images is not the known one.
   """
@@ -41,6 +47,7 @@ class Location:
   split_file: str = ""
   image_dir: str = ""
   class_names: str = ""
+  shares: Shares | None = None
   check_counts: bool = True
 
 
@@ -71,12 +78,54 @@ def _coop(at: Location, progress: Progress) -> Dataset:
 
 
 def _folders(at: Location, progress: Progress) -> Dataset:
-  def names(labels: Iterable[str]) -> dict[str, str]:
+  def names(labels: Iterable[str], is_partly: bool) -> dict[str, str]:
     if at.name:
       return catalogue.class_names(at.name, labels)
+    if is_partly:
+      return class_names.every_class(
+        labels,
+        source=at.class_names,
+        where=lambda label: f"class folder {label!r} in {at.root}",
+      )
     return class_names.display_names(labels, source=at.class_names)
 
-  return folders.load_folders(at.root, class_names=names, progress=progress)
+  return folders.load_folders(
+    at.root,
+    class_names=names,
+    takes_unlabeled=not at.name,
+    shares=at.shares,
+    progress=progress,
+  )
+
+
+def _images(at: Location, progress: Progress) -> Dataset:
+  names = class_names.every_class((), source=at.class_names)
+  return unlabeled.load_unlabeled(
+    at.root, tuple(names.values()), progress=progress
+  )
+
+
+def _manifest(at: Location, progress: Progress) -> Dataset:
+  return manifest.load_manifest(
+    at.root,
+    list_file=at.split_file,
+    image_dir=at.image_dir,
+    names_file=at.class_names,
+    shares=at.shares,
+    progress=progress,
+  )
+
+
+def _fiftyone(at: Location, progress: Progress) -> Dataset:
+  return fiftyone.load_fiftyone(
+    at.root, names_file=at.class_names, shares=at.shares, progress=progress
+  )
+
+
+def _huggingface(at: Location, progress: Progress) -> Dataset:
+  return huggingface.load_saved(
+    at.root, names_file=at.class_names, shares=at.shares, progress=progress
+  )
 
 
 def _aircraft(at: Location, progress: Progress) -> Dataset:
@@ -103,17 +152,24 @@ LAYOUTS: dict[str, Loader] = {
   "tfds": _tfds,
   "coop": _coop,
   "folders": _folders,
+  "images": _images,
+  "manifest": _manifest,
+  "fiftyone": _fiftyone,
+  "huggingface": _huggingface,
   "aircraft": _aircraft,
   "imagenet": _imagenet,
   "aptos": _aptos,
   "digits": _digits,
 }
+# Layouts that only data of one's own has, not the known data sets.
+OWN = ("images", "manifest", "fiftyone", "huggingface")
 # For some fields of `Location`: the layouts that use the field. A value for any
 # other layout is refused.
 TAKES = {
-  "split_file": ("coop", "tfds"),
-  "image_dir": ("coop",),
-  "class_names": ("folders", "coop"),
+  "split_file": ("coop", "tfds", "manifest"),
+  "image_dir": ("coop", "manifest"),
+  "class_names": ("folders", "coop", *OWN),
+  "shares": ("folders", "manifest", "fiftyone", "huggingface"),
 }
 # Layouts in which files that were published with the data give the splits.
 PUBLISHED = ("coop", "aircraft")

@@ -21,14 +21,9 @@ from cpeal_jax.data.images import CorruptImage, decode
 Progress = Callable[[int], None] | None
 # How many images a thread hashes before it takes new ones.
 HASH_BLOCK = 64
-# The shares of the training images that train and the missing splits get, by
-# the names of the missing splits.
-FRACTIONS = {
-  (): (1.0,),
-  ("val",): (0.8, 0.2),
-  ("test",): (0.7, 0.3),
-  ("val", "test"): (0.5, 0.2, 0.3),
-}
+# The shares that train, val and test get of data without splits of their own.
+Shares = tuple[float, float, float]
+SHARES: Shares = (0.5, 0.2, 0.3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,9 +90,9 @@ class Dataset:
   Attributes:
     name: the name of the data set.
     classes: the class names.
-    train: the pool.
-    val: the validation split.
-    test: the test split.
+    train: the pool, whose images may have no label.
+    val: the validation split; it may be empty.
+    test: the test split; it may be empty.
     origin: where the splits come from, as text for a person; it may be empty.
     notes: lines for a person about how the data set was read: what was passed
       over, scaled or repeated.
@@ -199,16 +194,35 @@ def cut(
 
 
 def cut_missing_splits(
-  rows: dict[str, list[tuple[str, int]]], *, seed: int
+  rows: dict[str, list[tuple[str, int]]],
+  *,
+  seed: int,
+  shares: Shares | None = None,
 ) -> dict[str, list[tuple[str, int]]]:
   """Returns all three splits; missing ones are cut out of `train`.
 
+  A missing split gets its share of the labeled training images, and `train`
+  keeps the rest. Images without a label always stay in `train`. If there are
+  any and no shares are given, all labels stay in `train` too, and the missing
+  splits are empty: a person who labeled a few images wants to train on them.
+
   Args:
-    rows: (id, label) of each image, by split. It must have the split `train`.
+    rows: (id, label) of each image, by split; the label is -1 if it is not
+      known. It must have the split `train`.
     seed: the seed of the cut, see `cut`.
+    shares: the shares of train, val and test, which sum to 1; None takes
+      `SHARES` if all training images have a label.
   """
-  missing = tuple(split for split in ("val", "test") if split not in rows)
-  parts = cut(rows["train"], FRACTIONS[missing], seed=seed)
+  missing = [split for split in ("val", "test") if split not in rows]
+  labeled = [row for row in rows["train"] if row[1] >= 0]
+  unlabeled = [row for row in rows["train"] if row[1] < 0]
+  if unlabeled and shares is None:
+    return rows | {split: [] for split in missing}
+  train, val, test = shares or SHARES
+  taken = [{"val": val, "test": test}[split] for split in missing]
+  kept = train if len(missing) == 2 else 1.0 - sum(taken)
+  parts = cut(labeled, (kept, *taken), seed=seed)
+  parts[0] += unlabeled
   return rows | dict(zip(("train", *missing), parts, strict=True))
 
 

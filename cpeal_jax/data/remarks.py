@@ -59,11 +59,12 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
 def on_classes(dataset: Dataset) -> tuple[str, ...]:
   """Returns a line about classes that have no image in a split, if any.
 
-  A class without an image in the pool can never be learned.
+  A class without an image in the pool can never be learned. Of a pool with
+  images that have no label, this cannot be said.
   """
   parts = []
   for split in dataset.splits:
-    if not len(split):
+    if not len(split) or (split.labels < 0).any():
       continue
     present = set(split.labels.tolist())
     lacking = [
@@ -77,3 +78,24 @@ def on_classes(dataset: Dataset) -> tuple[str, ...]:
   if not parts:
     return ()
   return (f"classes without an image: {', '.join(parts)}",)
+
+
+def on_splits(dataset: Dataset) -> tuple[str, ...]:
+  """Returns a line about what cannot be measured without a split, if any."""
+  parts = []
+  if not len(dataset.val):
+    parts.append(
+      "there is no validation split, so no temperature is fitted and val_*, "
+      "nll_ts and ece_ts are left out"
+    )
+  if not len(dataset.test):
+    parts.append("there is no test split, so no accuracy is measured")
+  if not parts:
+    return ()
+  known = dataset.train.labels >= 0
+  if known.any() and not known.all():
+    parts.append(
+      f"all {known.sum():,} known labels are in the pool; dataset.shares, such "
+      "as 0.5,0.2,0.3, cuts both splits out of them"
+    )
+  return ("; ".join(parts),)

@@ -123,6 +123,21 @@ def subfolders(folder: Path) -> list[str]:
   ]
 
 
+def images_in(root: Path, folder: str) -> list[str]:
+  """Returns the paths of the images directly in a folder, from the root.
+
+  Args:
+    root: the data root.
+    folder: the folder's path from the root; empty for the root itself.
+  """
+  prefix = f"{folder}/" if folder else ""
+  return [
+    prefix + entry.name
+    for entry in list_folder(os.path.join(root, folder))
+    if not entry.is_folder and not _file_kind(entry)
+  ]
+
+
 def beside_classes(root: Path, folder: Path) -> Found:
   """Lists what lies beside the class folders in `folder`.
 

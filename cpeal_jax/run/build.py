@@ -98,9 +98,10 @@ def build(
     # a head that is solved for takes no steps.
     if not (plan.recipe.anchor or is_solved(config)):
       calls["fit"] = fit
-    # If the decoded test images are in the cache, their features probably are
-    # too, and then nothing has to be encoded.
-    if not store.is_built(plan.dataset.test, plan.spec, cache_dir=plan.cache):
+    # If the decoded images of the split that is encoded first are in the cache,
+    # their features probably are too, and then nothing has to be encoded.
+    first = plan.dataset.test if test else plan.dataset.train
+    if not store.is_built(first, plan.spec, cache_dir=plan.cache):
       side = plan.spec.size
       encode = partial(precompile.compile_encode, zero_scorer, params, side)
       # First, since the zero-shot row needs it before any fit.

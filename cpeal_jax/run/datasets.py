@@ -8,9 +8,11 @@ import dataclasses
 
 from cpeal_jax.config import Config, ranges
 from cpeal_jax.data import catalogue, remarks
+from cpeal_jax.data.detect import detect
 from cpeal_jax.data.layouts import (
   LAYOUTS,
   ORIGINS,
+  OWN,
   PUBLISHED,
   TAKES,
   Location,
@@ -21,11 +23,12 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.progress import stage
 
 
-def layout_of(dataset: Config) -> str:
-  """Returns the name of the layout of the data set's files.
+def layout_of(dataset: Config) -> tuple[str, tuple[str, ...]]:
+  """Returns the layout of the data set's files, and a line on why, if any.
 
   `auto` stands for `tfds` without dataset.root. With it, `auto` stands for the
-  layout of the known data set, or for `coop` if no data set is named.
+  layout of the known data set. If no data set is named, the files in
+  dataset.root tell the layout, see `detect`, and there is a line on it.
 
   Args:
     dataset: the section `dataset` of a config.
@@ -34,11 +37,18 @@ def layout_of(dataset: Config) -> str:
     InputError: nothing says where the data set is.
   """
   if dataset.layout != "auto":
-    return dataset.layout
+    return dataset.layout, ()
+  if dataset.root and dataset.name:
+    return catalogue.find(dataset.name).layout, ()
   if dataset.root:
-    return catalogue.find(dataset.name).layout if dataset.name else "coop"
+    layout, why = detect(
+      dataset.root,
+      split_file=dataset.split_file,
+      names_file=dataset.class_names,
+    )
+    return layout, (f"dataset.layout=auto took {layout}, since {why}",)
   if dataset.name:
-    return "tfds"
+    return "tfds", ()
   raise InputError(
     "dataset.root is not set; give the data set's directory with "
     "--config.dataset.root=DIR, or name a data set of TFDS with dataset.name."
@@ -52,7 +62,9 @@ def prepare_dataset(config: Config) -> None:
     InputError: it cannot be prepared, or nothing says where the data set is.
   """
   dataset = config.dataset
-  if layout_of(dataset) == "tfds" and dataset.name:
+  if dataset.layout == "auto" and dataset.root:
+    return  # It is read from files.
+  if layout_of(dataset)[0] == "tfds" and dataset.name:
     ensure_tfds(dataset.name, dataset.tfds_dir)
 
 
@@ -67,7 +79,7 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
     InputError: the data set is missing, incomplete, or not what its name says.
   """
   dataset = config.dataset
-  layout = layout_of(dataset)
+  layout, found = layout_of(dataset)
   entry = catalogue.find(dataset.name) if dataset.name else None
   if layout == "tfds" and entry is None:
     raise InputError("dataset.layout=tfds needs dataset.name.")
@@ -76,6 +88,12 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
     raise InputError(
       "dataset.root is not set; give the data set's directory with "
       f"--config.dataset.root=DIR{get}."
+    )
+  if entry and layout in OWN:
+    raise InputError(
+      f"dataset.layout={layout} goes with data of your own, and "
+      f"dataset.name={dataset.name} is a known data set: set "
+      "--config.dataset.name= (empty), or choose another layout."
     )
   for key, layouts in TAKES.items():
     if dataset[key] and layout not in layouts:
@@ -92,14 +110,27 @@ def load_dataset(config: Config, *, prepare: bool = True) -> Dataset:
   if layout == "tfds":
     ensure_tfds(dataset.name, dataset.tfds_dir, allowed=prepare)
   fields = [field.name for field in dataclasses.fields(Location)]
-  location = Location(**{name: dataset[name] for name in fields})
+  values = {name: dataset[name] for name in fields}
+  values["shares"] = ranges.parse_shares(dataset.shares)
+  location = Location(**values)
   total = _expected_images(entry)
-  with stage(f"read {dataset.name or layout}", total, "images") as progress:
-    loaded = LAYOUTS[layout](location, progress)
+  try:
+    with stage(f"read {dataset.name or layout}", total, "images") as progress:
+      loaded = LAYOUTS[layout](location, progress)
+  except InputError as error:
+    if not found:
+      raise
+    # Another layout may be what the user means.
+    raise InputError(f"{error} ({found[0]})") from error
   if entry is not None and layout not in ("tfds", "digits"):
     loaded = _checked(location, entry, layout, loaded)
   loaded = remarks.with_range(loaded, ranges.parse_range(dataset.range))
-  notes = (*loaded.notes, *remarks.on_classes(loaded))
+  notes = (
+    *found,
+    *loaded.notes,
+    *remarks.on_classes(loaded),
+    *remarks.on_splits(loaded),
+  )
   return dataclasses.replace(loaded, notes=notes)
 
 

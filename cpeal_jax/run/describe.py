@@ -13,7 +13,7 @@ import jax
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
-from cpeal_jax.data import batches, store
+from cpeal_jax.data import batches, pools, store
 from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import escaped
 from cpeal_jax.progress import say
@@ -22,7 +22,7 @@ from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, make_plan
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
-MOST_LINES = 11
+MOST_LINES = 12
 DRY_RUN_LINES = 7
 # A dry run decodes the images of a data set of this size or smaller.
 DECODED_AT_MOST = 1_000
@@ -37,26 +37,44 @@ def one_line(plan: Plan) -> str:
   devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
   origin = f" ({dataset.origin})" if dataset.origin else ""
   return escaped(
-    f"{dataset.name}: pool {len(dataset.train)}, validation "
-    f"{len(dataset.val)}, test {len(dataset.test)}, {len(dataset.classes)} "
+    f"{dataset.name}: {sizes(dataset)}, {len(dataset.classes)} "
     f"classes{origin}; {trainable(plan)} trainable parameters; {devices} "
     "device(s)"
   )
 
 
-def data_lines(plan: Plan, *, most: int = MOST_LINES) -> list[str]:
+def sizes(dataset: pools.Dataset) -> str:
+  """Returns how many images the splits have, and how many have no label."""
+  known = int((dataset.train.labels >= 0).sum())
+  unknown = len(dataset.train) - known
+  labels = f" ({unknown:,} unlabeled, {known:,} labeled)" if unknown else ""
+  return ", ".join(
+    (
+      f"pool {len(dataset.train)}{labels}",
+      f"validation {len(dataset.val)}" if len(dataset.val) else "no validation",
+      f"test {len(dataset.test)}" if len(dataset.test) else "no test",
+    )
+  )
+
+
+def data_lines(
+  plan: Plan, *, most: int = MOST_LINES, has_sizes: bool = True
+) -> list[str]:
   """Returns what a person should see of the data before a run, line by line.
 
-  The classes, the prompts of the first three, and each note of the plan.
+  The sizes of the splits, the classes, the prompts of the first three, and each
+  note of the plan.
 
   Args:
     plan: of the run.
     most: number of lines; the last one holds all that is left.
+    has_sizes: whether the first line has the sizes.
   """
   classes = plan.dataset.classes
   more = len(classes) - CLASSES_NAMED
   names = ", ".join(classes[:CLASSES_NAMED])
-  lines = [f"classes: {names}" + (f", and {more} more" if more > 0 else "")]
+  lines = [f"images: {sizes(plan.dataset)}"] if has_sizes else []
+  lines.append(f"classes: {names}" + (f", and {more} more" if more > 0 else ""))
   if plan.zero_shot.has_texts:
     prompts = ", ".join(map(repr, plan.zero_shot.prompts[:PROMPTS_NAMED]))
     dots = ", ..." if len(plan.zero_shot.prompts) > PROMPTS_NAMED else ""
@@ -166,7 +184,7 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   )
   tables = len(dataset.train) * 40 * config.rounds
   say(f"{one_line(plan)}; workdir {workdir}")
-  for line in data_lines(plan, most=DRY_RUN_LINES):
+  for line in data_lines(plan, most=DRY_RUN_LINES, has_sizes=False):
     say(line)
   say(f"labels: {plan.budget} a round, {config.rounds} rounds")
   training = f"steps: {steps} of {recipe.batch} images"

@@ -157,8 +157,10 @@ def rounds(run: Run) -> list[dict]:
   # Only the DONE of round 0 holds a digest of the zero-shot row, so until round
   # 0 is finished the row is measured again.
   if run.experiment.plan.zero_shot.has_texts and not done:
-    row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
-    journal.write_row(row)
+    stages.refuse_equal_classes(run)
+    if len(run.experiment.plan.dataset.test):
+      row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
+      journal.write_row(row)
   journal.rebuild_results()
   earlier = [row for row in journal.rows() if row["round"] < done]
   zero_shot = table.zero_shot_of(earlier)

@@ -52,7 +52,8 @@ class Plan:
   """What a run will do, known before any image is decoded.
 
   Attributes:
-    dataset: class names and three splits; `train` is the pool.
+    dataset: class names and three splits; `train` is the pool, and the other
+      two may be empty.
     pretrained: the pretrained model as read from disk.
     spec: how the pretrained model wants its images.
     classifier: the model with the adapter that is trained.
@@ -148,9 +149,8 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
   spec = images.image_spec(pretrained.preprocessor)
   backbone_of(config).refuse_size(pretrained, spec.size)
   dataset = load_dataset(config, prepare=prepare)
-  for split in dataset.splits:
-    if not len(split):
-      raise InputError(f"{dataset.name} has no image in split {split.name}.")
+  if not len(dataset.train):
+    raise InputError(f"{dataset.name} has no image in split train, the pool.")
   repeated = check_duplicates(dataset, policy=config.dataset.duplicates)
   pool = len(dataset.train)
   budget = config_lib.labels_per_round(

@@ -102,6 +102,8 @@ def evaluate(
 ) -> dict[str, object]:
   """Measures a model on the test split; returns its row of metrics.
 
+  What cannot be measured is not in the row: see `evaluation.evaluate`.
+
   Args:
     run: the parts of the run.
     adapter: the trained adapter; None for the pretrained model.
@@ -111,27 +113,40 @@ def evaluate(
   Raises:
     TrainingError: a logit is not finite.
   """
-  experiment = run.experiment
-  val, test = (score(run, adapter, split) for split in ("val", "test"))
-  precompile.wait_for(experiment.compiled, "metrics")
-  logits = sharding.fetch(test.logits, test.total)
-  held_out = sharding.fetch(val.logits, val.total)
-  for split, rows in (("test", logits), ("val", held_out)):
+  dataset, stores = run.experiment.plan.dataset, run.experiment.stores
+  logits = {}
+  for split in (dataset.val, dataset.test):
+    rows = np.zeros((0, len(dataset.classes)), np.float32)
+    if len(split):
+      scores = score(run, adapter, split.name)
+      precompile.wait_for(run.experiment.compiled, "metrics")
+      rows = sharding.fetch(scores.logits, scores.total)
     bad = int((~np.isfinite(rows).all(axis=1)).sum())
     if bad:
       raise TrainingError(
-        f"the logits of {bad} of {len(rows)} images of split {split} are not "
-        f"finite after round {round_}: lower train.learning_rate. If this is "
-        "round -1, which is before any training, check the weights."
+        f"the logits of {bad} of {len(rows)} images of split {split.name} are "
+        f"not finite after round {round_}: lower train.learning_rate. If this "
+        "is round -1, which is before any training, check the weights."
       )
-  if adapter is None and experiment.plan.zero_shot.has_texts:
-    text.refuse_equal(experiment.plan.dataset.classes, logits.T)
+    logits[split.name] = rows
   row = evaluation.evaluate(
-    logits,
-    experiment.plan.dataset.test.labels,
-    where=experiment.stores["test"].ok,
-    validation_logits=held_out,
-    validation_labels=experiment.plan.dataset.val.labels,
-    validation_where=experiment.stores["val"].ok,
+    logits["test"],
+    dataset.test.labels,
+    where=stores["test"].ok,
+    validation_logits=logits["val"],
+    validation_labels=dataset.val.labels,
+    validation_where=stores["val"].ok,
   )
   return {"round": round_, "labeled": labeled, **row}
+
+
+def refuse_equal_classes(run: Run) -> None:
+  """Refuses classes that the pretrained model cannot tell apart.
+
+  Raises:
+    InputError: two classes with different names have the same text embedding.
+  """
+  experiment = run.experiment
+  precompile.wait_for(experiment.compiled, "encode")
+  embeddings = experiment.zero_scorer.embed(experiment.params, {})
+  text.refuse_equal(experiment.plan.dataset.classes, np.asarray(embeddings))

@@ -47,8 +47,13 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def zero_shot_of(rows: Iterable[Row]) -> float | None:
-  """Returns the accuracy of the untrained model; None if it has no texts."""
-  accuracies = [row["accuracy"] for row in rows if row["round"] == ZERO_SHOT]
+  """Returns the accuracy of the untrained model; None if it is not measured.
+
+  It is not for a model without texts, nor without a test split.
+  """
+  accuracies = [
+    row.get("accuracy") for row in rows if row["round"] == ZERO_SHOT
+  ]
   return accuracies[0] if accuracies else None
 
 

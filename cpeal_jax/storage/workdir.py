@@ -7,11 +7,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -151,7 +152,9 @@ def open_workdir(
     run_keys: dotted names of settings that may differ. The name of a section
       stands for all settings in it.
     defaults: values by dotted name, for keys that an older workdir lacks.
-    environment: versions, devices and weights; recorded at the first start.
+    environment: versions, devices and weights; recorded at the first start. A
+      later start must have the same `classes`, if there are any, unless
+      `accept_labels`.
     manifest: columns of strings (or None): id, path, sha256, split, status,
       label. A later start must have the same ids, contents and splits, and the
       same labels unless `accept_labels`.
@@ -182,7 +185,7 @@ def open_workdir(
     write_json(root / "config.json", config)
     return ()
 
-  read_json(root / "environment.json")  # Raises if it was edited.
+  recorded = read_json(root / "environment.json")  # Raises if it was edited.
   given, stored = _flat(config), _flat(read_config(root))
   older = {k: v for k, v in defaults.items() if k in given and k not in stored}
   allowed, refused = _differences(stored | older, given, run_keys)
@@ -193,7 +196,10 @@ def open_workdir(
     )
   table = pa.table(rows)
   _check_manifest(root, table)
-  if corrected := _changed_labels(root, table):
+  corrected = _changed_labels(root, table) or _changed_classes(
+    root, recorded.get("classes", []), environment.get("classes", [])
+  )
+  if corrected:
     if not accept_labels:
       raise InputError(
         f"{corrected}. Restore them, use another --workdir, or go on with the "
@@ -309,6 +315,26 @@ def _changed_labels(root: epath.Path, given: pa.Table) -> str:
     f"{len(changed)} labels of the data set are not those {root} was started "
     f"with, the first is that of {id_!r} in {split}: {old[changed[0]]!r} then, "
     f"{new[changed[0]]!r} now"
+  )
+
+
+def _changed_classes(
+  root: epath.Path, old: Sequence[str], new: Sequence[str]
+) -> str:
+  """Says how the classes differ from those before; empty if they do not.
+
+  Where no image has a label, nothing else would show that the classes or their
+  order have changed. It is also empty for a workdir of an older version, which
+  has no list of classes.
+  """
+  pairs = enumerate(itertools.zip_longest(old, new, fillvalue="none"))
+  different = next(((i, *pair) for i, pair in pairs if len({*pair}) > 1), None)
+  if not old or not new or different is None:
+    return ""
+  number, before, now = different
+  return (
+    f"the classes are not those {root} was started with: {len(old)} then and "
+    f"{len(new)} now, and class {number} was {before!r} and is {now!r}"
   )
 
 
