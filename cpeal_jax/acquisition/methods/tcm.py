@@ -40,4 +40,6 @@ def tcm(
     raise InputError(f"tcm: switch_at is {switch_at}, but must be at least 0.")
   labels = int(np.sum(on_host(pool.labels, pool) >= 0))
   late = labels >= switch_at * pool.logits.shape[1]
-  return by_margin(key, pool, n) if late else typiclust(key, pool, n)
+  # Also asked before the switch, so that nothing is compiled at it.
+  uncertain = by_margin(key, pool, n)
+  return uncertain if late else typiclust(key, pool, n)
