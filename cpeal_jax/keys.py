@@ -20,7 +20,6 @@ PURPOSES = {
   "pretrain": 7,
   "passes": 8,
   "pool": 9,
-  "audit": 10,
 }
 
 

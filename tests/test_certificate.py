@@ -29,7 +29,7 @@ def _sizes(monkeypatch):
 def made(n=1000, seed=0, **settings):
   """A plan for n images, the most confident in front."""
   confidences = np.linspace(0.999, 0.5, n)
-  order = permutation.order(n, seed=seed)
+  order = permutation.order(range(n), seed=seed)
   where = np.ones(n, bool)
   return certificate.plan(confidences, order, where, **(LEVEL | settings))
 
@@ -91,7 +91,7 @@ def test_passing_means_that_the_exact_lower_bound_reaches_the_target(accepted):
 def test_a_plan_is_from_strict_to_lax():
   plan = made()
   assert [stage.accepted for stage in plan.stages] == [*range(100, 1001, 100)]
-  order = permutation.order(1000, seed=0)
+  order = permutation.order(range(1000), seed=0)
   for stage in plan.stages:
     inside = order[order < stage.accepted]
     np.testing.assert_array_equal(
@@ -125,7 +125,7 @@ def test_samples_are_as_large_as_success_needs():
 def test_only_the_images_of_the_plan_count():
   confidences = np.linspace(0.999, 0.5, 600)
   where = np.arange(600) % 2 == 0
-  order = permutation.order(600, seed=1)
+  order = permutation.order(range(600), seed=1)
   plan = certificate.plan(confidences, order, where, **LEVEL)
   assert plan.stages[-1].accepted == 300
   assert all(where[stage.sample].all() for stage in plan.stages)
@@ -139,7 +139,7 @@ def test_only_the_images_of_the_plan_count():
 
 def test_thresholds_that_accept_nothing_new_are_left_out():
   confidences = np.repeat([0.9, 0.6], [300, 100])
-  order = permutation.order(400, seed=0)
+  order = permutation.order(range(400), seed=0)
   where = np.ones(400, bool)
   plan = certificate.plan(confidences, order, where, **LEVEL)
   assert [stage[:2] for stage in plan.stages] == [(0.9, 300), (0.6, 400)]
@@ -317,7 +317,7 @@ def test_good_predictions_are_certified():
   for seed in range(runs):
     rng = np.random.default_rng([seed, 31])
     right = rng.random(n) < confidences
-    order = permutation.order(n, seed=seed)
+    order = permutation.order(range(n), seed=seed)
     plan = certificate.plan(confidences, order, np.ones(n, bool), **LEVEL)
     found, _ = certify(plan, right, 50)
     accepted.append(found.accepted if found else 0)
@@ -343,7 +343,7 @@ def test_bad_plans_are_refused(settings, message):
 
 
 def test_predictions_must_be_there_and_numbers():
-  order = permutation.order(9, seed=0)
+  order = permutation.order(range(9), seed=0)
   confidences = np.full(9, 0.9)
   with pytest.raises(InputError, match="0 predictions"):
     certificate.plan(confidences, order, np.zeros(9, bool), **LEVEL)

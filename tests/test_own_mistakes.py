@@ -9,7 +9,8 @@ from own_data import config, read, saved, write
 
 from cpeal_jax import main, quickstart
 from cpeal_jax.errors import InputError
-from cpeal_jax.oracle import SimulatedOracle
+from cpeal_jax.labeling.oracles import oracle_of
+from cpeal_jax.labeling.questions import Question
 
 
 def images(root, count=3):
@@ -295,9 +296,9 @@ def test_the_simulated_oracle_says_what_to_do(tmp_path):
   images(tmp_path / "data")
   (tmp_path / "names").write_text(CLASSES)
   data = read(tmp_path / "data", class_names=str(tmp_path / "names"))
-  oracle = SimulatedOracle(data.train.ids, data.train.labels)
-  with pytest.raises(InputError, match=r"'1.png' has no label.*Add its label"):
-    oracle.reveal(["1.png"])
+  oracle = oracle_of("simulated", data, str(tmp_path / "run"), root="")
+  with pytest.raises(InputError, match=r"'1.png' has no label.*Label it in"):
+    oracle.ask([Question("1.png", 0)])
 
 
 def test_the_config_is_that_of_the_preset_anchored(tmp_path):

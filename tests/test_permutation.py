@@ -13,17 +13,17 @@ def mask(n, rows):
 
 
 def test_the_order_is_fixed_by_the_seed():
-  order = permutation.order(50, seed=3)
+  order = permutation.order(range(50), seed=3)
   np.testing.assert_array_equal(np.sort(order), np.arange(50))
-  np.testing.assert_array_equal(order, permutation.order(50, seed=3))
+  np.testing.assert_array_equal(order, permutation.order(range(50), seed=3))
   for other in ({"seed": 4}, {"seed": 3, "step": 1}):
-    assert (order != permutation.order(50, **other)).any()
+    assert (order != permutation.order(range(50), **other)).any()
 
 
 def test_images_that_come_later_leave_the_order_of_the_others():
-  order = permutation.order(80, seed=3)
+  order = permutation.order(range(80), seed=3)
   np.testing.assert_array_equal(
-    order[order < 50], permutation.order(50, seed=3)
+    order[order < 50], permutation.order(range(50), seed=3)
   )
 
 
@@ -31,7 +31,7 @@ def test_every_image_of_a_set_is_first_equally_often():
   inside = mask(12, [1, 4, 5, 10])
   firsts = []
   for seed in range(2000):
-    order = permutation.order(12, seed=seed)
+    order = permutation.order(range(12), seed=seed)
     firsts.append(order[inside[order]][0])
   counts = np.bincount(firsts, minlength=12)
   assert counts[~inside].sum() == 0
@@ -78,7 +78,7 @@ def trajectory(seed, withheld, n=400, rounds=5, buys=25, audits=20):
   """
   rng = np.random.default_rng([seed, 17])
   difficulty = rng.permutation(n) / n
-  order = permutation.order(n, seed=seed)
+  order = permutation.order(range(n), seed=seed)
   answered, bought = np.zeros(n, bool), np.zeros(n, bool)
   for _ in range(rounds):
     candidates = ~bought & ~(answered & withheld)
@@ -92,7 +92,7 @@ def trajectory(seed, withheld, n=400, rounds=5, buys=25, audits=20):
 
 def covered(seed, withheld, step=0):
   right, left, answered = trajectory(seed, withheld)
-  order = permutation.order(len(right), seed=seed, step=step)
+  order = permutation.order(range(len(right)), seed=seed, step=step)
   if step:
     # The draw is new; those of its images without an answer are asked about.
     drawn = permutation.next_audits(order, ~left, n=int(answered.sum()))

@@ -44,22 +44,25 @@ intervals that hold with 95 %, one misses on average, so whoever reports the
 best of twenty should not expect it to hold.
 """
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cpeal_jax import keys
 from cpeal_jax.errors import InputError
 
 
-def order(n: int, *, seed: int, step: int = 0) -> Int[np.ndarray, " N"]:
-  """Returns the fixed permutation of the pool, from (seed, "audit", step).
+def order(
+  ids: Sequence[object], *, seed: int, step: int = 0
+) -> Int[np.ndarray, " N"]:
+  """Returns the fixed permutation of the pool, from the seed and the ids.
 
-  It sorts the images by random numbers that are drawn in the order of the rows.
-  So images that are added behind the others later leave the order of the others
-  as it was.
+  It sorts the images by a hash of their ids. So images that are added later
+  leave the order of the others as it was, wherever they stand.
 
   Args:
-    n: the number of images in the pool.
+    ids: the ids of the pool's N images, all different when written.
     seed: the seed of the run.
     step: 0 for the audits of a run; other numbers for permutations that are
       independent of it.
@@ -67,8 +70,14 @@ def order(n: int, *, seed: int, step: int = 0) -> Int[np.ndarray, " N"]:
   Returns:
     The rows of all images; those at the front are audited first.
   """
-  generator = keys.generator(seed, -1, "audit", step)
-  return np.argsort(generator.random(n), kind="stable")
+  digests = [
+    hashlib.sha256(
+      f"audit {seed} {step} {id_}".encode(errors="backslashreplace")
+    )
+    for id_ in ids
+  ]
+  places = [digest.digest() for digest in digests]
+  return np.array(sorted(range(len(ids)), key=places.__getitem__), np.int64)
 
 
 def next_audits(

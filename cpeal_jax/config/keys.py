@@ -26,7 +26,6 @@ from cpeal_jax.config.ranges import (
 from cpeal_jax.data import duplicates
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
-from cpeal_jax.labeling import oracles
 from cpeal_jax.models import adapters
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
@@ -64,6 +63,8 @@ SHARE = above(0, 1)
 COUNT = between(1, 1_000_000)
 OPTIONAL_PATH = Text("a path, or empty")
 METHOD = choice(*ACQUISITIONS)
+# The names in the table of `labeling.oracles`.
+ORACLES = ("simulated", "files")
 
 # One heading of `--help` for each group of keys.
 HEADINGS = {
@@ -315,7 +316,7 @@ TABLE = (
   ("acquisition.cb.clusters_per_class", 1, RESULT, between(1, 10_000),
    "clusters for each class; the released CB+SQ code uses 4"),
 
-  ("oracle.kind", "simulated", RESULT, choice(*oracles.KINDS),
+  ("oracle.kind", "simulated", RESULT, choice(*ORACLES),
    "who labels: simulated takes the labels that the data set has; files writes "
    "the questions to files and waits until a person has answered"),
   ("oracle.answers", "", RUN, OPTIONAL_PATH,

@@ -68,6 +68,7 @@ class Journal:
   def questions(self, round_: int) -> list[Question]:
     """What a person would be asked about a round's picks, best first."""
     rows = self._first(record.selection, round_)
+    purposes = [row.get("purpose") or record.TRAIN for row in rows]
     return [
       Question(
         id=row["id"],
@@ -75,9 +76,10 @@ class Journal:
         prediction=row.get("prediction", ""),
         confidence=float(row["confidence"]) if row.get("confidence") else None,
         reason=row.get("reason", ""),
-        purpose=row.get("purpose") or record.TRAIN,
+        purpose=purpose,
       )
-      for row in rows
+      for row, purpose in zip(rows, purposes, strict=True)
+      if purpose != record.ASIDE
     ]
 
   def pseudo_labels(self, round_: int) -> dict[str, str]:
@@ -95,20 +97,16 @@ class Journal:
     """Records a round's labels (class names) and who gave each."""
     self._first(record.write_labels, round_, ids, labels, sources=sources)
 
-  def answers(self, rounds: int) -> dict[str, str]:
-    """Class names by id, of the images that the first rounds asked about.
+  def answers(self, rounds: int) -> dict[str, tuple[str, str]]:
+    """Class name and source by id, of what the first rounds recorded.
 
     The name is empty where nobody could label the image.
     """
     return self._first(record.read_labels, range(rounds))
 
-  def audited(self, rounds: int) -> set[str]:
-    """The ids that the first `rounds` rounds drew to measure the model."""
-    return self._first(record.audited, range(rounds))
-
-  def label_sources(self, rounds: int) -> dict[str, int]:
-    """How many labels of the first `rounds` rounds came from each source."""
-    return self._first(record.count_sources, range(rounds))
+  def purposes(self, rounds: int) -> dict[str, set[str]]:
+    """The ids of the first rounds' selections by their purpose."""
+    return self._first(record.purposes, range(rounds))
 
   def finish(self, round_: int) -> None:
     """Marks a round as finished; its labels and metrics must be written."""

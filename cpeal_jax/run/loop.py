@@ -5,19 +5,19 @@ pretrained one), chooses images, buys their labels, and trains a fresh adapter
 on all labels so far.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import jax
 import numpy as np
 from etils import epath
 
 from cpeal_jax import config as config_lib
-from cpeal_jax.labeling import oracles
-from cpeal_jax.labeling.oracles import Waiting
-from cpeal_jax.oracle import PSEUDO
+from cpeal_jax.labeling import answers, oracles
+from cpeal_jax.labeling.oracle import Reply, Waiting
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
 from cpeal_jax.run import anchoring, describe, fitting, selecting, stages, table
@@ -33,7 +33,7 @@ from cpeal_jax.run.stages import Run
 from cpeal_jax.storage import checkpoint, record
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
-from cpeal_jax.storage.record import ZERO_SHOT
+from cpeal_jax.storage.record import PSEUDO, ZERO_SHOT
 
 __all__ = ("Preempted", "Run", "Waiting", "play", "rounds", "run")
 
@@ -72,27 +72,48 @@ def run(
   """
   reach(workdir)
   checkpoint.refuse_path(workdir)
-  # Images are decoded before the workdir is touched, so that bad ones do not
-  # leave half a run.
-  if experiment is None:
-    experiment = _build(config, workdir, overwrite=overwrite)
-  else:
+  if experiment is not None:
     refuse_other_settings(experiment.plan, config)
-  oracle = oracles.oracle_of(
-    config.oracle.kind,
-    experiment.plan.dataset,
-    os.fspath(workdir),
-    root=config.dataset.root,
-    answer_file=config.oracle.answers,
-    document_root=config.oracle.document_root,
-  )
-  with (
-    _opened(config, experiment, epath.Path(workdir), overwrite) as journal,
-    checkpoint.open_checkpoints(
-      journal.workdir / "checkpoints", keep=config.checkpoint.keep
-    ) as checkpoints,
-  ):
-    return rounds(Run(experiment, config, journal, checkpoints, oracle, stop))
+  while True:
+    # Images are decoded before the workdir is touched, so that bad ones do not
+    # leave half a run.
+    if experiment is None:
+      experiment = _build(config, workdir, overwrite=overwrite)
+    oracle = oracles.oracle_of(
+      config.oracle.kind,
+      experiment.plan.dataset,
+      os.fspath(workdir),
+      root=config.dataset.root,
+      answer_file=config.oracle.answers,
+      document_root=config.oracle.document_root,
+      run=_name(config, experiment),
+    )
+    with (
+      _opened(config, experiment, epath.Path(workdir), overwrite) as journal,
+      checkpoint.open_checkpoints(
+        journal.workdir / "checkpoints", keep=config.checkpoint.keep
+      ) as checkpoints,
+    ):
+      parts = (experiment, config, journal, checkpoints, oracle, stop)
+      with contextlib.suppress(MoreClasses):
+        return rounds(Run(*parts))
+    say("note: a class was added, so the model is built again")
+    experiment, overwrite = None, False
+
+
+class MoreClasses(Exception):
+  """A person named a class that the model does not have yet."""
+
+
+def _name(config: config_lib.Config, experiment: Experiment) -> str:
+  """Returns a name of the run, which files with questions carry.
+
+  It does not change when images or classes are added.
+  """
+  settings = describe.settings(config, experiment.plan)
+  digest = workdirs.config_hash(settings, config_lib.RUN_KEYS)
+  folder = os.path.basename(os.path.abspath(config.dataset.root))
+  return hashlib.sha256(f"{digest} {folder}".encode()).hexdigest()[:12]
 
 
 def _build(
@@ -105,8 +126,12 @@ def _build(
   # since all of them must enter each compilation together.
   compiles = jax.process_count() == 1 and (overwrite or not last.exists())
 
+  added: tuple[str, ...] = ()
+  if config.oracle.kind != "simulated":
+    added = first(lambda: answers.fold(answers.read(workdir)).added)
+
   def build_all() -> Experiment:
-    plan = make_plan(config)
+    plan = make_plan(config, added=added)
     # Said before the images are decoded, which may take long.
     for line in describe.data_lines(plan):
       say(line)
@@ -115,7 +140,7 @@ def _build(
   return together(build_all)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(
   config: config_lib.Config,
   experiment: Experiment,
@@ -141,6 +166,7 @@ def _opened(
       manifest=describe.manifest(experiment),
       overwrite=overwrite,
       accept_labels=config.dataset.accept_labels,
+      may_grow=config.oracle.kind != "simulated",
     )
     for line in changed:
       say(f"note: {line}")
@@ -171,6 +197,9 @@ def rounds(run: Run) -> list[dict]:
   # is the first without compilations.
   traced = min(done + 2, config.rounds - 1)
   for round_ in range(done, config.rounds):
+    if not (selecting.can_buy(run, known) or journal.selected(round_)):
+      say("note: every image has an answer, so there is no further round")
+      break
     with profile(config.profile if round_ == traced else ""):
       adapter, known = play(run, round_, adapter, known)
     say(table.line(journal.rows()[-1], zero_shot))
@@ -207,14 +236,10 @@ def play(
   now = known_lib.known(run, round_ + 1)
   with clock.stage("fit"):
     adapter, terms = fitting.fit(run, round_, now.labels)
-  sources = journal.label_sources(round_ + 1)
-  pseudo = sources.get(PSEUDO, 0)
   with clock.stage("evaluate"):
-    row = stages.evaluate(
-      run, adapter, round_, labeled=sum(sources.values()) - pseudo
-    )
+    row = stages.evaluate(run, adapter, round_, labeled=now.bought)
   if run.config.oracle.selective:
-    row["pseudo_labeled"] = pseudo
+    row["pseudo_labeled"] = int(now.pseudo.sum())
   classes = len(run.experiment.plan.dataset.classes)
   new = np.bincount(now.labels[now.labels != known.labels], minlength=classes)
   row["selected_per_class"] = " ".join(map(str, new))
@@ -226,34 +251,43 @@ def play(
 
 
 def reveal(run: Run, round_: int) -> None:
-  """Asks the oracle about a round's picks and records the class names.
+  """Asks the oracle about a round's picks and records the answers.
 
   It is not asked about a pick with a pseudo-label, where selective querying
-  takes the model's prediction as the label. Answers about earlier images that
-  have changed since are recorded as corrections.
+  takes the model's prediction as the label. Labels that were given since the
+  last round are recorded too, and so are answers about earlier images that have
+  changed.
 
   Raises:
     Waiting: a person has not answered all questions yet.
+    MoreClasses: an answer is a class that the model does not have yet.
   """
   journal, oracle = run.journal, run.oracle
-  every = [q for r in range(round_ + 1) for q in journal.questions(r)]
   by_model: dict[str, str] = {}
   for number in range(round_ + 1):
     by_model |= journal.pseudo_labels(number)
-  names = by_model | dict(
-    first(oracle.ask, [q for q in every if q.id not in by_model])
-  )
-  now = [question for question in every if question.round_ == round_]
-  if missing := [question for question in now if question.id not in names]:
+  questions = [
+    question
+    for number in range(round_ + 1)
+    for question in journal.questions(number)
+    if question.id not in by_model
+  ]
+  known = {id_: Reply(name, record.GIVEN) for id_, name in oracle.given.items()}
+  known |= {id_: Reply(name, PSEUDO) for id_, name in by_model.items()}
+  known |= first(oracle.ask, questions)
+  now = [question for question in questions if question.round_ == round_]
+  if missing := [question for question in now if question.id not in known]:
     raise oracle.waiting(missing)
-  rows = [
-    (q.id, names[q.id], PSEUDO if q.id in by_model else oracle.source)
-    for q in now
-  ]
-  rows += [
-    (id_, names[id_], record.CORRECTION)
-    for id_, name in journal.answers(round_).items()
-    if names.get(id_, name) != name
-  ]
-  ids, labels, sources = zip(*rows, strict=True)
+  before = journal.answers(round_)
+  picked = [q.id for q in journal.questions(round_)]
+  rows = [(id_, *known[id_]) for id_ in picked]
+  for id_, (label, source) in known.items():
+    if id_ in before and before[id_][0] != label:
+      rows.append((id_, label, record.CORRECTION if label else source))
+    elif id_ not in before and source == record.GIVEN:
+      rows.append((id_, label, source))
+  new = {label for _, label, _ in rows if label}
+  if new.difference(run.experiment.plan.dataset.classes):
+    raise MoreClasses
+  ids, labels, sources = zip(*rows, strict=True) if rows else ((), (), ())
   journal.write_labels(round_, ids, labels, sources=sources)

@@ -8,7 +8,7 @@ after the plan.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -132,12 +132,18 @@ def cache_directory(config: config_lib.Config) -> Path:
   return Path(home).expanduser() / "cpeal_jax"
 
 
-def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
+def make_plan(
+  config: config_lib.Config,
+  *,
+  prepare: bool = True,
+  added: Sequence[str] = (),
+) -> Plan:
   """Loads and checks everything that a run needs, except pixels.
 
   Args:
     config: every setting.
     prepare: whether a data set of TFDS may be downloaded and prepared.
+    added: names of classes that a person added to those of the data set.
 
   Raises:
     InputError: something is wrong with the data, the weights or the budget, or
@@ -149,6 +155,8 @@ def make_plan(config: config_lib.Config, *, prepare: bool = True) -> Plan:
   spec = images.image_spec(pretrained.preprocessor)
   backbone_of(config).refuse_size(pretrained, spec.size)
   dataset = load_dataset(config, prepare=prepare)
+  more = tuple(name for name in added if name not in dataset.classes)
+  dataset = dataclasses.replace(dataset, classes=dataset.classes + more)
   if not len(dataset.train):
     raise InputError(f"{dataset.name} has no image in split train, the pool.")
   repeated = check_duplicates(dataset, policy=config.dataset.duplicates)

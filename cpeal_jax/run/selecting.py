@@ -1,20 +1,19 @@
 """Chooses the images of a round, and records why."""
 
-import dataclasses
-import hashlib
-
 import numpy as np
 from jaxtyping import Int
 
-from cpeal_jax import acquisition, keys, oracle, scoring
+from cpeal_jax import acquisition, keys, scoring
 from cpeal_jax import config as config_lib
+from cpeal_jax.acquisition.pseudo_labels import sure_enough
+from cpeal_jax.audit import permutation
 from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import stages
 from cpeal_jax.run.known import Known
 from cpeal_jax.run.stages import Labels, Run
-from cpeal_jax.storage.record import AUDIT, TRAIN
+from cpeal_jax.storage.record import ASIDE, AUDIT, TRAIN
 from cpeal_jax.training import objective
 
 
@@ -86,15 +85,13 @@ def select(
 ) -> list[str]:
   """Chooses the round's images and records them; returns their ids.
 
-  Audits are drawn before the others are chosen, from all images that can be
-  bought, and stand after them in the record.
+  The method does not know which images are audits. If it picks one, this image
+  is set aside: it has an answer already, and nothing is trained on it. The
+  round's new audits are drawn from what is left, and stand after the picks in
+  the record.
   """
   settings, dataset = run.config.acquisition, run.experiment.plan.dataset
   ids, paths = dataset.train.ids, dataset.train.paths
-  audits = _audits(run, known)
-  taken = known.taken.copy()
-  taken[audits] = True
-  known = dataclasses.replace(known, taken=taken)
   pool = pool_view(run, round_, adapter, known, scores)
   name, options = settings.name, {}
   if _is_early(run, known.labels):
@@ -116,7 +113,7 @@ def select(
     name,
     keys.key(run.config.seed, round_, "select"),
     pool,
-    run.experiment.plan.budget,
+    min(run.experiment.plan.budget, can_buy(run, known)),
     min_distance=settings.min_distance,
     **options,
     **(settings[name].to_dict() if name in settings else {}),
@@ -130,23 +127,27 @@ def select(
   )
   if run.config.oracle.selective:
     guesses = acquisition.columns(pool)
-    sure = oracle.sure_enough(
+    sure = sure_enough(
       guesses["confidence"],
       guesses["prediction"],
       known.labels,
       np.asarray(picks.indices),
     )
+    # An image that is set aside is not trained on, with whatever label.
+    sure &= ~known.drawn[picks.indices]
     names = zip(reasons["prediction"], sure, strict=True)
     reasons["pseudo_label"] = [
       name if is_sure else "" for name, is_sure in names
     ]
   rows = np.asarray(picks.indices)
-  if run.config.oracle.audit:
+  if run.config.oracle.audit or known.drawn.any():
+    audits = _audits(run, known, rows)
     # Those that are drawn to measure the model have no reasons.
     reasons = {
       key: [*values, *[None] * len(audits)] for key, values in reasons.items()
     }
-    reasons["purpose"] = [TRAIN] * len(rows) + [AUDIT] * len(audits)
+    purposes = [ASIDE if drawn else TRAIN for drawn in known.drawn[rows]]
+    reasons["purpose"] = purposes + [AUDIT] * len(audits)
     rows = np.concatenate([rows, audits])
   run.journal.commit_selection(
     round_,
@@ -161,29 +162,21 @@ def select(
   return [ids[i] for i in rows]
 
 
-def _audits(run: Run, known: Known) -> Int[np.ndarray, " k"]:
-  """Draws the round's audits from the images that can be bought.
+def can_buy(run: Run, known: Known) -> int:
+  """Returns how many images of the pool can still be picked."""
+  return int(np.sum(~known.taken & run.experiment.stores["train"].ok))
 
-  The order in which images are drawn is fixed by the seed and the ids alone. So
-  the audits of a round are a uniform sample, without replacement, of the images
-  without a label at its start, and images that are added later do not change
-  the order of the others.
-  """
-  count = run.config.oracle.audit
-  if not count:
-    return np.zeros(0, np.int64)
-  ok = run.experiment.stores["train"].ok
-  free = np.flatnonzero(~known.taken & ok)
-  ids = run.experiment.plan.dataset.train.ids
-  seed = run.config.seed
-  return np.array(
-    sorted(free, key=lambda i: _place(seed, ids[i]))[:count], np.int64
+
+def _audits(
+  run: Run, known: Known, picks: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " k"]:
+  """Draws the round's audits from the images that it did not pick."""
+  taken = known.taken | known.drawn | ~run.experiment.stores["train"].ok
+  taken[picks] = True
+  order = permutation.order(
+    run.experiment.plan.dataset.train.ids, seed=run.config.seed
   )
-
-
-def _place(seed: int, id_: str) -> bytes:
-  """Returns where an image stands in the order of the audits."""
-  return hashlib.sha256(f"audit {seed} {id_}".encode()).digest()
+  return permutation.next_audits(order, taken, n=run.config.oracle.audit)
 
 
 def _is_early(run: Run, labels: Labels) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int32
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import evaluation, scoring
-from cpeal_jax.labeling.oracles import Oracle
+from cpeal_jax.labeling.oracle import Oracle
 from cpeal_jax.models import text
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage

@@ -8,7 +8,6 @@ later, its round is not lost: a missing SELECTED is restored from DONE, and a
 round without DONE goes on from its selection.
 """
 
-import collections
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,11 +21,18 @@ from cpeal_jax.storage import files
 
 # The number of the zero-shot row in metrics.jsonl.
 ZERO_SHOT = -1
-# The source of a label that replaces an earlier one.
-CORRECTION = "correction"
+# Sources of labels in labels.csv, beside the names of oracles: a label that the
+# data set had already, a prediction that is taken as the label, and a label
+# that replaces an earlier one.
+GIVEN, PSEUDO, CORRECTION = "given", "pseudo", "correction"
+# The source of a row without a label says why there is none.
+CANNOT_TELL, UNUSABLE = "cannot_tell", "unusable"
+# A row of these sources may differ from an earlier row of the same image.
+_REPLACING = (CORRECTION, CANNOT_TELL, UNUSABLE)
 # The purposes of an image in selection.csv. The column is only there where a
-# round has audits.
-TRAIN, AUDIT = "train", "audit"
+# run has audits. An image is set aside if a method picks one that was an audit
+# before: it is neither an audit any more nor trained on.
+TRAIN, AUDIT, ASIDE = "train", "audit", "set aside"
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
@@ -220,47 +226,46 @@ def write_labels(
 
 def read_labels(
   workdir: str | os.PathLike, rounds: Iterable[int]
-) -> dict[str, str]:
-  """Returns the class name of each image that some rounds asked about, by id.
+) -> dict[str, tuple[str, str]]:
+  """Returns what some rounds recorded of each image that has an answer.
 
-  The name is empty for an image that nobody could label. A row whose source
-  is `CORRECTION` replaces an earlier one. The ids are in the order of the
-  rounds and, within a round, of its file.
+  The name is empty for an image that nobody could label; the source then says
+  why. A row whose source is `CORRECTION` replaces an earlier one, and so does
+  one without a label. The ids are in the order of the rounds and, within a
+  round, of its file.
+
+  Returns:
+    The class name and the source by id.
 
   Raises:
     InputError: a file is damaged, or an image has two different labels without
       a correction.
   """
-  labels = {}
+  labels: dict[str, tuple[str, str]] = {}
   for round_ in rounds:
     path = round_dir(workdir, round_) / "labels.csv"
     for row in files.read_csv(path):
-      if row["source"] == CORRECTION:
-        labels[row["id"]] = row["label"]
-      elif labels.setdefault(row["id"], row["label"]) != row["label"]:
+      label, source = row["label"], row["source"]
+      before = labels.get(row["id"])
+      if before and before[0] != label and source not in _REPLACING:
         raise files.damaged(path, f"{row['id']!r} has two labels")
+      if before is None or before[0] != label:
+        labels[row["id"]] = label, source
   return labels
 
 
-def audited(workdir: str | os.PathLike, rounds: Iterable[int]) -> set[str]:
-  """Returns the ids that some rounds drew to measure the model."""
-  return {
-    row["id"]
-    for round_ in rounds
-    for row in files.read_csv(round_dir(workdir, round_) / "selection.csv")
-    if row.get("purpose") == AUDIT
-  }
-
-
-def count_sources(
+def purposes(
   workdir: str | os.PathLike, rounds: Iterable[int]
-) -> dict[str, int]:
-  """Returns how many labels of the given rounds came from each source."""
-  return collections.Counter(
-    row["source"]
-    for round_ in rounds
-    for row in files.read_csv(round_dir(workdir, round_) / "labels.csv")
-  )
+) -> dict[str, set[str]]:
+  """Returns the ids of some rounds' selections by their purpose.
+
+  An image may be an audit first and be set aside later.
+  """
+  ids: dict[str, set[str]] = {TRAIN: set(), AUDIT: set(), ASIDE: set()}
+  for round_ in rounds:
+    for row in selection(workdir, round_):
+      ids[row.get("purpose") or TRAIN].add(row["id"])
+  return ids
 
 
 def write_metrics(

@@ -7,12 +7,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +19,12 @@ from etils import epath
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import lease
+from cpeal_jax.storage import manifest as manifest_lib
 from cpeal_jax.storage.files import (
   damaged,
   is_remote,
   no_link,
   read_json,
-  read_parquet,
   write_json,
   write_parquet,
   writing,
@@ -41,6 +40,7 @@ ROUND_FILES = (
   "to_label.csv",
   "labelstudio_tasks.json",
   "label_config.xml",
+  "to_label.html",
 )
 DERIVED_FILES = ("report.html", "results.csv", "metrics.jsonl")
 # A first start writes these files and then config.json, so a folder with a
@@ -142,6 +142,7 @@ def open_workdir(
   manifest: Mapping[str, Any],
   overwrite: bool = False,
   accept_labels: bool = False,
+  may_grow: bool = False,
 ) -> tuple[str, ...]:
   """Starts a new workdir, or continues the existing one.
 
@@ -162,6 +163,9 @@ def open_workdir(
       not write stay.
     accept_labels: whether labels or class names may have changed since the last
       start. The labels of finished rounds stay as they were recorded.
+    may_grow: whether a person labels the pool, who may add images to split
+      train and classes behind the others, and may label images of the pool in
+      the data set. Checkpoints for fewer classes are removed.
 
   Returns:
     The allowed differences from the last start, each as "key: workdir has X,
@@ -195,19 +199,28 @@ def open_workdir(
       "another --workdir, or --overwrite to start over."
     )
   table = pa.table(rows)
-  _check_manifest(root, table)
-  corrected = _changed_labels(root, table) or _changed_classes(
-    root, recorded.get("classes", []), environment.get("classes", [])
+  grown = manifest_lib.check_manifest(root, table, may_grow=may_grow)
+  old, new = (x.get("classes", []) for x in (recorded, environment))
+  more = new[len(old) :] if may_grow and old and new[: len(old)] == old else []
+  corrected = manifest_lib.changed_labels(root, table, may_grow=may_grow) or (
+    "" if more else manifest_lib.changed_classes(root, old, new)
   )
-  if corrected:
-    if not accept_labels:
+  if more:
+    _clear_checkpoints(root)
+    grown = (*grown, f"{len(more)} classes added: {', '.join(more)}")
+  if (
+    grown
+    or corrected
+    or (may_grow and manifest_lib.has_new_labels(root, table))
+  ):
+    if corrected and not accept_labels:
       raise InputError(
         f"{corrected}. Restore them, use another --workdir, or go on with the "
         "new ones by dataset.accept_labels=True."
       )
     write_json(root / "environment.json", environment)
     write_parquet(root / "manifest.parquet", rows)
-    allowed = (*allowed, corrected)
+    allowed = (*allowed, *grown, *filter(None, [corrected]))
   if allowed:
     write_json(root / "config.json", config)
   return allowed
@@ -274,70 +287,6 @@ def _is_less(old: Any, new: Any) -> bool:
   return type(old) is int and type(new) is int and old < new
 
 
-def _check_manifest(root: epath.Path, given: pa.Table) -> None:
-  """Refuses images that are not those that the workdir was started with."""
-  stored = read_parquet(root / "manifest.parquet")
-  if missing := {"id", "split", "sha256"}.difference(stored.column_names):
-    raise damaged(root / "manifest.parquet", f"no column {min(missing)}")
-  old, new = (
-    {(row["split"], row["id"]): row["sha256"] for row in table.to_pylist()}
-    for table in (stored, given)
-  )
-  added, removed = sorted(new.keys() - old), sorted(old.keys() - new)
-  changed = sorted(k for k in old.keys() & new if old[k] != new[k])
-  if added or removed or changed:
-    first = (changed + removed + added)[0]
-    raise InputError(
-      f"the images are not those {root} was started with: {len(added)} added, "
-      f"{len(removed)} removed, {len(changed)} changed, the first is "
-      f"{first[1]!r} of {first[0]}. Restore them, use another --workdir, or "
-      "--overwrite to start over."
-    )
-
-
-def _changed_labels(root: epath.Path, given: pa.Table) -> str:
-  """Says how many images have other labels than before; empty if none has.
-
-  It is also empty for a workdir of an older version, which has no labels.
-  """
-  stored = read_parquet(root / "manifest.parquet")
-  if not all("label" in table.column_names for table in (stored, given)):
-    return ""
-  old, new = (
-    {(row["split"], row["id"]): row["label"] for row in table.to_pylist()}
-    for table in (stored, given)
-  )
-  changed = sorted(k for k in old.keys() & new if old[k] != new[k])
-  if not changed:
-    return ""
-  split, id_ = changed[0]
-  return (
-    f"{len(changed)} labels of the data set are not those {root} was started "
-    f"with, the first is that of {id_!r} in {split}: {old[changed[0]]!r} then, "
-    f"{new[changed[0]]!r} now"
-  )
-
-
-def _changed_classes(
-  root: epath.Path, old: Sequence[str], new: Sequence[str]
-) -> str:
-  """Says how the classes differ from those before; empty if they do not.
-
-  Where no image has a label, nothing else would show that the classes or their
-  order have changed. It is also empty for a workdir of an older version, which
-  has no list of classes.
-  """
-  pairs = enumerate(itertools.zip_longest(old, new, fillvalue="none"))
-  different = next(((i, *pair) for i, pair in pairs if len({*pair}) > 1), None)
-  if not old or not new or different is None:
-    return ""
-  number, before, now = different
-  return (
-    f"the classes are not those {root} was started with: {len(old)} then and "
-    f"{len(new)} now, and class {number} was {before!r} and is {now!r}"
-  )
-
-
 def _refuse_links(root: epath.Path) -> None:
   """Refuses to remove a run if one of its folders is a symbolic link.
 
@@ -370,17 +319,22 @@ def _clear(root: epath.Path) -> None:
         _remove(folder, ROUND_FILES)
         _remove_if_empty(folder)
     _remove_if_empty(rounds)
-  checkpoints = root / "checkpoints"
-  if checkpoints.exists():
-    for path in checkpoints.iterdir():
-      if not CHECKPOINT.fullmatch(path.name):
-        continue
-      if path.is_dir():
-        path.rmtree()
-      else:
-        path.unlink()
-    _remove_if_empty(checkpoints)
+  _clear_checkpoints(root)
   _remove(root, DERIVED_FILES)
+
+
+def _clear_checkpoints(root: epath.Path) -> None:
+  checkpoints = root / "checkpoints"
+  if not checkpoints.exists():
+    return
+  for path in checkpoints.iterdir():
+    if not CHECKPOINT.fullmatch(path.name):
+      continue
+    if path.is_dir():
+      path.rmtree()
+    else:
+      path.unlink()
+  _remove_if_empty(checkpoints)
 
 
 def _remove(folder: epath.Path, names: Collection[str]) -> None:
