@@ -177,10 +177,10 @@ def test_labels_come_back_in_the_order_bought(tmp_path):
   finish(tmp_path, 0)
   finish(tmp_path, 1)
   assert list(record.read_labels(tmp_path, range(2)).items()) == [
-    ("0/x/ü.jpg", "cat"),
-    ("0/y.jpg", "dog"),
-    ("1/x/ü.jpg", "cat"),
-    ("1/y.jpg", "dog"),
+    ("0/x/ü.jpg", ("cat", "me")),
+    ("0/y.jpg", ("dog", "pseudo")),
+    ("1/x/ü.jpg", ("cat", "me")),
+    ("1/y.jpg", ("dog", "pseudo")),
   ]
   path = tmp_path / "rounds" / "001" / "labels.csv"
   assert path.read_text().splitlines()[:2] == [
@@ -276,10 +276,42 @@ def test_the_plain_files_need_no_jax(module):
     assert not [name for name in names if name.split(".")[0] == "jax"]
 
 
-def test_sources_and_pseudo_labels(tmp_path):
+def test_later_rows_replace_a_label_only_if_they_say_so(tmp_path):
+  def write(round_, *rows):
+    ids, labels, sources = zip(*rows, strict=True)
+    record.write_labels(tmp_path, round_, ids, labels, sources=sources)
+
+  write(0, ("a", "cat", "me"), ("b", "dog", "me"), ("c", "dog", "given"))
+  write(1, ("a", "dog", "correction"), ("b", "", "cannot_tell"))
+  assert record.read_labels(tmp_path, range(2)) == {
+    "a": ("dog", "correction"),
+    "b": ("", "cannot_tell"),
+    "c": ("dog", "given"),
+  }
+  write(2, ("c", "dog", "me"))  # The same again changes nothing.
+  assert record.read_labels(tmp_path, range(3))["c"] == ("dog", "given")
+  write(3, ("c", "cat", "me"))
+  with pytest.raises(InputError, match="'c' has two labels"):
+    record.read_labels(tmp_path, range(4))
+
+
+def test_ids_by_purpose(tmp_path):
+  finish(tmp_path, 0)
+  every = record.purposes(tmp_path, range(1))
+  assert every == {
+    "train": {"x/ü.jpg", "y.jpg"},
+    "audit": set(),
+    "set aside": set(),
+  }
+  asked = {**SELECTION, "purpose": ["set aside", "audit"]}
+  record.write_selection(tmp_path, 1, selection=asked, scores=SCORES)
+  found = record.purposes(tmp_path, [1])
+  assert found == {"train": set(), "audit": {"y.jpg"}, "set aside": {"x/ü.jpg"}}
+
+
+def test_pseudo_labels(tmp_path):
   for round_ in range(2):
     finish(tmp_path, round_)
-  assert record.count_sources(tmp_path, range(2)) == {"me": 2, "pseudo": 2}
   assert record.pseudo_labels(tmp_path, 0) == {}
   sure = {**SELECTION, "pseudo_label": ["", "dog"]}
   record.write_selection(tmp_path, 2, selection=sure, scores=SCORES)

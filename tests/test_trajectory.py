@@ -246,7 +246,7 @@ def test_selective_querying_asks_less(cache, tmp_path, shared):
     id_: dataset.classes[label]
     for id_, label in zip(dataset.train.ids, dataset.train.labels, strict=True)
   }
-  for id_, label in labels.items():
+  for id_, (label, _) in labels.items():
     assert label == sure.get(id_, truth[id_])
   again = loop.run(config, tmp_path, experiment=shared)
   assert again == rows
