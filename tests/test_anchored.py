@@ -1,5 +1,6 @@
 """The anchored head against scipy, its limits, and its rules."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,9 +8,13 @@ import sklearn.linear_model
 from gaussian_pools import SCALE, made, moments_of
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
 
+from cpeal_jax import load_clip, quickstart
+from cpeal_jax.models import text
 from cpeal_jax.run import anchoring
 from cpeal_jax.training import anchored, gaussian, held_out
+from cpeal_jax.training.objective import divergence_from_anchor
 
 
 def known(features, labels, n=24):
@@ -213,3 +218,52 @@ def test_odd_labels_give_finite_heads(case):
   assert np.isfinite(np.asarray(head.logits(features))).all()
   assert np.isfinite(float(value))
   assert isinstance(head, gaussian.LinearHead)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+  encoder = load_clip(quickstart.CLIP)
+  words = ("zero", "one", "two")
+  tokens = text.tokenize(
+    words,
+    encoder.pretrained.tokenizer,
+    positions=encoder.pretrained.config.positions,
+  )
+  return encoder._classifier(tokens)
+
+
+def divergence(classifier, anchor, texts, log_scale):
+  return float(
+    divergence_from_anchor(
+      classifier,
+      anchor,
+      {"logit_scale": jnp.float32(log_scale)},
+      {},
+      jnp.asarray(texts),
+      {"pool_images": None},
+      jax.random.key(0),
+    )
+  )
+
+
+def test_the_divergence_from_the_anchor_by_a_loop(classifier):
+  rng = np.random.default_rng(0)
+  features = rng.standard_normal((6, 4)).astype(np.float32)
+  texts = rng.standard_normal((3, 4)).astype(np.float32)
+  answers = log_softmax(rng.standard_normal((6, 3)), axis=1).astype(np.float32)
+  anchor = anchored.Anchor(features, answers, jnp.float32(1))
+  total = 0.0
+  for row in range(6):
+    q = softmax(np.exp(0.5) * texts.astype(np.float64) @ features[row])
+    total += entropy(np.exp(answers[row].astype(np.float64)), q)
+  got = divergence(classifier, anchor, texts, 0.5)
+  assert got == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_the_divergence_is_zero_only_at_the_anchor(classifier):
+  texts = np.eye(3, 4, dtype=np.float32)
+  features = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+  answers = np.asarray(jax.nn.log_softmax(features @ texts.T))
+  anchor = anchored.Anchor(features, answers, jnp.float32(1))
+  assert abs(divergence(classifier, anchor, texts, 0.0)) < 1e-6
+  assert divergence(classifier, anchor, texts, 0.5) > 1e-3
