@@ -44,6 +44,7 @@ ADAPTERS: dict[str, dict] = {
   "prompts+anchor": {
     **PROMPTS,
     **ANCHOR,
+    "loss.anchor": 100.0,
     "adapter.prompts.initial": "template",
     "train.learning_rate": 0.001,
   },

@@ -138,6 +138,7 @@ def _cpeal_prompt_anchored(config: Config) -> None:
   _held(config)
   config.adapter.kind = "prompts"
   config.adapter.prompts.initial = "template"
+  config.loss.anchor = 100.0
   config.train.learning_rate = 1e-3
   config.train.epochs = 50
 
