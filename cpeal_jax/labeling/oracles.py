@@ -1,8 +1,12 @@
 """The table of oracles: a value of `oracle.kind` is a name in it."""
 
+from collections.abc import Callable
+
 from cpeal_jax.data.pools import Dataset
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Oracle, Simulated
+from cpeal_jax.labeling.page.handle import Page
+from cpeal_jax.labeling.page_oracle import OnPage
 
 
 def oracle_of(
@@ -14,6 +18,8 @@ def oracle_of(
   answer_file: str = "",
   document_root: str = "",
   run: str = "",
+  page: Page | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> Oracle:
   """Returns the oracle of a run.
 
@@ -27,6 +33,8 @@ def oracle_of(
       none.
     document_root: as in `addresses.settings`.
     run: a name of the run, which files with questions carry.
+    page: the page that is open, for `oracle.kind=page`.
+    stop: asked while a person is waited for, whether to end.
   """
   pool = dataset.train
   known = {
@@ -36,6 +44,9 @@ def oracle_of(
   }
   if kind == "simulated":
     return Simulated(known)
+  if kind == "page":
+    assert page is not None
+    return OnPage(workdir, known, page, stop, pool.value_range)
   return Files(
     workdir=workdir,
     root=root,
