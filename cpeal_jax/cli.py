@@ -1,4 +1,4 @@
-"""The command `cpeal`: `cpeal label`, `cpeal run`, `cpeal export`, `cpeal sweep`.
+"""The command `cpeal`: `cpeal label`, `cpeal run` and more.
 
   cpeal label   labels your own images on a page in the browser
                 (the same as `python -m cpeal_jax.label`)
@@ -32,7 +32,9 @@ def _main(words: list[str]) -> None:
 
 def _label(words: list[str]) -> None:
   importlib.import_module("cpeal_jax.run.interrupts").listen()
-  code = importlib.import_module("cpeal_jax.label").main(["cpeal label", *words])
+  code = importlib.import_module("cpeal_jax.label").main(
+    ["cpeal label", *words]
+  )
   if code == 2:
     sys.exit(code)
   importlib.import_module("cpeal_jax.main").end(code)

@@ -37,12 +37,14 @@ from pathlib import Path
 from cpeal_jax import quickstart
 from cpeal_jax.data import class_names, digits
 from cpeal_jax.errors import InputError
+from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.progress import say, steady_streams
 from cpeal_jax.run import interrupts
 
 DEMO = "runs/demo"
 # No pool needs as many rounds, so the run goes on until it is told to stop.
 ENDLESS = 1_000_000
+USAGE = 2
 TEMPLATE = "a photo of the digit {}."
 
 
@@ -51,8 +53,8 @@ class _Parser(argparse.ArgumentParser):
     raise InputError(f"{message}. `cpeal label --help` explains the command.")
 
 
-def words(argv: list[str]) -> list[str]:
-  """Returns the command line of `cpeal run` that does the same.
+def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
+  """Returns the flags of `cpeal run` that do the same, and the own flags.
 
   With `--demo` the images are written first.
 
@@ -87,7 +89,8 @@ def words(argv: list[str]) -> list[str]:
   if options.workdir:
     out.append(f"--workdir={options.workdir}")
   flags = ("dry_run", "overwrite")
-  return out + [f"--{name}" for name in flags if getattr(options, name)]
+  out += [f"--{name}" for name in flags if getattr(options, name)]
+  return out, options
 
 
 def _own(root: str, classes: str) -> list[str]:
@@ -117,11 +120,13 @@ def _demo(folder: Path) -> list[str]:
       for number, (split, index) in enumerate(rows):
         (images / f"{number:04}.png").write_bytes(split.read(index))
       # Last, so that where it is, all images are.
-      names.write_text("".join(f"{name}\n" for name in digits.CLASSES))
+      # Zero is the last, so that each digit is on its own key.
+      order = (*digits.CLASSES[1:], digits.CLASSES[0])
+      names.write_text("".join(f"{name}\n" for name in order))
   except OSError as error:
     raise InputError(
-      f"cannot write the demo's images to {folder}: {error.strerror}. Change to "
-      "a folder that can be written to."
+      f"cannot write the demo's images to {folder}: {error.strerror}. Change "
+      "to a folder that can be written to."
     ) from error
   return [
     f"--config.dataset.root={images}",
@@ -138,14 +143,20 @@ def main(argv: list[str]) -> int:
   if {"--help", "-h"} & set(argv[1:]):
     say((__doc__ or "").rstrip())
     return 0
+  page = None
   try:
-    line = words(argv[1:])
+    line, options = words(argv[1:])
+    if not options.dry_run:
+      # The imports below take seconds, in which the page is open already.
+      page = Page(port=options.port, browser=not options.no_browser)
+    module = importlib.import_module("cpeal_jax.main")
+    return module.main(["cpeal label", *line], page)
   except InputError as error:
     sys.stderr.write(f"error: {error}\n")
-    return 2
-  # The import takes seconds, and wrong usage need not wait for it.
-  module = importlib.import_module("cpeal_jax.main")
-  return module.main(["cpeal label", *line])
+    return USAGE
+  finally:
+    if page is not None:  # Unless the run has done so, with a better reason.
+      page.end("The program has ended; it printed why where it was started.")
 
 
 if __name__ == "__main__":

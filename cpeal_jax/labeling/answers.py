@@ -111,9 +111,7 @@ def read(workdir: str | os.PathLike) -> list[Event]:
   return events
 
 
-def read_on(
-  workdir: str | os.PathLike, offset: int
-) -> tuple[list[Event], int]:
+def read_on(workdir: str | os.PathLike, offset: int) -> tuple[list[Event], int]:
   """Returns the events behind an offset in the record, and the offset to go on.
 
   Only whole lines are read, so a line that is being written is left for the

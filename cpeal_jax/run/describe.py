@@ -181,9 +181,7 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   features = images * plan.pretrained.config.dim * 4
   # For each parameter: its value and one moment of sgd, or two of adamw.
   numbers = 2 if recipe.optimizer == "sgd" else 3
-  saved = (
-    trainable(plan) * 4 * numbers * (rounds + config.checkpoint.keep)
-  )
+  saved = trainable(plan) * 4 * numbers * (rounds + config.checkpoint.keep)
   tables = len(dataset.train) * 40 * rounds
   say(f"{one_line(plan)}; workdir {workdir}")
   for line in data_lines(plan, most=DRY_RUN_LINES, has_sizes=False):

@@ -318,8 +318,10 @@ def reveal(run: Run, round_: int) -> None:
   for id_, (label, source) in known.items():
     if id_ in before and before[id_][0] != label:
       rows.append((id_, label, record.CORRECTION if label else source))
-    elif id_ not in before and id_ not in picked and (
-      source == record.GIVEN or not label
+    elif (
+      id_ not in before
+      and id_ not in picked
+      and (source == record.GIVEN or not label)
     ):
       rows.append((id_, label, source))
   new = {label for _, label, _ in rows if label}

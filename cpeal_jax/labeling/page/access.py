@@ -13,7 +13,9 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Any port is allowed, since `ssh -L` may show the page under another one.
-LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+LOCAL = re.compile(
+  r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE
+)
 MOST_BYTES = 1 << 20
 HEADERS = {
   # Nothing is loaded from elsewhere, no script stands in the HTML, and no other

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cpeal_jax.data.formats import Range
-from cpeal_jax.labeling import answers, asked, events
+from cpeal_jax.labeling import answers, asked
 from cpeal_jax.labeling.answers import State
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.questions import Question, for_page
+from cpeal_jax.labeling.reasons import in_words
 from cpeal_jax.storage import files, record
 
 SOURCE = "page"
@@ -233,7 +234,8 @@ class Board:
 def _scores(folder: str) -> list[tuple[str, int, float]]:
   table = files.read_parquet(os.path.join(folder, "scores.parquet"))
   columns = [
-    table.column(name).to_pylist() for name in ("id", "prediction", "confidence")
+    table.column(name).to_pylist()
+    for name in ("id", "prediction", "confidence")
   ]
   return list(zip(*columns, strict=True))
 
@@ -245,9 +247,7 @@ def says(event: Event) -> dict[str, str]:
   return {"kind": event.kind}
 
 
-def _entry(
-  question: Question, standing: Mapping[str, Event]
-) -> dict[str, Any]:
+def _entry(question: Question, standing: Mapping[str, Event]) -> dict[str, Any]:
   """Returns a question for the page, without its purpose."""
   is_open = asked.is_open(question, standing)
   return {
@@ -255,6 +255,7 @@ def _entry(
     "round": question.round_,
     "suggestion": question.prediction,
     "confidence": question.confidence if question.prediction else None,
+    "why": in_words(question.reason),
     "reason": question.reason,
     "answer": None if is_open else says(standing[question.id]),
   }

@@ -54,7 +54,7 @@ class Page:
     self._lock = threading.Lock()
     self._last_progress = 0.0
     self._stopped = threading.Event()
-    assert self._process.stdin and self._process.stdout
+    assert self._process.stdin
     self._out = self._process.stdin.fileno()
     os.set_blocking(self._out, False)
     first = self._read()
@@ -112,7 +112,9 @@ class Page:
     self._send(message, patience=0)
 
   def end(self, text: str) -> None:
-    """Tells the page how the run ended, and ends the server."""
+    """Tells the page how the run ended, and ends the server, once."""
+    if self._process.returncode is not None:
+      return
     self._send({"ended": text[:LONGEST]}, patience=SEND_SECONDS)
     assert self._process.stdin
     with contextlib.suppress(OSError):

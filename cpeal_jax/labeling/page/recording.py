@@ -60,7 +60,7 @@ class _Recorder:
           "answer": self._answer,
           "undo": self._undo,
           "class": self._add_class,
-        }.get(operation.get("op"))
+        }.get(str(operation.get("op")))
         if call is None:
           raise _Refused(f"the page asked for {shown(operation.get('op'))}")
         results.append({"ok": True, "note": call(operation)})
@@ -89,9 +89,9 @@ class _Recorder:
       raise _Refused(f"there is no class {shown(label)}")
     before = self._standing.get(id_)
     question = self._questions.get(id_)
-    if operation.get("grid") and question:
-      if asked.is_open(question, self._standing):
-        raise _Refused(f"{id_} is being asked about now: answer it there")
+    is_open = question and asked.is_open(question, self._standing)
+    if operation.get("grid") and is_open:
+      raise _Refused(f"{id_} is being asked about now: answer it there")
     named = events.ANSWER if question or before else events.GIVEN
     event = Event(
       kind=kind or named,
@@ -104,7 +104,7 @@ class _Recorder:
     )
     state = answers.State(self._standing, ())
     new = answers.changes(state, [event])
-    if not new and question and asked.is_open(question, self._standing):
+    if not new and is_open:
       new = [event]  # It says the same, but now it is about an audit.
     self._pending += new
     self._standing |= {e.id: e for e in new}

@@ -61,8 +61,8 @@ class Desk:
     phase: what the run is doing: `starting`, `asking`, `working` or `ended`.
     progress: the stage of the run that is under way, and how far it is.
     ended: how the run ended, for the person; empty while it runs.
-    heard: when a page asked last, in seconds of the monotonic clock.
-    told: whether a page has learned that the run ended.
+    heard: when each tab asked last, in seconds of the monotonic clock.
+    told: the tabs that have learned how the run ended.
     done: the number of the last operation of each tab, so that a request that
       is sent again does nothing twice.
   """
@@ -71,9 +71,21 @@ class Desk:
   phase: str = "starting"
   progress: dict[str, Any] = dataclasses.field(default_factory=dict)
   ended: str = ""
-  heard: float = -LAST_WORDS_SECONDS
-  told: bool = False
+  heard: dict[str, float] = dataclasses.field(default_factory=dict)
+  told: set[str] = dataclasses.field(default_factory=set)
   done: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def hears(self, tab: str) -> None:
+    """Notes that a tab asks what is new."""
+    self.heard[tab] = time.monotonic()
+    if self.ended:
+      self.told.add(tab)
+
+  def waits(self) -> bool:
+    """Returns whether a tab that is open has not learned how the run ended."""
+    since = time.monotonic() - LAST_WORDS_SECONDS
+    tabs = {tab for tab, time_ in list(self.heard.items()) if time_ > since}
+    return bool(self.ended) and not tabs <= self.told
 
   def hear(self, message: dict[str, Any]) -> None:
     """Takes a message of the run."""
@@ -112,13 +124,13 @@ def make_app(
     return Response(_static(name), media_type=TYPES[name])
 
   async def state(request: Request) -> Response:
-    desk.heard, desk.told = time.monotonic(), bool(desk.ended)
+    desk.hears(request.query_params.get("tab", ""))
     known = request.query_params.get("version", "")
     return JSONResponse(await run_in_threadpool(_state, desk, known))
 
   async def record(request: Request) -> Response:
     content = await _content(request)
-    operations = content.get("operations") if content else None
+    operations = content.get("operations")
     if not isinstance(operations, list) or not all(
       isinstance(operation, dict) for operation in operations
     ):
@@ -129,7 +141,9 @@ def make_app(
       return _problem(409, "Nothing is asked yet: wait for the first images.")
     call = functools.partial(_record, desk, desk.board, str(content.get("tab")))
     try:
-      return JSONResponse({"results": await run_in_threadpool(call, operations)})
+      return JSONResponse(
+        {"results": await run_in_threadpool(call, operations)}
+      )
     except InputError as error:
       return _problem(507, str(error))
 
@@ -143,7 +157,7 @@ def make_app(
     data, kind = await run_in_threadpool(call)
     if not data:
       return PlainTextResponse("The image cannot be shown.\n", 404)
-    # The address has a part of the image's digest, so it may be kept.
+    # No image changes during a run, and the next one has another token.
     kept = {"cache-control": "private, max-age=86400"}
     return Response(data, media_type=kind, headers=kept)
 
@@ -190,18 +204,18 @@ async def _gone(_: Request, error: Exception) -> Response:
   return _problem(400, "The request was cut off.")
 
 
-async def _content(request: Request) -> dict[str, Any] | None:
-  """Returns the JSON object of a request; None if it has none."""
+async def _content(request: Request) -> dict[str, Any]:
+  """Returns the JSON object of a request; an empty one if it has none."""
   data = b""
   async for chunk in request.stream():
     data += chunk
     if len(data) > access.MOST_BYTES:
-      return None
+      return {}
   try:
     content = json.loads(data)
   except (ValueError, RecursionError):
-    return None
-  return content if isinstance(content, dict) else None
+    return {}
+  return content if isinstance(content, dict) else {}
 
 
 def _state(desk: Desk, known: str) -> dict[str, Any]:
@@ -212,7 +226,7 @@ def _state(desk: Desk, known: str) -> dict[str, Any]:
     "ended": desk.ended,
   }
   if desk.board is not None:
-    # The estimate is written some time after the answers.
+    # The phase is in it, since an estimate is written without a new answer.
     version = f"{desk.board.version()}.{desk.phase}"
     answer["version"] = version
     answer["open"] = len(desk.board.open_questions())
@@ -306,13 +320,12 @@ def _say(message: dict[str, Any]) -> None:
 def _follow(desk: Desk) -> None:
   """Reads what the run says until it ends, and gives the page its last words.
 
-  An open page asks once more and shows how the run ended. If the run was
+  Each open page asks once more and shows how the run ended. If the run was
   killed, there is nothing to tell.
   """
   for line in sys.stdin.buffer:
     desk.hear(json.loads(line))
-  end = desk.heard + LAST_WORDS_SECONDS
-  while desk.ended and not desk.told and time.monotonic() < end:
+  while desk.waits():
     time.sleep(0.02)
   time.sleep(0.1 if desk.told else 0)  # The answer must leave.
 
