@@ -32,12 +32,8 @@ def _main(words: list[str]) -> None:
 
 def _label(words: list[str]) -> None:
   importlib.import_module("cpeal_jax.run.interrupts").listen()
-  code = importlib.import_module("cpeal_jax.label").main(
-    ["cpeal label", *words]
-  )
-  if code == 2:
-    sys.exit(code)
-  importlib.import_module("cpeal_jax.main").end(code)
+  module = importlib.import_module("cpeal_jax.label")
+  module.end(module.main(["cpeal label", *words]))
 
 
 def _export(words: list[str]) -> None:

@@ -33,6 +33,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from cpeal_jax import quickstart
 from cpeal_jax.data import class_names, digits
@@ -159,7 +160,13 @@ def main(argv: list[str]) -> int:
       page.end("The program has ended; it printed why where it was started.")
 
 
+def end(code: int) -> NoReturn:
+  """Ends the process, as `cpeal_jax.main` does if it was imported."""
+  if "cpeal_jax.main" in sys.modules:
+    sys.modules["cpeal_jax.main"].end(code)
+  sys.exit(code)
+
+
 if __name__ == "__main__":
   interrupts.listen()
-  code = main(sys.argv)
-  importlib.import_module("cpeal_jax.main").end(code)
+  end(main(sys.argv))

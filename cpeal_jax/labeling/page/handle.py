@@ -54,20 +54,23 @@ class Page:
     self._lock = threading.Lock()
     self._last_progress = 0.0
     self._stopped = threading.Event()
+    self._is_ended = False
     assert self._process.stdin
     self._out = self._process.stdin.fileno()
     os.set_blocking(self._out, False)
     first = self._read()
     if "address" not in first:
-      self._process.kill()
-      self._process.wait()
+      self._process.communicate()
       why = first.get("error", "its process ended")
       raise InputError(
         f"the page cannot be served: {why}. Choose another port with "
         "--config.oracle.port=N, or 0 for any."
       )
     self.address = first["address"]
-    threading.Thread(target=self._listen, name="page", daemon=True).start()
+    self._listener = threading.Thread(
+      target=self._listen, name="page", daemon=True
+    )
+    self._listener.start()
     say(f"page: {self.address}")
     port = int(self.address.split(":")[2].partition("/")[0])
     say(
@@ -109,12 +112,13 @@ class Page:
       return
     self._last_progress = now
     message = {"stage": stage, "done": done, "total": total, "unit": unit}
-    self._send(message, patience=0)
+    self._send(message, patience=0.0)
 
   def end(self, text: str) -> None:
     """Tells the page how the run ended, and ends the server, once."""
-    if self._process.returncode is not None:
+    if self._is_ended:
       return
+    self._is_ended = True
     self._send({"ended": text[:LONGEST]}, patience=SEND_SECONDS)
     assert self._process.stdin
     with contextlib.suppress(OSError):
@@ -124,6 +128,9 @@ class Page:
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
+    self._listener.join()
+    assert self._process.stdout
+    self._process.stdout.close()
 
   def _send(self, message: dict[str, Any], *, patience: float) -> None:
     """Sends a message; drops it if the server does not read it in time."""

@@ -303,6 +303,7 @@ def listen(port: int) -> socket.socket:
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
       server.bind(("127.0.0.1", choice))
+      server.listen(128)  # From now on a browser may connect, and waits.
       return server
     except OSError:
       server.close()
@@ -338,14 +339,21 @@ def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     os._exit(1)
 
 
+def _reason(error: OSError | OverflowError) -> str:
+  """Returns why a port cannot be used."""
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  return "it is above 65535"
+
+
 def main() -> int:
   # Ctrl-C is for the run, which then ends this process.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   port = int(sys.argv[1])
   try:
     listener = listen(port)
-  except OSError as error:
-    _say({"error": f"port {port} cannot be used: {error.strerror}"})
+  except (OSError, OverflowError) as error:
+    _say({"error": f"port {port} cannot be used ({_reason(error)})"})
     return 1
   desk, token, once = Desk(), access.new_token(), access.new_token()
   app = make_app(
