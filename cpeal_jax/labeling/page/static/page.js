@@ -109,7 +109,7 @@ function answer(value) {
 function skip() {
   const question = current();
   if (!question) return;
-  if (!again) skipped.push(question.id);
+  if (!answerOf(question)) skipped.push(question.id);
   again = null;
   next("Skipped; it comes again at the end.");
 }
