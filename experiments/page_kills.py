@@ -99,7 +99,7 @@ def undisturbed(cwd, cache, rounds):
 
 
 def disturbed(cwd, cache, rounds, kills, labels, rng):
-  """Returns how many answers were lost, and how many kills there were."""
+  """Returns how many answers there are, how many were lost, and kills."""
   workdir = cwd / "runs/demo/run"
   saved, lost, done, count = {}, 0, threading.Event(), 0
   while not done.is_set():
@@ -110,8 +110,10 @@ def disturbed(cwd, cache, rounds, kills, labels, rng):
       thread.start()
       if count < kills:
         if rng.random() < 0.5:
-          how = "time"
-          time.sleep(rng.uniform(0, 20))
+          how = rng.choice(("after the start", "after the first answer"))
+          while how == "after the first answer" and not person.seconds:
+            time.sleep(0.02)
+          time.sleep(rng.uniform(0, 4 if person.seconds else 15))
         else:
           how = rng.choice(EVENTS)
           time.sleep(rng.choice((0, rng.uniform(0, 15))))
@@ -129,7 +131,8 @@ def disturbed(cwd, cache, rounds, kills, labels, rng):
     lost += sum(kept.get(id_) != label for id_, label in saved.items())
     line = {"kill": count, "at": how, "saved": len(saved), "lost": lost}
     print(json.dumps(line), flush=True)
-  return len(saved), lost, count
+  # With those that were recorded, but whose acknowledgment a kill cut off.
+  return len(standing), lost, count
 
 
 def main():
@@ -146,7 +149,7 @@ def main():
     folder.mkdir(parents=True)
   rounds = -(-options.answers // PER_ROUND)
   labels, seconds = undisturbed(plain, cache, rounds)
-  saved, lost, count = disturbed(
+  given, lost, count = disturbed(
     killed, cache, rounds, options.kills, labels, random.Random(options.seed)
   )
   different = [
@@ -164,7 +167,7 @@ def main():
   ]
   summary = {
     "kills": count,
-    "answers": saved,
+    "answers": given,
     "lost": lost,
     "rounds": rounds,
     "different_selections": different,
@@ -172,7 +175,7 @@ def main():
     "milliseconds_p99": round(1000 * seconds[int(0.99 * len(seconds))], 1),
   }
   print(json.dumps(summary))
-  return int(bool(lost or different or saved < options.answers))
+  return int(bool(lost or different or given < options.answers))
 
 
 if __name__ == "__main__":

@@ -176,6 +176,27 @@ def fold(events: Sequence[Event]) -> State:
   )
 
 
+def fold_on(state: State, events: Sequence[Event]) -> State:
+  """Returns what is known after some more events, as `fold` of all would.
+
+  It takes no longer for a long record, where `fold` does.
+
+  Args:
+    state: what is known before them.
+    events: the new ones, none of which is a withdrawal.
+  """
+  standing, added = dict(state.standing), dict.fromkeys(state.added)
+  for event in events:
+    if event.kind == events_lib.CLASS_ADDED:
+      added[event.label] = None
+      continue
+    before = standing.pop(event.id, None)  # The last event stands at the end.
+    if before is not None and before.purpose == events_lib.AUDIT:
+      event = event._replace(purpose=events_lib.AUDIT)
+    standing[event.id] = event
+  return State(standing=standing, added=tuple(added))
+
+
 def changes(state: State, events: Iterable[Event]) -> list[Event]:
   """Returns the events that would change what is known.
 

@@ -10,13 +10,13 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from cpeal_jax.data.formats import Range
-from cpeal_jax.labeling import answers, asked
+from cpeal_jax.labeling import answers, asked, events
 from cpeal_jax.labeling.answers import State
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.questions import Question, for_page
@@ -61,6 +61,9 @@ class Board:
   _offset: int = 0
   _state: State = NOTHING
   _rounds: list[list[Question]] = dataclasses.field(default_factory=list)
+  _questions: dict[str, Question] = dataclasses.field(default_factory=dict)
+  _open: list[Question] = dataclasses.field(default_factory=list)
+  _open_at: str = ""
 
   @functools.cached_property
   def pool(self) -> dict[str, Image]:
@@ -71,6 +74,10 @@ class Board:
       for row in table.to_pylist()
       if row["split"] == "train" and row.get("status", "ok") == "ok"
     }
+
+  @functools.cached_property
+  def _given(self) -> dict[str, str]:
+    return {id_: image.given for id_, image in self.pool.items() if image.given}
 
   @functools.cached_property
   def _first_classes(self) -> tuple[str, ...]:
@@ -88,10 +95,13 @@ class Board:
       new, offset = answers.read_on(self.workdir, self._offset)
       if offset < self._offset:  # The file was replaced: this is all of it.
         self._events = []
-      if new or offset < self._offset:
-        self._events += new
-        self._state = answers.fold(self._events)
+        self._state = NOTHING
       self._offset = offset
+      self._events += new
+      if any(event.kind == events.WITHDRAWN for event in new):
+        self._state = answers.fold(self._events)
+      elif new:
+        self._state = answers.fold_on(self._state, new)
       return self._state
 
   def rounds(self) -> list[list[Question]]:
@@ -107,47 +117,49 @@ class Board:
         self._rounds.append(
           for_page([q for q in questions if q.id not in by_model])
         )
+        self._questions |= {q.id: q for q in self._rounds[-1]}
       return self._rounds
 
   def questions(self) -> dict[str, Question]:
     """Returns all questions so far by the id of their image."""
-    return {q.id: q for questions in self.rounds() for q in questions}
+    with self.lock:
+      self.rounds()
+      return self._questions
 
   def open_questions(self) -> list[Question]:
     """Returns the questions without an answer, those of earlier rounds first.
 
     An earlier round has some where an answer was taken back.
     """
-    standing = self.state().standing
-    return [
-      question
-      for questions in self.rounds()
-      for question in asked.still_open(questions, standing)
-    ]
+    with self.lock:
+      version = self.version()
+      if version != self._open_at:
+        questions = list(self._questions.values())
+        self._open = asked.still_open(questions, self._state.standing)
+        self._open_at = version
+      return self._open
 
   def version(self) -> str:
     """Returns a text that changes whenever `batch` does."""
-    rounds = len(self.rounds())
-    self.state()
-    return f"{rounds}.{len(self._events)}"
+    with self.lock:
+      self.state()
+      return f"{len(self.rounds())}.{len(self._events)}.{self._offset}"
 
   def batch(self) -> dict[str, Any]:
     """Returns what the page shows of the last round and of all answers."""
     with self.lock:
       rounds, state = self.rounds(), self.state()
-      earlier = [q for questions in rounds[:-1] for q in questions]
-      shown = asked.still_open(earlier, state.standing)
+      last = len(rounds) - 1
+      shown = [q for q in self.open_questions() if q.round_ < last]
       shown += rounds[-1] if rounds else []
       counts = collections.Counter(
         event.label for event in state.standing.values() if event.label
       )
       counts.update(
-        image.given
-        for id_, image in self.pool.items()
-        if image.given and id_ not in state.standing
+        label for id_, label in self._given.items() if id_ not in state.standing
       )
       return {
-        "round": len(rounds) - 1,
+        "round": last,
         "classes": list(self.classes),
         "counts": counts,
         "pool": len(self.pool),
@@ -192,26 +204,17 @@ class Board:
       rounds, standing = self.rounds(), self.state().standing
       if not rounds or label not in self.classes:
         return 0, []
-      number = self.classes.index(label)
-      passed_over = {*standing, *(q.id for q in self.open_questions())}
-      rows = [
-        (confidence, id_)
-        for id_, prediction, confidence in self._scores(len(rounds) - 1)
-        if prediction == number
-        and id_ not in passed_over
-        and id_ in self.pool
-        and not self.pool[id_].given
-      ]
-    rows.sort(key=lambda row: (-row[0], row[1]))
-    entries = [
+      number, round_ = self.classes.index(label), len(rounds) - 1
+      asked_now = {question.id for question in self.open_questions()}
+    # Without the lock, since a large pool takes a while, and no key may wait.
+    by_class = _predicted(os.fspath(record.round_dir(self.workdir, round_)))
+    found = [
       {"id": id_, "confidence": confidence}
-      for confidence, id_ in rows[offset : offset + count]
+      for id_, confidence in by_class.get(number, ())
+      if not (id_ in standing or id_ in asked_now or id_ in self._given)
+      and id_ in self.pool
     ]
-    return len(rows), entries
-
-  def _scores(self, round_: int) -> Sequence[tuple[str, int, float]]:
-    """Returns id, predicted class and confidence of each image of the pool."""
-    return _scores(os.fspath(record.round_dir(self.workdir, round_)))
+    return len(found), found[offset : offset + count]
 
   def answered(
     self, label: str, *, offset: int, count: int
@@ -231,13 +234,23 @@ class Board:
 
 
 @functools.lru_cache(maxsize=1)
-def _scores(folder: str) -> list[tuple[str, int, float]]:
+def _predicted(folder: str) -> dict[int, list[tuple[str, float]]]:
+  """Returns id and confidence of the images of each class, the surest first.
+
+  Args:
+    folder: of a round, whose scores never change.
+  """
   table = files.read_parquet(os.path.join(folder, "scores.parquet"))
   columns = [
     table.column(name).to_pylist()
-    for name in ("id", "prediction", "confidence")
+    for name in ("prediction", "id", "confidence")
   ]
-  return list(zip(*columns, strict=True))
+  by_class = collections.defaultdict(list)
+  for number, id_, confidence in zip(*columns, strict=True):
+    by_class[number].append((id_, confidence))
+  for rows in by_class.values():
+    rows.sort(key=lambda row: (-row[1], row[0]))
+  return dict(by_class)
 
 
 def says(event: Event) -> dict[str, str]:

@@ -122,5 +122,5 @@ export function picture(id, side) {
 
 // A small image is enlarged without blurring its pixels.
 export function sharpen(event) {
-  event.target.classList.toggle("tiny", event.target.naturalWidth < 100);
+  event.target.classList.toggle("tiny", event.target.naturalWidth < 33);
 }
