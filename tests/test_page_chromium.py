@@ -14,13 +14,15 @@ from cpeal_jax.labeling import answers, events
 from cpeal_jax.storage import record
 
 sync_api = pytest.importorskip(
-  "playwright.sync_api", reason="LEFT OUT: the page in Chromium, no playwright"
+  "playwright.sync_api",
+  reason="the labeling page in Chromium is left out: no playwright here",
 )
 CHROMIUM = next(
   filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None
 )
 pytestmark = pytest.mark.skipif(
-  CHROMIUM is None, reason="LEFT OUT: the page in Chromium, no chromium here"
+  CHROMIUM is None,
+  reason="the labeling page in Chromium is left out: no chromium here",
 )
 NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEY = {name: str(number) for number, name in enumerate(NAMES, start=1)}
@@ -396,6 +398,6 @@ def test_an_image_that_cannot_be_shown_says_so(browser, run):
     "**/image?**", lambda route: route.fulfill(status=404, body="")
   )
   for _ in range(8):
-    window.press("s")
+    window.page.click("#skip")
   window.wait("broken", timeout=5_000)
   window.close()

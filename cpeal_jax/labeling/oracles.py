@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from cpeal_jax.data.pools import Dataset
+from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Oracle, Simulated
 from cpeal_jax.labeling.page.handle import Page
@@ -46,6 +47,11 @@ def oracle_of(
     return Simulated(known)
   if kind == "page":
     assert page is not None
+    if "" in pool.paths:
+      raise InputError(
+        "oracle.kind=page shows image files, and this data set keeps its "
+        "images in another way. Write them into a folder, and label that."
+      )
     return OnPage(workdir, known, page, stop, pool.value_range)
   return Files(
     workdir=workdir,
