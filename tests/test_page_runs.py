@@ -311,6 +311,17 @@ def test_an_error_is_shown_on_the_page(tmp_path):
   assert "missing.txt cannot be read" in ended[0] or ended == [""]
 
 
+def test_images_that_are_no_files_are_refused(tmp_path):
+  rows = [(number, number % 2) for number in range(8)]
+  config = own_data.config(
+    own_data.saved(tmp_path / "saved", rows),
+    "--config.oracle.kind=page",
+    "--config.dataset.shares=1,0,0",
+  )
+  with pytest.raises(InputError, match="shows image files"):
+    play(config, tmp_path / "run", lambda person, page: None)
+
+
 def test_buckets_are_refused(tmp_path):
   with (
     pytest.raises(InputError, match="local --workdir"),

@@ -15,7 +15,6 @@ from typing import Any
 from cpeal_jax.errors import InputError
 from cpeal_jax.progress import say
 
-START_SECONDS = 60
 # What waits for a server that does not read.
 SEND_SECONDS = 5.0
 END_SECONDS = 6.0
