@@ -21,7 +21,7 @@ def photo(color, size=(6, 4), **how):
   return out.getvalue()
 
 
-def make(folder, *, rounds=1, asked=PICKS, audits=AUDITS):
+def make(folder, *, rounds=1, asked=PICKS, audits=AUDITS, label=lambda i: ""):
   """Writes a pool of images and a workdir; returns the workdir's path."""
   root, workdir = folder / "photos", folder / "run"
   root.mkdir()
@@ -34,7 +34,7 @@ def make(folder, *, rounds=1, asked=PICKS, audits=AUDITS):
     "sha256": ["0" * 64] * (POOL + 1),
     "split": ["train"] * POOL + ["test"],
     "status": ["ok"] * (POOL + 1),
-    "label": [""] * (POOL + 1),
+    "label": [*map(label, range(POOL)), ""],
   }
   workdir.mkdir()
   files.write_json(workdir / "environment.json", {"classes": list(CLASSES)})

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from cpeal_jax.run import anchoring
-from cpeal_jax.training import anchored, gaussian
+from cpeal_jax.training import anchored, gaussian, held_out
 
 
 def known(features, labels, n=24):
@@ -107,7 +107,7 @@ def test_padding_changes_nothing():
   answers = []
   for labeled, where in ((few, parts), (padded, fold)):
     anchor, scale = anchored.make_anchor(moments, features, labeled)
-    tau = anchored.choose_tau(moments, labeled, where, scale)
+    tau = held_out.choose_tau(moments, labeled, where, scale)
     head, _ = anchored.fit_head(moments, labeled, anchor, tau)
     answers.append((float(tau), np.asarray(head.logits(features))))
   assert answers[0][0] == answers[1][0]
@@ -143,8 +143,8 @@ def test_held_out_logits_are_those_of_heads_without_the_part():
   labeled = known(features, labels, n)
   fold = np.zeros(len(labeled.classes), np.int32)
   fold[:n] = anchoring.folds(labels[:n])
-  got = anchored.held_out_logits(moments, labeled, fold, scale, tau)
-  for part in range(anchored.FOLDS):
+  got = held_out.held_out_logits(moments, labeled, fold, scale, tau)
+  for part in range(held_out.FOLDS):
     keep = np.flatnonzero(fold[:n] != part)
     train = anchoring.padded(features[keep], labels[keep])
     means, _ = gaussian.class_means(moments, *train)
@@ -166,10 +166,10 @@ def test_tau_is_strong_while_a_class_has_no_label():
     labeled = anchoring.padded(features[rows], labels[rows])
     fold = np.zeros(len(labeled.classes), np.int32)
     fold[: len(rows)] = anchoring.folds(labels[rows])
-    tau = anchored.choose_tau(moments, labeled, fold, np.float32(0.2))
-    assert float(tau) in anchored.TAUS
+    tau = held_out.choose_tau(moments, labeled, fold, np.float32(0.2))
+    assert float(tau) in held_out.TAUS
     taus.append(float(tau))
-  assert taus[0] >= anchored.FLOOR
+  assert taus[0] >= held_out.FLOOR
 
 
 def test_folds_spread_every_class():
@@ -208,7 +208,7 @@ def test_odd_labels_give_finite_heads(case):
   fold = np.zeros(len(labeled.classes), np.int32)
   fold[:count] = anchoring.folds(labels[:count])
   anchor, scale = anchored.make_anchor(moments, features, labeled)
-  tau = anchored.choose_tau(moments, labeled, fold, scale)
+  tau = held_out.choose_tau(moments, labeled, fold, scale)
   head, value = anchored.fit_head(moments, labeled, anchor, tau)
   assert np.isfinite(np.asarray(head.logits(features))).all()
   assert np.isfinite(float(value))

@@ -469,6 +469,18 @@ def test_a_label_beside_a_prediction_answers_no_audit(page, workdir):
   assert answers.read(workdir)[-1].purpose == "audit"
 
 
+def test_labels_of_the_data_set_count_unless_all_have_one(tmp_path):
+  for name, first in (("some", 25), ("all", 0)):
+    (tmp_path / name).mkdir()
+    workdir = page_workdir.make(
+      tmp_path / name, label=lambda i, first=first: "cow" if i >= first else ""
+    )
+    page = client(server.Desk(Board(str(workdir))))
+    counts = page.get("state").json()["batch"]["counts"]
+    total = page.get("grid?class=cat").json()["total"]
+    assert (counts, total) == (({"cow": 5}, 5) if first else ({}, 6))
+
+
 # --- Rounds
 
 

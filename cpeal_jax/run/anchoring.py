@@ -13,7 +13,7 @@ from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.run import feature_cache
 from cpeal_jax.run.stages import Labels, Run
-from cpeal_jax.training import anchored, gaussian
+from cpeal_jax.training import anchored, gaussian, held_out
 from cpeal_jax.training.gaussian import LinearHead, PoolMoments
 
 # Images that stand for the pool where the temperature is sought.
@@ -72,7 +72,7 @@ def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
   tried = padded(rowwise.rows_at(features, few), labels[few])
   fold = np.zeros(len(tried.classes), np.int32)
   fold[: len(few)] = folds(labels[few])
-  tau = anchored.choose_tau(moments, tried, fold, scale)
+  tau = held_out.choose_tau(moments, tried, fold, scale)
   trained, loss = anchored.fit_head(moments, known, anchor, tau)
   return trained, terms | {"tau": float(tau), "loss": float(loss)}
 
@@ -150,7 +150,7 @@ def folds(classes: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
   """Returns a part of the cross-validation for each label, spread by class."""
   parts = np.empty(len(classes), np.int32)
   parts[np.argsort(classes, kind="stable")] = (
-    np.arange(len(classes)) % anchored.FOLDS
+    np.arange(len(classes)) % held_out.FOLDS
   )
   return parts
 

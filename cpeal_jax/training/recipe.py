@@ -52,7 +52,7 @@ class Recipe:
     anchor: tau, how strongly the logits of the pool are held at those of the
       anchor; see `anchored.Anchor`. 0 is without it.
     anchor_unit: what `anchor` is a multiple of, one of `ANCHOR_UNITS`: 1, or
-      the tau that `anchored.choose_tau` chooses from the labels.
+      the tau that `held_out.choose_tau` chooses from the labels.
     loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 

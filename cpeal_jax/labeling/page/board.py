@@ -35,12 +35,10 @@ class Image(NamedTuple):
 
   Attributes:
     path: of its file; empty if the data set keeps it in another way.
-    sha256: of the file's bytes.
     given: the class name that the data set has for it; empty for none.
   """
 
   path: str
-  sha256: str
   given: str
 
 
@@ -69,10 +67,13 @@ class Board:
   def pool(self) -> dict[str, Image]:
     """The images of the pool that can be decoded, by id."""
     table = files.read_parquet(epath.Path(self.workdir) / "manifest.parquet")
+    rows = [row for row in table.to_pylist() if row["split"] == "train"]
+    # If all have a label, as in a benchmark, the labels stay hidden.
+    hidden = all(row.get("label") for row in rows)
     return {
-      row["id"]: Image(row["path"], row["sha256"], row.get("label") or "")
-      for row in table.to_pylist()
-      if row["split"] == "train" and row.get("status", "ok") == "ok"
+      row["id"]: Image(row["path"], "" if hidden else row.get("label") or "")
+      for row in rows
+      if row.get("status", "ok") == "ok"
     }
 
   @functools.cached_property
