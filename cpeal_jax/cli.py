@@ -1,5 +1,7 @@
-"""The command `cpeal`: `cpeal run`, `cpeal export`, `cpeal sweep`.
+"""The command `cpeal`: `cpeal label`, `cpeal run` and more.
 
+  cpeal label   labels your own images on a page in the browser
+                (the same as `python -m cpeal_jax.label`)
   cpeal run     runs a trajectory from its start, or resumes it
                 (the same as `python -m cpeal_jax.main`)
   cpeal export  writes the adapted model for other programs
@@ -28,6 +30,12 @@ def _main(words: list[str]) -> None:
   module.end(module.main(["cpeal run", *words]))
 
 
+def _label(words: list[str]) -> None:
+  importlib.import_module("cpeal_jax.run.interrupts").listen()
+  module = importlib.import_module("cpeal_jax.label")
+  module.end(module.main(["cpeal label", *words]))
+
+
 def _export(words: list[str]) -> None:
   module = importlib.import_module("cpeal_jax.export")
   sys.exit(module.main(["cpeal export", *words]))
@@ -44,6 +52,7 @@ def _sweep(words: list[str]) -> None:
 
 # A new command needs a new line here. Each imports its module only when called.
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+  "label": _label,
   "run": _main,
   "export": _export,
   "sweep": _sweep,

@@ -28,6 +28,7 @@ from absl import flags, logging
 from cpeal_jax import config as config_lib
 from cpeal_jax.config import load, overrides
 from cpeal_jax.errors import InputError, nearest
+from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.parallel import processes
 from cpeal_jax.progress import say, steady_streams
 from cpeal_jax.run import describe, loop
@@ -150,7 +151,7 @@ def default_workdir(config: config_lib.Config) -> str:
   return f"runs/{name}/{config.variant}/seed{config.seed}"
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str], page: Page | None = None) -> int:
   """Plays the run that the flags describe; returns the exit code."""
   if {"--help", "-h"} & set(argv):
     say(usage())
@@ -175,7 +176,13 @@ def run(argv: list[str]) -> int:
   gc.freeze()
   code = FINISHED
   try:
-    loop.run(config, workdir, overwrite=flags.FLAGS.overwrite, stop=stop)
+    loop.run(
+      config,
+      workdir,
+      overwrite=flags.FLAGS.overwrite,
+      stop=stop,
+      page=page,
+    )
   except loop.Preempted:
     by_hand = stop.signal == signal.SIGINT
     code = INTERRUPTED if by_hand else PREEMPTED
@@ -199,15 +206,20 @@ def _unless_stray(ignored: Any) -> None:
     sys.__unraisablehook__(ignored)
 
 
-def main(argv: list[str]) -> int:
-  """Calls `run`; prints errors that a user can cause as one line on stderr."""
+def main(argv: list[str], page: Page | None = None) -> int:
+  """Calls `run`; prints errors that a user can cause as one line on stderr.
+
+  Args:
+    argv: the name of the program, and the flags.
+    page: a labeling page that is open already, for `oracle.kind=page`.
+  """
   # With any other level, orbax prints a traceback of each error before it
   # raises the error.
   logging.set_verbosity(logging.FATAL)
   steady_streams()
   sys.unraisablehook = _unless_stray
   try:
-    return run(argv)
+    return run(argv, page)
   except (InputError, TrainingError, processes.PeerError) as error:
     sys.stderr.write(f"error: {error}\n")
     code = USAGE if isinstance(error, InputError) else FAILED

@@ -11,6 +11,9 @@ import tqdm
 
 # Whether this process prints anything.
 _speaks = True
+# Called with a stage's name, how much of it is done, its total, and its unit.
+Listener = Callable[[str, int, int, str], None]
+_listener: Listener | None = None
 
 
 def speak(yes: bool) -> None:
@@ -20,6 +23,12 @@ def speak(yes: bool) -> None:
   """
   global _speaks
   _speaks = yes
+
+
+def listen(listener: Listener | None) -> None:
+  """Sets who hears of the progress of stages beside the terminal, if anyone."""
+  global _listener
+  _listener = listener
 
 
 def steady_streams() -> None:
@@ -86,9 +95,16 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     nonlocal done
     done += count
     bar.update(count)
+    tell(done)
 
+  def tell(count: int) -> None:
+    if _listener is not None:
+      _listener(name, count, total, unit)
+
+  tell(0)
   with bar:
     yield advance
+  tell(total)
   if not terminal:
     seconds = time.perf_counter() - start
     rate = done / max(seconds, 1e-9)

@@ -91,6 +91,13 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+  reasons = collections.Counter(
+    str(report.longrepr[-1]).removeprefix("Skipped: ")
+    for report in terminalreporter.stats.get("skipped", ())
+    if not isinstance(report.longrepr, str)
+  )
+  for reason, count in sorted(reasons.items()):
+    terminalreporter.write_line(f"{count} skipped: {reason}")
   if left_out:
     files = [f"{name} {count}" for name, count in sorted(left_out.items())]
     said = {"-m": config.option.markexpr, "-k": config.option.keyword}

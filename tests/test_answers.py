@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling import answers
-from cpeal_jax.labeling.events import KINDS, Event, now
+from cpeal_jax.labeling.events import KINDS, Event, now, to_line
 
 TIME = "2026-11-03T12:00:00.125Z"
 
@@ -183,6 +183,53 @@ def piled(events):
 )
 def test_folding_is_piling(events):
   assert answers.fold(events).standing == piled(events)
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(
+  st.lists(
+    st.builds(
+      lambda kind, id_, label, purpose: event(
+        kind,
+        id_ if KINDS[kind][0] else "",
+        label if KINDS[kind][1] else "",
+        purpose=purpose,
+      ),
+      st.sampled_from(("answer", "class_added", "cannot_tell")),
+      st.sampled_from(("a", "b")),
+      st.sampled_from(("cat", "dog")),
+      st.sampled_from(("train", "audit")),
+    ),
+    max_size=12,
+  ),
+  st.integers(0, 12),
+)
+def test_folding_on_is_folding_all(events, known):
+  before = answers.fold(events[:known])
+  standing = dict(before.standing)
+  after = answers.fold_on(before, events[known:])
+  assert after == answers.fold(events)
+  assert [*after.standing] == [*answers.fold(events).standing]
+  assert before.standing == standing  # It is not changed.
+
+
+def test_reading_on_is_reading_all(tmp_path):
+  assert answers.read_on(tmp_path, 0) == ([], 0)
+  answers.append(tmp_path, [CAT])
+  first, offset = answers.read_on(tmp_path, 0)
+  assert first == [CAT]
+  assert answers.read_on(tmp_path, offset) == ([], offset)
+  with record(tmp_path).open("ab") as file:
+    file.write(b'{"time": "20')  # A line that is being written.
+  assert answers.read_on(tmp_path, offset) == ([], offset)
+  answers.append(tmp_path, [DOG])
+  assert answers.read_on(tmp_path, offset)[0] == [DOG]
+  # A record that became shorter is read from its start.
+  whole = offset + len(to_line(DOG))
+  assert answers.read_on(tmp_path, 10**6) == ([CAT, DOG], whole)
+  record(tmp_path).write_bytes(b"no event\n")
+  with pytest.raises(InputError, match="line 1"):
+    answers.read_on(tmp_path, 0)
 
 
 def test_what_stands_already_is_no_change():

@@ -54,7 +54,7 @@ def test_an_error_of_the_system_about_a_file_is_one_line():
   """A disk that is full or a file that may not be read is no bug of ours."""
   code = (
     "from cpeal_jax import main\n"
-    "main.run = lambda argv: open('x' * 300)\n"
+    "main.run = lambda *_: open('x' * 300)\n"
     "main.end(main.main([]))"
   )
   done = run(code=code)

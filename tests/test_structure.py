@@ -47,13 +47,13 @@ MAY_IMPORT = {
   },
 }
 # The last floors may import everything below them.
-UPPER = ("run", "api", "export", "main", "cli")
+UPPER = ("run", "api", "export", "main", "label", "cli")
 # Whoever may name a library; a folder stands for all of its modules.
 ONLY_IN = {
   "ml_collections": {"config", "run", "export", "main"},
   "orbax": {"storage.checkpoint"},
 }
-TOP_LEVEL = 25
+TOP_LEVEL = 26
 
 
 def name_of(path):

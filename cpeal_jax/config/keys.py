@@ -64,7 +64,7 @@ COUNT = between(1, 1_000_000)
 OPTIONAL_PATH = Text("a path, or empty")
 METHOD = choice(*ACQUISITIONS)
 # The names in the table of `labeling.oracles`.
-ORACLES = ("simulated", "files")
+ORACLES = ("simulated", "files", "page")
 
 # One heading of `--help` for each group of keys.
 HEADINGS = {
@@ -318,14 +318,20 @@ TABLE = (
 
   ("oracle.kind", "simulated", RESULT, choice(*ORACLES),
    "who labels: simulated takes the labels that the data set has; files writes "
-   "the questions to files and waits until a person has answered. Labels of "
-   "some images are then given; if all have one, the person is asked anyway"),
+   "the questions to files and waits until a person has answered; page opens "
+   "a page for a browser on this machine. Labels of some images are then "
+   "given; if all have one, the person is asked anyway"),
   ("oracle.answers", "", RUN, OPTIONAL_PATH,
    "file with answers: a filled to_label.csv, a list with the columns id and "
    "label, or an export of Label Studio; to_label.csv of the round and "
    "labels.csv in the workdir are read in any case"),
   ("oracle.document_root", "", RUN, OPTIONAL_PATH,
    "folder that Label Studio serves, above dataset.root; empty is its parent"),
+  ("oracle.port", 0, RUN, between(0, 65_535),
+   "port on 127.0.0.1 where the page is; 0 takes 8765 or, if it is taken, any "
+   "that is free"),
+  ("oracle.browser", False, RUN, YES_NO,
+   "open the page in a browser, if this machine has a screen"),
   ("oracle.audit", 0, RESULT, between(0, 100_000),
    "images in each round that are drawn at random to measure the model and "
    "never trained on, beside those that budget buys"),

@@ -111,6 +111,41 @@ def read(workdir: str | os.PathLike) -> list[Event]:
   return events
 
 
+def read_on(workdir: str | os.PathLike, offset: int) -> tuple[list[Event], int]:
+  """Returns the events behind an offset in the record, and the offset to go on.
+
+  Only whole lines are read, so a line that is being written is left for the
+  next call. If the record is shorter than the offset, it is read from its
+  start, and the offset that is returned is smaller than the one that was given.
+
+  Args:
+    workdir: of the run.
+    offset: 0, or what an earlier call returned.
+
+  Raises:
+    InputError: a line is damaged, or the record cannot be read.
+  """
+  path = _path(workdir)
+  try:
+    with open(path, "rb", opener=files.no_link) as file:
+      size = os.fstat(file.fileno()).st_size
+      file.seek(offset if offset <= size else 0)
+      data = file.read()
+  except FileNotFoundError:
+    return [], 0
+  except OSError as error:
+    raise InputError(
+      f"cannot read {path}: {error.strerror}. Mend its permissions."
+    ) from error
+  whole, end, _ = data.rpartition(b"\n")
+  lines = whole.split(b"\n") if end else []
+  start = offset if offset <= size else 0
+  events = []
+  for first in range(0, len(lines), LINES_AT_A_TIME):
+    events += _events(path, lines, first, {})
+  return events, start + len(whole) + len(end)
+
+
 def fold(events: Sequence[Event]) -> State:
   """Returns what is known after all events.
 
@@ -139,6 +174,27 @@ def fold(events: Sequence[Event]) -> State:
     standing=dict(reversed(standing.items())),
     added=tuple(dict.fromkeys(added)),
   )
+
+
+def fold_on(state: State, events: Sequence[Event]) -> State:
+  """Returns what is known after some more events, as `fold` of all would.
+
+  It takes no longer for a long record, where `fold` does.
+
+  Args:
+    state: what is known before them.
+    events: the new ones, none of which is a withdrawal.
+  """
+  standing, added = dict(state.standing), dict.fromkeys(state.added)
+  for event in events:
+    if event.kind == events_lib.CLASS_ADDED:
+      added[event.label] = None
+      continue
+    before = standing.pop(event.id, None)  # The last event stands at the end.
+    if before is not None and before.purpose == events_lib.AUDIT:
+      event = event._replace(purpose=events_lib.AUDIT)
+    standing[event.id] = event
+  return State(standing=standing, added=tuple(added))
 
 
 def changes(state: State, events: Iterable[Event]) -> list[Event]:

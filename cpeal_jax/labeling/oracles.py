@@ -1,8 +1,13 @@
 """The table of oracles: a value of `oracle.kind` is a name in it."""
 
+from collections.abc import Callable
+
 from cpeal_jax.data.pools import Dataset
+from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Oracle, Simulated
+from cpeal_jax.labeling.page.handle import Page
+from cpeal_jax.labeling.page_oracle import OnPage
 
 
 def oracle_of(
@@ -14,6 +19,8 @@ def oracle_of(
   answer_file: str = "",
   document_root: str = "",
   run: str = "",
+  page: Page | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> Oracle:
   """Returns the oracle of a run.
 
@@ -28,6 +35,8 @@ def oracle_of(
       none.
     document_root: as in `addresses.settings`.
     run: a name of the run, which files with questions carry.
+    page: the page that is open, for `oracle.kind=page`.
+    stop: asked while a person is waited for, whether to end.
   """
   pool = dataset.train
   known = {
@@ -39,6 +48,14 @@ def oracle_of(
     return Simulated(known)
   if len(known) == len(pool):
     known = {}
+  if kind == "page":
+    assert page is not None
+    if "" in pool.paths:
+      raise InputError(
+        "oracle.kind=page shows image files, and this data set keeps its "
+        "images in another way. Write them into a folder, and label that."
+      )
+    return OnPage(workdir, known, page, stop, pool.value_range)
   return Files(
     workdir=workdir,
     root=root,

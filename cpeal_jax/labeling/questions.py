@@ -59,6 +59,40 @@ def mixed(questions: Sequence[Question], *, run: str = "") -> list[Question]:
   return [question for _, question in sorted(places, key=lambda x: x[0])]
 
 
+def without_suggestion(
+  questions: Sequence[Question], *, run: str = ""
+) -> set[str]:
+  """Returns the ids of a round's questions that come without a suggestion.
+
+  These are the audits, and half as many other questions, so that an image
+  without a suggestion is not known to be an audit. At least half of the other
+  questions keep theirs. The choice follows from the ids and from `run`.
+  """
+  audits = [question.id for question in questions if question.purpose == AUDIT]
+  picks = [question.id for question in questions if question.purpose != AUDIT]
+  count = min((len(audits) + 1) // 2, len(picks) // 2)
+
+  def draw(id_: str) -> bytes:
+    return hashlib.sha256(f"hidden\n{run}\n{id_}".encode()).digest()
+
+  return {*audits, *sorted(picks, key=draw)[:count]}
+
+
+def for_page(questions: Sequence[Question], *, run: str = "") -> list[Question]:
+  """Returns a round's questions in the order and form that the page shows.
+
+  Nothing but `purpose`, which the page must not tell, says which of the images
+  without a suggestion are audits.
+  """
+  hidden = without_suggestion(questions, run=run)
+  return [
+    question._replace(prediction="", confidence=None, reason="")
+    if question.id in hidden
+    else question
+    for question in mixed(questions, run=run)
+  ]
+
+
 def check_ids(questions: Sequence[Question]) -> None:
   """Refuses ids that lead out of the data root, and ids that are asked twice.
 

@@ -168,9 +168,11 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
     ]
     notes = (*plan.notes, *filter(None, found))
     plan = dataclasses.replace(plan, notes=notes)
+  # On the page a person goes on until every image has an answer.
+  rounds = min(config.rounds, -(-len(dataset.train) // plan.budget))
   steps = sum(
     recipe.epochs * batches.steps_per_epoch(plan.budget * (r + 1), recipe.batch)
-    for r in range(config.rounds)
+    for r in range(rounds)
   )
   limit = int(config.dataset.store_gb * 2**30)
   pixels = sum(
@@ -179,17 +181,15 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   features = images * plan.pretrained.config.dim * 4
   # For each parameter: its value and one moment of sgd, or two of adamw.
   numbers = 2 if recipe.optimizer == "sgd" else 3
-  saved = (
-    trainable(plan) * 4 * numbers * (config.rounds + config.checkpoint.keep)
-  )
-  tables = len(dataset.train) * 40 * config.rounds
+  saved = trainable(plan) * 4 * numbers * (rounds + config.checkpoint.keep)
+  tables = len(dataset.train) * 40 * rounds
   say(f"{one_line(plan)}; workdir {workdir}")
   for line in data_lines(plan, most=DRY_RUN_LINES, has_sizes=False):
     say(line)
-  say(f"labels: {plan.budget} a round, {config.rounds} rounds")
+  say(f"labels: {plan.budget} a round, {rounds} rounds")
   training = f"steps: {steps} of {recipe.batch} images"
   if is_solved(config):
-    training = f"heads: {config.rounds}, each solved for without steps"
+    training = f"heads: {rounds}, each solved for without steps"
   say(f"{training}; scored: {images} a round")
   say(f"reads: {images} images, {plan.pretrained.directory}")
   say(

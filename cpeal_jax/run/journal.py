@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from cpeal_jax.labeling import asked
 from cpeal_jax.labeling.questions import Question
 from cpeal_jax.parallel.processes import first
 from cpeal_jax.storage import record
@@ -67,20 +68,8 @@ class Journal:
 
   def questions(self, round_: int) -> list[Question]:
     """What a person would be asked about a round's picks, best first."""
-    rows = self._first(record.selection, round_)
-    purposes = [row.get("purpose") or record.TRAIN for row in rows]
-    return [
-      Question(
-        id=row["id"],
-        round_=round_,
-        prediction=row.get("prediction", ""),
-        confidence=float(row["confidence"]) if row.get("confidence") else None,
-        reason=row.get("reason", ""),
-        purpose=purpose,
-      )
-      for row, purpose in zip(rows, purposes, strict=True)
-      if purpose != record.ASIDE
-    ]
+    # Several processes send them as JSON, which makes tuples of them.
+    return [Question(*q) for q in self._first(asked.of_round, round_)]
 
   def pseudo_labels(self, round_: int) -> dict[str, str]:
     """Class names by id, of a round's picks that the model labels itself."""

@@ -18,9 +18,18 @@ from etils import epath
 from cpeal_jax import config as config_lib
 from cpeal_jax.labeling import answers, oracles
 from cpeal_jax.labeling.oracle import Reply, Waiting
+from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
 from cpeal_jax.progress import say
-from cpeal_jax.run import anchoring, describe, fitting, selecting, stages, table
+from cpeal_jax.run import (
+  anchoring,
+  describe,
+  fitting,
+  paging,
+  selecting,
+  stages,
+  table,
+)
 from cpeal_jax.run import known as known_lib
 from cpeal_jax.run.build import Experiment, build
 from cpeal_jax.run.clock import Clock, profile
@@ -45,6 +54,7 @@ def run(
   overwrite: bool = False,
   stop: Callable[[], bool] = lambda: False,
   experiment: Experiment | None = None,
+  page: Page | None = None,
 ) -> list[dict]:
   """Plays the rounds that the workdir lacks.
 
@@ -59,6 +69,8 @@ def run(
       configs may differ only in what `plan.shared_settings` leaves out, such as
       seed, rounds, round0, acquisition, oracle and checkpoint. None builds a
       new one.
+    page: a labeling page that is open already; None opens one if
+      `oracle.kind=page`.
 
   Returns:
     The rows of metrics of all rounds of the workdir, ordered by round.
@@ -74,31 +86,45 @@ def run(
   checkpoint.refuse_path(workdir)
   if experiment is not None:
     refuse_other_settings(experiment.plan, config)
-  while True:
-    # Images are decoded before the workdir is touched, so that bad ones do not
-    # leave half a run.
-    if experiment is None:
-      experiment = _build(config, workdir, overwrite=overwrite)
-    oracle = oracles.oracle_of(
-      config.oracle.kind,
-      experiment.plan.dataset,
-      os.fspath(workdir),
-      root=config.dataset.root,
-      answer_file=config.oracle.answers,
-      document_root=config.oracle.document_root,
-      run=_name(config, experiment),
-    )
-    with (
-      _opened(config, experiment, epath.Path(workdir), overwrite) as journal,
-      checkpoint.open_checkpoints(
-        journal.workdir / "checkpoints", keep=config.checkpoint.keep
-      ) as checkpoints,
-    ):
-      parts = (experiment, config, journal, checkpoints, oracle, stop)
-      with contextlib.suppress(MoreClasses):
-        return rounds(Run(*parts))
-    say("note: a class was added, so the model is built again")
-    experiment, overwrite = None, False
+  with paging.opened(config, workdir, page) as page:
+    is_asked_to = stop if page is None else _either(stop, page.stopped)
+    while True:
+      # Images are decoded before the workdir is written to, so that bad ones do
+      # not leave half a run.
+      if experiment is None:
+        experiment = _build(config, workdir, overwrite=overwrite)
+      oracle = oracles.oracle_of(
+        config.oracle.kind,
+        experiment.plan.dataset,
+        os.fspath(workdir),
+        root=config.dataset.root,
+        answer_file=config.oracle.answers,
+        document_root=config.oracle.document_root,
+        run=_name(config, experiment),
+        page=page,
+        stop=is_asked_to,
+      )
+      with (
+        _opened(
+          config,
+          experiment,
+          epath.Path(workdir),
+          overwrite=overwrite,
+          is_held=page is not None,
+        ) as journal,
+        checkpoint.open_checkpoints(
+          journal.workdir / "checkpoints", keep=config.checkpoint.keep
+        ) as checkpoints,
+      ):
+        parts = (experiment, config, journal, checkpoints, oracle, is_asked_to)
+        with contextlib.suppress(MoreClasses):
+          return rounds(Run(*parts))
+      say("note: a class was added, so the model is built again")
+      experiment, overwrite = None, False
+
+
+def _either(*calls: Callable[[], bool]) -> Callable[[], bool]:
+  return lambda: any(call() for call in calls)
 
 
 class MoreClasses(Exception):
@@ -145,9 +171,15 @@ def _opened(
   config: config_lib.Config,
   experiment: Experiment,
   workdir: epath.Path,
+  *,
   overwrite: bool,
+  is_held: bool,
 ) -> Iterator[Journal]:
   """Locks the workdir, and starts it or checks that it has this config.
+
+  Args:
+    config, experiment, workdir, overwrite: as for `run`.
+    is_held: whether the workdir is locked already.
 
   Yields:
     The journal of the workdir, which is locked until the context ends.
@@ -155,7 +187,8 @@ def _opened(
   plan = experiment.plan
   settings = describe.settings(config, plan)
   agree("settings or data", json.dumps([settings, plan.dataset.fingerprint]))
-  with first_holds(workdirs.lock(workdir)):
+  lock = contextlib.nullcontext() if is_held else workdirs.lock(workdir)
+  with first_holds(lock):
     changed = first(
       workdirs.open_workdir,
       workdir,
@@ -256,10 +289,11 @@ def reveal(run: Run, round_: int) -> None:
   It is not asked about a pick with a pseudo-label, where selective querying
   takes the model's prediction as the label. Labels that were given since the
   last round are recorded too, and so are answers about earlier images that have
-  changed.
+  changed, and what a person said of images that were not asked about.
 
   Raises:
     Waiting: a person has not answered all questions yet.
+    Preempted: the same, and the run was asked to stop.
     MoreClasses: an answer is a class that the model does not have yet.
   """
   journal, oracle = run.journal, run.oracle
@@ -278,14 +312,18 @@ def reveal(run: Run, round_: int) -> None:
   known |= {id_: Reply(*reply) for id_, reply in told.items()}
   now = [question for question in questions if question.round_ == round_]
   if missing := [question for question in now if question.id not in known]:
-    raise oracle.waiting(missing)
+    raise Preempted if run.stop() else oracle.waiting(missing)
   before = journal.answers(round_)
-  picked = [q.id for q in journal.questions(round_)]
+  picked = dict.fromkeys(q.id for q in journal.questions(round_))
   rows = [(id_, *known[id_]) for id_ in picked]
   for id_, (label, source) in known.items():
     if id_ in before and before[id_][0] != label:
       rows.append((id_, label, record.CORRECTION if label else source))
-    elif id_ not in before and source == record.GIVEN:
+    elif (
+      id_ not in before
+      and id_ not in picked
+      and (source == record.GIVEN or not label)
+    ):
       rows.append((id_, label, source))
   new = {label for _, label, _ in rows if label}
   if new.difference(run.experiment.plan.dataset.classes):

@@ -113,7 +113,7 @@ def refuse_other_settings(plan: Plan, config: config_lib.Config) -> None:
       f"the experiment was built with other settings: {details}. Build one for "
       "this config, or pass experiment=None."
     )
-  _refuse_budget(plan.budget, config.rounds, len(plan.dataset.train))
+  _refuse_budget(config, plan.budget, len(plan.dataset.train))
   _refuse_unlabeled(config, plan.dataset)
 
 
@@ -131,7 +131,15 @@ def _refuse_unlabeled(
     )
 
 
-def _refuse_budget(budget: int, rounds: int, pool: int) -> None:
+def _refuse_budget(config: config_lib.Config, budget: int, pool: int) -> None:
+  """Refuses to buy more labels than there are images.
+
+  A person on the page may go on until every image has an answer, so there the
+  number of rounds may be any.
+  """
+  rounds = config.rounds
+  if config.oracle.kind == "page":
+    return
   if budget * rounds > pool:
     raise InputError(
       f"budget {budget} x {rounds} rounds = {budget * rounds} labels, but the "
@@ -180,7 +188,7 @@ def make_plan(
   budget = config_lib.labels_per_round(
     config.budget, classes=len(dataset.classes), pool=pool
   )
-  _refuse_budget(budget, config.rounds, pool)
+  _refuse_budget(config, budget, pool)
   classifier, zero_shot = classifiers(config, pretrained, spec, dataset.classes)
   recipe, mesh = recipe_of(config), sharding.make_mesh(config.parallel.devices)
   training.refuse_batch(recipe, mesh)

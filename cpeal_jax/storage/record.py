@@ -79,7 +79,7 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
     )
   for count, round_ in enumerate(done):
     folder = round_dir(workdir, round_)
-    if count != round_ and _is_selected(workdir, count):
+    if count != round_ and is_selected(workdir, count):
       return count
     if count != round_:
       raise InputError(
@@ -128,7 +128,7 @@ def restore_selected(workdir: str | os.PathLike) -> list[int]:
   rounds = []
   for round_ in _done(workdir):
     folder = round_dir(workdir, round_)
-    if not _is_selected(workdir, round_):
+    if not is_selected(workdir, round_):
       _verify(folder / "DONE", skip="SELECTED")
       _mark_selected(folder)
       rounds.append(round_)
@@ -158,7 +158,7 @@ def write_selection(
       or has one of labels.
   """
   folder = round_dir(workdir, round_)
-  if _is_selected(workdir, round_):
+  if is_selected(workdir, round_):
     raise ValueError(f"round {round_} is selected already")
   if "id" not in selection or {"label", "labels"} & selection.keys():
     raise ValueError("a selection has ids and no labels")
@@ -179,7 +179,8 @@ def _mark_selected(folder: epath.Path) -> None:
   files.write_json(folder / "SELECTED", {"files": digests})
 
 
-def _is_selected(workdir: str | os.PathLike, round_: int) -> bool:
+def is_selected(workdir: str | os.PathLike, round_: int) -> bool:
+  """Returns whether a round's picks are committed."""
   return (round_dir(workdir, round_) / "SELECTED").exists()
 
 
@@ -190,7 +191,7 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
     InputError: SELECTED or its files were edited or truncated.
   """
   folder = round_dir(workdir, round_)
-  if not _is_selected(workdir, round_):
+  if not is_selected(workdir, round_):
     return None
   _verify(folder / "SELECTED")
   return [row["id"] for row in selection(workdir, round_)]

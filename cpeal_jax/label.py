@@ -1,0 +1,172 @@
+"""Labels your own images on a page in the browser, as `cpeal label DIR`.
+
+  cpeal label DIR --classes=classes.txt
+  cpeal label --demo
+
+DIR has the images; classes.txt has the name of a class on each line. The
+program picks the images that teach the model most, asks you about them on a
+page, trains, and picks again, until you stop or every image has an answer. The
+page is only served on this machine. All answers are saved at once: stop
+whenever you like, and go on by the same command.
+
+  --classes=FILE       the names of the classes; not needed if the folders of
+                       DIR are named after them
+  --workdir=WORKDIR    where answers and models are kept; the default is
+                       runs/FOLDER/anchored/seed1, after the name of DIR
+  --demo               labels the handwritten digits that come with the program,
+                       offline, with the CLIP that comes with it
+  --no_browser         only prints the address of the page
+  --port=N             port of the page; by default 8765, or any that is free
+  --dry_run            prints what would be read and computed, and ends
+  --overwrite          forgets the run in the workdir, but not the answers
+  --config.KEY=VALUE   any setting of `cpeal run`, such as --config.budget=20,
+                       the number of images that are asked about at a time
+
+Exit codes: 0 every image has an answer, 3 stopped on the page, 2 wrong usage or
+input, 75 stopped by SIGTERM, 130 stopped by Ctrl-C. After 3, 75 and 130 nothing
+is lost.
+"""
+
+import argparse
+import importlib
+import os
+import random
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from cpeal_jax import quickstart
+from cpeal_jax.data import class_names, digits
+from cpeal_jax.errors import InputError
+from cpeal_jax.labeling.page.handle import Page
+from cpeal_jax.progress import say, steady_streams
+from cpeal_jax.run import interrupts
+
+DEMO = "runs/demo"
+# No pool needs as many rounds, so the run goes on until it is told to stop.
+ENDLESS = 1_000_000
+USAGE = 2
+TEMPLATE = "a photo of the digit {}."
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str):
+    raise InputError(f"{message}. `cpeal label --help` explains the command.")
+
+
+def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
+  """Returns the flags of `cpeal run` that do the same, and the own flags.
+
+  With `--demo` the images are written first.
+
+  Raises:
+    InputError: a flag is unknown, or the folder or the file of class names is
+      missing.
+  """
+  parser = _Parser(add_help=False, allow_abbrev=False)
+  parser.add_argument("root", nargs="?", metavar="DIR")
+  parser.add_argument("--classes", default="")
+  parser.add_argument("--workdir", default="")
+  parser.add_argument("--port", type=int, default=0)
+  for flag in ("--demo", "--no_browser", "--dry_run", "--overwrite"):
+    parser.add_argument(flag, action="store_true")
+  options, rest = parser.parse_known_args(argv)
+  for word in rest:
+    if not word.startswith(("--config.", "--noconfig.")):
+      parser.error(f"unknown argument {word!r}")
+  if options.demo and (options.root or options.classes):
+    parser.error("--demo has its own images and classes: leave DIR out")
+  settings = ["--config.oracle.kind=page", f"--config.rounds={ENDLESS}"]
+  if options.demo:
+    settings += _demo(Path(DEMO))
+    options.workdir = options.workdir or f"{DEMO}/run"
+  elif not options.root:
+    parser.error("give the folder of your images, or --demo")
+  else:
+    settings += _own(options.root, options.classes)
+  settings.append(f"--config.oracle.port={options.port}")
+  settings.append(f"--config.oracle.browser={not options.no_browser}")
+  out = ["--config=own_images", *settings, *rest]
+  if options.workdir:
+    out.append(f"--workdir={options.workdir}")
+  flags = ("dry_run", "overwrite")
+  out += [f"--{name}" for name in flags if getattr(options, name)]
+  return out, options
+
+
+def _own(root: str, classes: str) -> list[str]:
+  if not os.path.isdir(root):
+    raise InputError(f"{root} is no folder; give the folder of your images.")
+  settings = [f"--config.dataset.root={root}"]
+  if classes:
+    class_names.read_class_names(classes)  # Refused at once if it is no list.
+    settings.append(f"--config.dataset.class_names={classes}")
+  return settings
+
+
+def _demo(folder: Path) -> list[str]:
+  """Writes the digits as images without labels, under names that tell nothing.
+
+  Returns:
+    The settings for them.
+  """
+  images = folder / "images"
+  names = folder / "classes.txt"
+  try:
+    if not os.path.exists(names):
+      images.mkdir(parents=True, exist_ok=True)
+      data = digits.load_digits()
+      rows = [(s, i) for s in data.splits for i in range(len(s))]
+      random.Random(0).shuffle(rows)
+      for number, (split, index) in enumerate(rows):
+        (images / f"{number:04}.png").write_bytes(split.read(index))
+      # Last, so that where it is, all images are.
+      # Zero is the last, so that each digit is on its own key.
+      order = (*digits.CLASSES[1:], digits.CLASSES[0])
+      names.write_text("".join(f"{name}\n" for name in order))
+  except OSError as error:
+    raise InputError(
+      f"cannot write the demo's images to {folder}: {error.strerror}. Change "
+      "to a folder that can be written to."
+    ) from error
+  return [
+    f"--config.dataset.root={images}",
+    f"--config.dataset.class_names={names}",
+    f"--config.model.weights={quickstart.CLIP}",
+    f"--config.model.template={TEMPLATE}",
+    "--config.scoring.tile=32",
+  ]
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command; returns the exit code."""
+  steady_streams()
+  if {"--help", "-h"} & set(argv[1:]):
+    say((__doc__ or "").rstrip())
+    return 0
+  page = None
+  try:
+    line, options = words(argv[1:])
+    if not options.dry_run:
+      # The imports below take seconds, in which the page is open already.
+      page = Page(port=options.port, browser=not options.no_browser)
+    module = importlib.import_module("cpeal_jax.main")
+    return module.main(["cpeal label", *line], page)
+  except InputError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return USAGE
+  finally:
+    if page is not None:  # Unless the run has done so, with a better reason.
+      page.end("The program has ended; it printed why where it was started.")
+
+
+def end(code: int) -> NoReturn:
+  """Ends the process, as `cpeal_jax.main` does if it was imported."""
+  if "cpeal_jax.main" in sys.modules:
+    sys.modules["cpeal_jax.main"].end(code)
+  sys.exit(code)
+
+
+if __name__ == "__main__":
+  interrupts.listen()
+  end(main(sys.argv))

@@ -1,0 +1,403 @@
+"""The labeling page in a real browser: its keyboard, its pixels, and kills.
+
+The browser is the system's Chromium, without a display. Requests to any other
+address than the page's are refused and counted.
+"""
+
+import shutil
+import time
+
+import pytest
+from page_person import Label, truth
+
+from cpeal_jax.labeling import answers, events
+from cpeal_jax.storage import record
+
+sync_api = pytest.importorskip(
+  "playwright.sync_api",
+  reason="the labeling page in Chromium is left out: no playwright here",
+)
+CHROMIUM = next(
+  filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None
+)
+pytestmark = pytest.mark.skipif(
+  CHROMIUM is None,
+  reason="the labeling page in Chromium is left out: no chromium here",
+)
+NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KEY = {name: str(number) for number, name in enumerate(NAMES, start=1)}
+KEY |= {"zero": "0"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+  with sync_api.sync_playwright() as play:
+    # As root, Chromium has no sandbox. The page is ours.
+    words = ["--no-sandbox", "--disable-gpu"]
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=words)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def env(compiled):
+  return {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+
+
+class Window:
+  """The page in a window, and what must not happen there."""
+
+  def __init__(self, browser, address, **how):
+    how.setdefault("viewport", {"width": 1100, "height": 760})
+    self.context = browser.new_context(**how)
+    self.page = self.context.new_page()
+    self.faults = []
+    self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+    self.page.on("console", self._hear)
+    self.context.route("**/*", self._guard)
+    self.address = address
+    self.page.goto(address)
+
+  def _guard(self, route):
+    if route.request.url.startswith(self.address):
+      route.continue_()
+    else:
+      self.faults.append(f"outside: {route.request.url}")
+      route.abort()
+
+  def _hear(self, message):
+    gone = "ERR_CONNECTION_REFUSED" in message.text
+    if message.type == "error" and not gone and "404" not in message.text:
+      self.faults.append(message.text)
+
+  def text(self, name):
+    return self.page.inner_text(f"#{name}")
+
+  def wait(self, name="label", timeout=90_000):
+    self.page.wait_for_selector(f"#{name}:not([hidden])", timeout=timeout)
+
+  def shown(self):
+    return self.text("caption")
+
+  def press(self, key):
+    self.page.keyboard.press(key)
+
+  def wait_until(self, check, patience=60):
+    end = time.monotonic() + patience
+    while not (value := check()):
+      assert time.monotonic() < end, self.page.inner_text("body")
+      self.page.wait_for_timeout(20)
+    return value
+
+  def close(self):
+    self.context.close()
+    assert self.faults == []
+
+
+def standing(workdir):
+  return {
+    id_: event.label or event.kind
+    for id_, event in answers.fold(answers.read(workdir)).standing.items()
+  }
+
+
+def test_twenty_by_keyboard_two_taken_back_and_a_kill(browser, tmp_path, env):
+  words = ("--demo", "--no_browser")
+  workdir = tmp_path / "runs/demo/run"
+  with Label(*words, cwd=tmp_path, env=env) as run:
+    window = Window(browser, run.address)
+    window.wait("wait")  # Open while the rest is encoded.
+    window.wait()
+    labels = truth(tmp_path / "runs/demo/images")
+    given = {}
+
+    def label_one():
+      id_ = window.shown()
+      suggestion = window.page.evaluate(
+        "document.querySelector('#accept').hidden ? '' :"
+        " document.querySelector('#suggestion').textContent.split(',')[0]"
+      )
+      right = suggestion == labels[id_]
+      window.press("Enter" if right else KEY[labels[id_]])
+      given[id_] = labels[id_]
+      return id_
+
+    for _ in range(7):
+      label_one()
+    last, before = [*given][-1], [*given][-2]
+    for id_ in (last, before):
+      window.press("u")
+      assert window.shown() == id_
+      window.press("1")  # A wrong key, which is taken back again.
+      window.press("u")
+      window.wait_until(lambda id_=id_: window.shown() == id_)
+      window.press("s" if id_ == last else "?")
+      given.pop(id_)
+    given[before] = events.CANNOT_TELL
+    for _ in range(3):
+      label_one()
+    assert window.shown() == last  # What was skipped comes at the end.
+    label_one()
+    # The next batch comes without leaving the page.
+    window.wait_until(lambda: "Round 2" in window.text("where"))
+    window.wait()
+    for _ in range(9):
+      label_one()
+    window.press("n")
+    window.wait_until(lambda: "Round 3" in window.text("where"))
+    window.wait()
+    given = standing(workdir)
+    assert len(given) == 20
+    assert [*given.values()].count(events.CANNOT_TELL) == 1
+    assert [*given.values()].count(events.UNUSABLE) == 1
+    # In the middle of the third batch all is killed.
+    for _ in range(4):
+      label_one()
+    saved = given
+    window.wait_until(lambda: len(standing(workdir)) == 24)
+    run.kill()
+    window.press("1")  # Nobody hears this one, and the page says so.
+    window.wait("trouble")
+    assert "1 not saved yet" in window.text("trouble")
+    window.context.close()
+    assert window.faults == []
+
+  with Label(*words, cwd=tmp_path, env=env) as run:
+    window = Window(browser, run.address)
+    window.wait()
+    assert standing(workdir).items() >= saved.items()
+    assert len(standing(workdir)) == 24
+    assert window.text("where").startswith("Round 3: 4 of 10")
+    for _ in range(6):
+      label_one()
+    window.wait_until(lambda: "Round 4" in window.text("where"))
+    window.page.click("#stop")
+    window.page.click("#really-stop")
+    window.wait_until(lambda: "Stopped on the page" in window.text("wait"))
+    window.close()
+    assert run.end()[0] == 3
+  for id_, label in standing(workdir).items():
+    assert label in (labels[id_], events.CANNOT_TELL, events.UNUSABLE)
+  assert record.finished_rounds(workdir) == 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, env):
+  cwd = tmp_path_factory.mktemp("run")
+  with Label(
+    "--demo", "--no_browser", "--config.budget=30", cwd=cwd, env=env
+  ) as label:
+    label.workdir = cwd / "runs/demo/run"
+    yield label
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 360])
+def test_all_is_on_the_screen_and_readable(browser, run, scheme, width):
+  size = {"width": width, "height": 760}
+  window = Window(browser, run.address, viewport=size, color_scheme=scheme)
+  window.wait()
+  # Nothing is wider than the window.
+  assert window.page.evaluate("document.body.scrollWidth") <= width
+  for name in ("image", "accept", "classes", "skip", "undo", "unusable"):
+    box = window.page.locator(f"#{name}").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+  image = window.page.locator("#image")
+  window.wait_until(lambda: image.evaluate("i => i.naturalWidth") == 8)
+  assert "tiny" in image.get_attribute("class")
+  for name, least in (("where", 4.5), ("why", 4.5), ("question", 7)):
+    assert contrast(window.page, f"#{name}") >= least, name
+  for view in ("check", "answers", "label"):
+    window.page.click(f"#view-{view}")
+    window.wait(view)
+    assert window.page.evaluate("document.body.scrollWidth") <= width
+  window.close()
+
+
+def contrast(page, selector):
+  """The ratio of brightness of text and ground, as WCAG defines it."""
+  colors = page.evaluate(
+    """selector => {
+      const draw = document.createElement("canvas").getContext("2d");
+      const pixel = (color) => {
+        draw.fillStyle = color;
+        draw.fillRect(0, 0, 1, 1);
+        return [...draw.getImageData(0, 0, 1, 1).data].slice(0, 3);
+      };
+      const text = getComputedStyle(document.querySelector(selector)).color;
+      return [text, getComputedStyle(document.body).backgroundColor].map(pixel);
+    }""",
+    selector,
+  )
+
+  def luminance(rgb):
+    parts = [x / 255 for x in rgb]
+    linear = [
+      x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+  light, dark = sorted(map(luminance, colors), reverse=True)
+  return (light + 0.05) / (dark + 0.05)
+
+
+def test_everything_has_a_name_for_a_screen_reader(browser, run):
+  window = Window(browser, run.address)
+  window.wait()
+  nameless = window.page.evaluate(
+    """() => [...document.querySelectorAll("button, input, select, img")]
+      .filter((e) => e.checkVisibility())
+      .filter((e) => !(e.textContent.trim() || e.getAttribute("aria-label")
+        || e.alt || e.labels?.length))
+      .map((e) => e.outerHTML)"""
+  )
+  assert nameless == []
+  assert window.page.get_attribute("html", "lang") == "en"
+  # What happens is said: the answer, how many are left, the next suggestion.
+  assert window.page.get_attribute("#said", "aria-live") == "polite"
+  window.press("4")
+  window.wait_until(lambda: "four. " in window.text("said"))
+  assert " left." in window.text("said")
+  window.press("u")
+  window.close()
+
+
+def test_by_the_tab_key_alone(browser, run):
+  """A class button keeps the focus from image to image."""
+  window = Window(browser, run.address)
+  window.wait()
+  before = window.shown()
+  for _ in range(40):
+    window.press("Tab")
+    focused = window.page.evaluate("document.activeElement.dataset.name")
+    if focused == "three":
+      break
+  assert focused == "three"
+  window.press("Enter")
+  window.wait_until(lambda: window.shown() != before)
+  assert window.page.evaluate("document.activeElement.dataset.name") == "three"
+  window.wait_until(lambda: standing(run.workdir).get(before) == "three")
+  # After a click, Enter accepts the suggestion and does not click again.
+  window.page.click("#classes button >> nth=0")
+  second = window.shown()
+  suggestion = window.text("suggestion").split(",")[0]
+  window.press("Enter")
+  window.wait_until(lambda: standing(run.workdir).get(second) == suggestion)
+  window.close()
+
+
+def test_a_key_that_is_held_down_answers_once(browser, run):
+  window = Window(browser, run.address)
+  window.wait()
+  count = len(standing(run.workdir))
+  for _ in range(5):
+    window.page.keyboard.down("2")
+  window.page.keyboard.up("2")
+  window.wait_until(lambda: len(standing(run.workdir)) == count + 1)
+  window.page.wait_for_timeout(300)
+  assert len(standing(run.workdir)) == count + 1
+  window.close()
+
+
+def test_two_windows(browser, run):
+  one, two = (Window(browser, run.address) for _ in range(2))
+  one.wait()
+  two.wait()
+  two.context.set_offline(True)  # So that it does not hear of the answer.
+  id_ = one.shown()
+  assert two.shown() == id_
+  one.press("5")
+  one.wait_until(lambda: standing(run.workdir).get(id_) == "five")
+  two.press("6")
+  two.context.set_offline(False)
+  two.wait_until(lambda: "answered 'five'" in two.text("said"))
+  assert standing(run.workdir)[id_] == "six"
+  # Both go on with the same image.
+  two.wait_until(lambda: one.shown() == two.shown())
+  for window in (one, two):
+    window.context.close()
+
+
+def test_a_class_is_checked_at_a_glance_and_an_answer_is_corrected(
+  browser, run
+):
+  window = Window(browser, run.address)
+  window.wait()
+  window.page.click("#view-check")
+  window.page.select_option("#check-class", "three")
+  first = window.page.locator("#check-images button").first
+  window.wait_until(lambda: first.count() and "surest" in window.text("check"))
+  # By the arrow keys and the space bar.
+  window.page.focus("#check-class")
+  first.focus()
+  window.press("ArrowRight")
+  window.press("Space")
+  ids = window.page.eval_on_selector_all(
+    "#check-images button", "buttons => buttons.map((b) => b.dataset.id)"
+  )
+  assert window.text("confirm") == f"Confirm {len(ids) - 1} as three"
+  window.page.click("#confirm")
+  window.wait_until(lambda: ids[0] in standing(run.workdir))
+  window.wait_until(lambda: standing(run.workdir).get(ids[-1]) == "three")
+  assert ids[1] not in standing(run.workdir)
+
+  window.page.click("#view-answers")
+  window.page.click(f"#answers-images button[data-id='{ids[0]}']")
+  window.wait()
+  assert window.text("question") == "Your answer was: three"
+  window.press("8")
+  window.wait_until(lambda: standing(run.workdir)[ids[0]] == "eight")
+  # Back at what is asked.
+  assert window.text("question") == "What is this?"
+  window.close()
+
+
+def test_more_classes_than_digits_are_found_by_typing(browser, run):
+  window = Window(browser, run.address)
+  window.wait()
+  window.page.click("summary")
+  for name in ("snow leopard", "747-400"):
+    window.page.fill("#name", name)
+    window.page.click("#add button")
+    window.wait_until(lambda name=name: name in window.text("classes"))
+  window.page.mouse.click(5, 5)
+  id_ = window.shown()
+  count = len(standing(run.workdir))
+  # Small letters are no commands now, and digits may be of a name.
+  window.page.keyboard.type("sn")
+  assert window.page.input_value("#filter") == "sn"
+  window.press("Escape")
+  window.page.keyboard.type("747")
+  window.press("Enter")
+  window.wait_until(lambda: standing(run.workdir).get(id_) == "747-400")
+  assert len(standing(run.workdir)) == count + 1
+  assert window.page.input_value("#filter") == ""
+  # The second of those that match.
+  id_ = window.shown()
+  window.page.keyboard.type("ne")
+  listed = window.text("classes").split("\n")
+  window.press("ArrowDown")
+  window.press("Enter")
+  second = [name for name in listed if "ne" in name][1]
+  window.wait_until(lambda: standing(run.workdir).get(id_) == second)
+  id_ = window.shown()
+  window.press("Shift+N")
+  window.wait_until(lambda: standing(run.workdir).get(id_) == "unusable")
+  window.press("Shift+U")
+  window.wait_until(lambda: id_ not in standing(run.workdir))
+  assert window.shown() == id_
+  window.close()
+
+
+def test_an_image_that_cannot_be_shown_says_so(browser, run):
+  window = Window(browser, run.address)
+  window.wait()
+  # As if the disk had lost them. The next ones are there already.
+  window.context.route(
+    "**/image?**", lambda route: route.fulfill(status=404, body="")
+  )
+  for _ in range(8):
+    window.page.click("#skip")
+  window.wait("broken", timeout=5_000)
+  window.close()
