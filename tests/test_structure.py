@@ -22,7 +22,6 @@ MAY_IMPORT = {
   "progress": set(),
   "losses": set(),
   "metrics": {"losses"},
-  "evaluation": {"metrics"},
   "storage": GROUND,
   "parallel": GROUND,
   "data": GROUND,
@@ -34,7 +33,6 @@ MAY_IMPORT = {
   "acquisition": GROUND | {"parallel"},
   "audit": {"errors"},
   "scoring": {"models", "neighbors", "parallel"},
-  "stochastic": {"models", "parallel", "scoring"},
   "training": GROUND | {"data", "losses", "models", "parallel"},
   "config": {
     "acquisition",
