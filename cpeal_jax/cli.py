@@ -1,7 +1,9 @@
-"""The command `cpeal`: `cpeal run`, `cpeal export`, `cpeal sweep`.
+"""The command `cpeal`: `cpeal run`, `cpeal predict`, `cpeal export` and others.
 
   cpeal run     runs a trajectory from its start, or resumes it
                 (the same as `python -m cpeal_jax.main`)
+  cpeal predict writes calibrated predictions for the rest of the pool, or for
+                another folder of images
   cpeal export  writes the adapted model for other programs
                 (the same as `python -m cpeal_jax.export`)
   cpeal sweep   does many runs: seeds x methods x data sets
@@ -33,6 +35,11 @@ def _export(words: list[str]) -> None:
   sys.exit(module.main(["cpeal export", *words]))
 
 
+def _predict(words: list[str]) -> None:
+  module = importlib.import_module("cpeal_jax.predict")
+  sys.exit(module.main(["cpeal predict", *words]))
+
+
 def _sweep(words: list[str]) -> None:
   load = importlib.import_module("cpeal_jax.config.load")
   folder = load.data_folder("launch")
@@ -46,6 +53,7 @@ def _sweep(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "run": _main,
   "export": _export,
+  "predict": _predict,
   "sweep": _sweep,
 }
 

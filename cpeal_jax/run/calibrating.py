@@ -82,6 +82,17 @@ def calibrate(
     ok = run.experiment.stores["val"].ok
     found = _fitted(logits, dataset.val.labels, where=ok)
     return Calibration(_number(found), VALIDATION, images)
+  return from_labels(run, labels, scores)
+
+
+def from_labels(
+  run: Run, labels: Labels, scores: scoring.PoolScores | None
+) -> Calibration:
+  """Returns the temperature of a round's model without a validation split.
+
+  Args:
+    run, labels, scores: as in `calibrate`.
+  """
   head, terms = anchoring.head(run, labels)
   count, of_head = int((labels >= 0).sum()), 1.0
   if count:
@@ -126,6 +137,27 @@ def held_out_logits(
     np.float32(terms["tau"]),
   )
   return rows, np.asarray(logits)[: len(rows)]
+
+
+def out_of_fold(
+  run: Run, labels: Labels
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n C"]]:
+  """Returns the labeled rows, and probabilities of models that miss them.
+
+  The models are anchored heads, whatever the run trains: they take less than a
+  second.
+
+  Args:
+    run: the parts of the run.
+    labels: [N] the labels, -1 where there is none.
+  """
+  _, terms = anchoring.head(run, labels)
+  if not (labels >= 0).any():
+    classes = len(run.experiment.plan.dataset.classes)
+    return np.zeros(0, np.int64), np.zeros((0, classes))
+  rows, logits = held_out_logits(run, labels, terms)
+  known = anchoring.padded(logits, labels[rows])
+  return rows, probabilities(logits, _number(_inverse(known)))
 
 
 @jax.jit

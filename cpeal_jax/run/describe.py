@@ -20,6 +20,7 @@ from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, make_plan
+from cpeal_jax.storage.workdir import config_hash
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
 MOST_LINES = 12
@@ -98,6 +99,16 @@ def settings(config: config_lib.Config, plan: Plan) -> dict:
     content = read_bytes(config.model.descriptors, "descriptors")
     values["model"]["descriptors_sha256"] = hashlib.sha256(content).hexdigest()
   return values
+
+
+def run_name(config: config_lib.Config, plan: Plan) -> str:
+  """Returns a name of the run, which files with questions carry.
+
+  It does not change when images or classes are added.
+  """
+  digest = config_hash(settings(config, plan), config_lib.RUN_KEYS)
+  folder = os.path.basename(os.path.abspath(config.dataset.root))
+  return hashlib.sha256(f"{digest} {folder}".encode()).hexdigest()[:12]
 
 
 def trainable(plan: Plan) -> int:

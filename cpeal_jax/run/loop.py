@@ -6,7 +6,6 @@ on all labels so far.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -96,7 +95,7 @@ def run(
       root=config.dataset.root,
       answer_file=config.oracle.answers,
       document_root=config.oracle.document_root,
-      run=_name(config, experiment),
+      run=describe.run_name(config, experiment.plan),
     )
     with (
       _opened(config, experiment, epath.Path(workdir), overwrite) as journal,
@@ -113,17 +112,6 @@ def run(
 
 class MoreClasses(Exception):
   """A person named a class that the model does not have yet."""
-
-
-def _name(config: config_lib.Config, experiment: Experiment) -> str:
-  """Returns a name of the run, which files with questions carry.
-
-  It does not change when images or classes are added.
-  """
-  settings = describe.settings(config, experiment.plan)
-  digest = workdirs.config_hash(settings, config_lib.RUN_KEYS)
-  folder = os.path.basename(os.path.abspath(config.dataset.root))
-  return hashlib.sha256(f"{digest} {folder}".encode()).hexdigest()[:12]
 
 
 def _build(
