@@ -4,6 +4,7 @@
                 (the same as `python -m cpeal_jax.main`)
   cpeal predict writes calibrated predictions for the rest of the pool, or for
                 another folder of images
+  cpeal certify says which predictions may be taken as labels
   cpeal export  writes the adapted model for other programs
                 (the same as `python -m cpeal_jax.export`)
   cpeal sweep   does many runs: seeds x methods x data sets
@@ -40,6 +41,11 @@ def _predict(words: list[str]) -> None:
   sys.exit(module.main(["cpeal predict", *words]))
 
 
+def _certify(words: list[str]) -> None:
+  module = importlib.import_module("cpeal_jax.certify")
+  sys.exit(module.main(["cpeal certify", *words]))
+
+
 def _sweep(words: list[str]) -> None:
   load = importlib.import_module("cpeal_jax.config.load")
   folder = load.data_folder("launch")
@@ -54,6 +60,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "run": _main,
   "export": _export,
   "predict": _predict,
+  "certify": _certify,
   "sweep": _sweep,
 }
 

@@ -45,7 +45,7 @@ MAY_IMPORT = {
   },
 }
 # The last floors may import everything below them.
-UPPER = ("run", "api", "export", "predict", "main", "cli")
+UPPER = ("run", "api", "export", "predict", "certify", "main", "cli")
 # Whoever may name a library; a folder stands for all of its modules.
 ONLY_IN = {
   "ml_collections": {"config", "run", "export", "main"},

@@ -10,8 +10,8 @@ model was trained on, nor to audits, which measure what comes out:
   the model is without labels (`training.anchored`), and its temperature at 1.
 - Training prompts or LoRA again for each part would take as long as several
   rounds. So the anchored head of the same labels, made honest as above, says
-  how confident one may be on the pool, and the adapter gets the temperature at
-  which it is as confident on average.
+  how probable the adapter's predictions on the pool are, and the adapter gets
+  the temperature at which it is as confident on average.
 """
 
 from collections.abc import Mapping
@@ -170,8 +170,13 @@ def _inverse(known: anchored.Labels) -> jax.Array:
 
 @jax.jit
 def _as_confident(logits, honest) -> jax.Array:
-  """Returns the temperature that gives logits the confidence of others."""
-  confidence = jnp.mean(jnp.max(jax.nn.softmax(honest), axis=1))
+  """Returns the temperature at which the mean confidence is honest.
+
+  That is the mean probability of the same predictions by honest logits.
+  """
+  guesses = jnp.argmax(logits, axis=1)[:, None]
+  probabilities = jax.nn.softmax(honest)
+  confidence = jnp.mean(jnp.take_along_axis(probabilities, guesses, axis=1))
   return jnp.exp(-anchored.matched_scale(logits, confidence))
 
 

@@ -42,9 +42,9 @@ class Finished:
     classifier: the model as functions of `params` and `adapter`.
     params: the pretrained weights on the devices.
     adapter: the variables that were trained, on the devices.
+    mesh: the devices.
     temperature: what logits are divided by to calibrate them; None if the run
       is of a version that did not record it.
-    mesh: the devices.
   """
 
   number: int
@@ -57,8 +57,8 @@ class Finished:
   classifier: Classifier
   params: dict
   adapter: dict
-  temperature: float | None
   mesh: jax.sharding.Mesh
+  temperature: float | None = None
 
 
 def read_round(
@@ -115,8 +115,8 @@ def read_round(
     classifier=classifier,
     params=params,
     adapter=state.adapter,
-    temperature=record.temperature(directory, number),
     mesh=mesh,
+    temperature=record.temperature(directory, number),
   )
 
 

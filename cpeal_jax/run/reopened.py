@@ -62,6 +62,8 @@ def reopen(
       run, or a change is of a setting that decides results.
   """
   start = finished.read_start(workdir, round)
+  # A file of answers belongs to the command line that it was given on.
+  start.config.oracle.answers = ""
   config = with_changes(start.config, changes)
   added = ()
   if not files.is_remote(workdir):
@@ -84,6 +86,7 @@ def reopen(
     plan.dataset,
     os.fspath(workdir),
     root=config.dataset.root,
+    answer_file=config.oracle.answers,
     document_root=config.oracle.document_root,
     run=describe.run_name(config, plan),
   )
