@@ -40,9 +40,10 @@ from cpeal_jax.config import overrides
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
-from cpeal_jax.run import certifying, reopened
-from cpeal_jax.run.certifying import Request, Result, Try
+from cpeal_jax.run import certifying, reopened, tries
+from cpeal_jax.run.certifying import Result
 from cpeal_jax.run.reopened import Reopened
+from cpeal_jax.run.tries import Request, Try
 from cpeal_jax.storage import files
 from cpeal_jax.storage import workdir as workdirs
 
@@ -80,13 +81,13 @@ def certify(
 
 def conclude(opened: Reopened, request: Request, *, planned: int = 1) -> Result:
   """Does what `certify` does, for a run that is open and locked."""
-  of = certifying.begin(opened, request, planned=planned)
+  of = tries.begin(opened, request, planned=planned)
   for line in plan_lines(opened, of):
     say(line)
   result = certifying.go_on(opened, of)
   text, table = certificate_text(result), accepted_table(result)
   root = Path(opened.run.journal.workdir)
-  for folder in (root / certifying.FOLDER / f"try{of.number}", root):
+  for folder in (root / tries.FOLDER / f"try{of.number}", root):
     files.write_atomic(folder / ACCEPTED, table)
     files.write_atomic(folder / TEXT, text)
   return result

@@ -26,11 +26,11 @@ import anchored as arms
 from cpeal_jax import certify, progress
 from cpeal_jax.labeling import oracles
 from cpeal_jax.run import build, calibrating, fitting, loop, reopened, stages
-from cpeal_jax.run.certifying import Request
 from cpeal_jax.run.journal import Journal
 from cpeal_jax.run.known import known
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.run.reopened import Reopened
+from cpeal_jax.run.tries import Request
 from cpeal_jax.storage import checkpoint, files, record
 
 ROUNDS = 6

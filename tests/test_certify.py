@@ -12,8 +12,8 @@ from scipy.stats import hypergeom
 from cpeal_jax import certify, main
 from cpeal_jax.data.digits import load_digits
 from cpeal_jax.labeling import answers
-from cpeal_jax.run import certifying, loop, reopened
-from cpeal_jax.run.certifying import Request
+from cpeal_jax.run import certifying, loop, reopened, tries
+from cpeal_jax.run.tries import Request
 from cpeal_jax.storage import files, record
 from cpeal_jax.storage import workdir as workdirs
 
@@ -107,20 +107,20 @@ def test_the_same_request_goes_on_and_another_is_a_new_try(run, capsys):
   for name, data in first.items():
     assert (workdir / name).read_bytes() == data
   assert call(workdir, "--precision=0.7") == 0
-  tries = content(workdir)["tries"]
-  assert [t["risk"] for t in tries] == pytest.approx([0.05, 0.025])
+  listed = content(workdir)["tries"]
+  assert [t["risk"] for t in listed] == pytest.approx([0.05, 0.025])
   text = (workdir / "certificate.txt").read_text()
   assert "try 2" in text
   assert "at most 0.075" in text
   # Images are drawn anew.
-  samples = [t["sample"][:20] for t in tries]
+  samples = [t["sample"][:20] for t in listed]
   assert samples[0] != samples[1]
 
 
 def test_risks_add_up_to_what_is_said():
   for planned in (1, 3, 7):
     risks = [
-      certifying.risk(k, planned=planned, confidence=0.9) for k in range(1, 60)
+      tries.risk(k, planned=planned, confidence=0.9) for k in range(1, 60)
     ]
     assert sum(risks[:planned]) == pytest.approx(0.1)
     assert sum(risks) == pytest.approx(0.1 * (1 + 1 / planned))
@@ -299,7 +299,7 @@ def test_a_person_answers_by_files(person, tmp_path, capsys):
   opened = reopened.reopen(workdir)
   state = answers.fold(answers.read(workdir)).standing
   assert all(event.label == truth[id_] for id_, event in state.items())
-  result = certifying.go_on(opened, certifying.begin(opened, Request(TARGET)))
+  result = certifying.go_on(opened, tries.begin(opened, Request(TARGET)))
   assert result.waiting is None
   # The next round asks about none of them as something to train on.
   assert play(folder, workdir, rounds=3) == main.WAITING

@@ -13,7 +13,7 @@ from cpeal_jax.audit import permutation
 from cpeal_jax.audit.estimates import Estimate, estimate, sentence
 from cpeal_jax.audit.intervals import Accuracy
 from cpeal_jax.data.digits import load_digits
-from cpeal_jax.run import estimating, loop, stages, table
+from cpeal_jax.run import describe, loop, stages, table
 from cpeal_jax.run.plan import make_plan
 
 HEAD = {
@@ -291,13 +291,13 @@ def test_the_table_shows_audits_where_there_is_no_test_split():
 
 def test_the_start_says_what_audits_give(cache):
   config = quickstart(cache, rounds=10, **HEAD, **{"oracle.audit": 10})
-  line = estimating.start_line(config, make_plan(config))
+  line = describe.audit_line(config, make_plan(config))
   assert line.startswith("oracle.audit=10: 100 audits after 10 rounds")
   # 100 of 798 at 90 %, from the normal approximation: 5.9 points, reduced by
   # the finite pool to 5.5; the exact one is a little wider.
   assert 5.4 < float(line.partition("+-")[2].split()[0]) < 6.5
   config.oracle.audit = 0
-  assert not estimating.start_line(config, make_plan(config))
+  assert not describe.audit_line(config, make_plan(config))
 
 
 def _photos(folder, count=240):

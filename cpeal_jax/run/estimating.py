@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from cpeal_jax import config as config_lib
 from cpeal_jax import scoring
-from cpeal_jax.audit import estimates, intervals, permutation
+from cpeal_jax.audit import estimates, permutation
 from cpeal_jax.audit.estimates import Estimate
 from cpeal_jax.run import calibrating, stages
 from cpeal_jax.run.known import Known
-from cpeal_jax.run.plan import Plan
 from cpeal_jax.run.stages import Run
 
-# The accuracy at which a person is told before the start what audits give.
-EXPECTED = 0.9
 MEANS = (
   "the share of the images without an answer whose predictions could be taken "
   f"as labels if {estimates.WRONG_SHARE:.0%} of these may be wrong on average "
@@ -149,18 +145,3 @@ def content(estimate: Estimate) -> dict[str, Any]:
     "changed": estimate.changed,
     "per_class": per_class,
   }
-
-
-def start_line(config: config_lib.Config, plan: Plan) -> str:
-  """Says what the audits of a run will tell; empty if it has none."""
-  each, rounds = config.oracle.audit, config.rounds
-  pool = len(plan.dataset.train) - plan.budget * rounds
-  audits = min(each * rounds, pool)
-  if audits < 1:
-    return ""
-  half = intervals.expected_half_width(audits, accuracy=EXPECTED, pool=pool)
-  return (
-    f"oracle.audit={each}: {audits} audits after {rounds} rounds give the "
-    f"accuracy to within +-{100 * half:.1f} points, if about {EXPECTED:.0%} of "
-    "the predictions are right"
-  )

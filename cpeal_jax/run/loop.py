@@ -176,7 +176,7 @@ def rounds(run: Run) -> list[dict]:
   journal, config = run.journal, run.config
   plan = run.experiment.plan
   say(f"{describe.one_line(plan)}; workdir {journal.workdir}")
-  if line := estimating.start_line(config, plan):
+  if line := describe.audit_line(config, plan):
     say(line)
   for round_ in journal.restore_markers():
     say(f"note: round {round_} had lost its SELECTED; written again from DONE")
