@@ -10,8 +10,8 @@ model was trained on, nor to audits, which measure what comes out:
   the model is without labels (`training.anchored`), and its temperature at 1.
 - Training prompts or LoRA again for each part would take as long as several
   rounds. So the anchored head of the same labels, made honest as above, says
-  how probable the adapter's predictions on the pool are, and the adapter gets
-  the temperature at which it is as confident on average.
+  how confident one may be on the pool, and the adapter gets the temperature at
+  which it is as confident on average; see `_as_confident`.
 """
 
 from collections.abc import Mapping
@@ -172,11 +172,17 @@ def _inverse(known: anchored.Labels) -> jax.Array:
 def _as_confident(logits, honest) -> jax.Array:
   """Returns the temperature at which the mean confidence is honest.
 
-  That is the mean probability of the same predictions by honest logits.
+  The honest logits are of another model. Its own mean confidence is what to
+  expect if both models are right equally often. The probability that it gives
+  to the predictions of the first is lower, and what to expect if they differ
+  only where the first is wrong. We take the middle, which was better on
+  validation data than either (`experiments/calibration.py`).
   """
   guesses = jnp.argmax(logits, axis=1)[:, None]
   probabilities = jax.nn.softmax(honest)
-  confidence = jnp.mean(jnp.take_along_axis(probabilities, guesses, axis=1))
+  as_sure = jnp.mean(jnp.max(probabilities, axis=1))
+  agreed = jnp.mean(jnp.take_along_axis(probabilities, guesses, axis=1))
+  confidence = (as_sure + agreed) / 2
   return jnp.exp(-anchored.matched_scale(logits, confidence))
 
 
