@@ -60,6 +60,7 @@ def calibrate(
   labels: Labels,
   scores: scoring.PoolScores | None,
   row: Mapping[str, Any],
+  terms: Mapping[str, float],
 ) -> Calibration:
   """Returns the temperature of a round's model.
 
@@ -71,6 +72,8 @@ def calibrate(
     scores: of the pool by this model, if `needs_scores`.
     row: the round's metrics, which have the temperature of the validation split
       if there is a test split too.
+    terms: what `fitting.fit` returned beside the adapter; empty if it was
+      trained on other labels too.
   """
   dataset = run.experiment.plan.dataset
   if len(dataset.val):
@@ -82,23 +85,26 @@ def calibrate(
     ok = run.experiment.stores["val"].ok
     found = _fitted(logits, dataset.val.labels, where=ok)
     return Calibration(_number(found), VALIDATION, images)
-  return from_labels(run, labels, scores)
+  return from_labels(run, labels, scores, terms)
 
 
 def from_labels(
-  run: Run, labels: Labels, scores: scoring.PoolScores | None
+  run: Run,
+  labels: Labels,
+  scores: scoring.PoolScores | None,
+  terms: Mapping[str, float] | None = None,
 ) -> Calibration:
   """Returns the temperature of a round's model without a validation split.
 
   Args:
-    run, labels, scores: as in `calibrate`.
+    run, labels, scores, terms: as in `calibrate`.
   """
+  count = int((labels >= 0).sum())
+  if is_solved(run.config) and terms and "tau" in terms:
+    # The head is the adapter, and its strength was chosen when it was trained.
+    return Calibration(_of_head(run, labels, terms), HELD_OUT, count)
   head, terms = anchoring.head(run, labels)
-  count, of_head = int((labels >= 0).sum()), 1.0
-  if count:
-    rows, logits = held_out_logits(run, labels, terms)
-    known = anchoring.padded(logits, labels[rows])
-    of_head = _number(_inverse(known))
+  of_head = _of_head(run, labels, terms) if count else 1.0
   if is_solved(run.config):
     return Calibration(of_head, HELD_OUT, count)
   assert scores is not None
@@ -114,8 +120,14 @@ def from_labels(
   return Calibration(_number(found), MATCHED, count)
 
 
+def _of_head(run: Run, labels: Labels, terms: Mapping[str, float]) -> float:
+  """Returns the temperature of an anchored head."""
+  rows, logits = held_out_logits(run, labels, terms)
+  return _number(_inverse(anchoring.padded(logits, labels[rows])))
+
+
 def held_out_logits(
-  run: Run, labels: Labels, terms: dict[str, float]
+  run: Run, labels: Labels, terms: Mapping[str, float]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n C"]]:
   """Returns the labeled rows, and their logits by heads that did not see them.
 

@@ -25,7 +25,12 @@ MEANS = (
 
 
 def measure(
-  run: Run, round_: int, adapter: dict, known: Known, row: dict
+  run: Run,
+  round_: int,
+  adapter: dict,
+  known: Known,
+  row: dict,
+  terms: dict[str, float],
 ) -> tuple[dict, scoring.PoolScores | None]:
   """Records what labels and audits say about a round's model.
 
@@ -35,6 +40,7 @@ def measure(
     adapter: of the round's model.
     known: what is known including the round's answers.
     row: the round's metrics.
+    terms: what `fitting.fit` returned beside the adapter.
 
   Returns:
     The metrics with those of the audits, and the scores of the pool by the
@@ -45,7 +51,8 @@ def measure(
   if known.drawn.any() or calibrating.needs_scores(run):
     scores = stages.score(run, adapter, "train", known.taken)
   sure = np.where(known.pseudo, -1, known.labels)
-  found = calibrating.calibrate(run, adapter, sure, scores, row)
+  same = {} if known.pseudo.any() else terms
+  found = calibrating.calibrate(run, adapter, sure, scores, row, same)
   run.journal.write_calibration(round_, found._asdict())
   if known.drawn.any() and scores is not None:
     found_out = estimate(run, round_, known, scores, found.temperature)

@@ -250,7 +250,7 @@ def play(run: Run, round_: int, state: State) -> State:
     adapter, terms = fitting.fit(run, round_, now.labels)
   with clock.stage("evaluate"):
     row = stages.evaluate(run, adapter, round_, labeled=now.bought)
-    row, scores = estimating.measure(run, round_, adapter, now, row)
+    row, scores = estimating.measure(run, round_, adapter, now, row, terms)
   if run.config.oracle.selective:
     row["pseudo_labeled"] = int(now.pseudo.sum())
   classes = len(run.experiment.plan.dataset.classes)
