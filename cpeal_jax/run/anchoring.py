@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
@@ -18,6 +19,8 @@ from cpeal_jax.training.gaussian import LinearHead, PoolMoments
 
 # Images that stand for the pool where the temperature is sought.
 SAMPLE = 2048
+# Images at which an adapter that is trained in steps is held.
+HELD = 1024
 # Labels that the strength of the anchor is chosen on. More would take time and
 # hardly change it, since it does not depend on how many labels there are.
 TRIED = 1024
@@ -86,9 +89,12 @@ def anchor(run: Run, labels: Labels) -> anchored.Anchor:
   recipe = run.experiment.plan.recipe
   tau = recipe.anchor * (terms["tau"] if recipe.anchor_unit == "fitted" else 1)
   strength = tau / int((labels >= 0).sum())
-  second = pool_moments(run).second
+  features = feature_cache.features(run.experiment, run.config, "train")
+  usable = np.flatnonzero(run.experiment.stores["train"].ok)
+  sample = rowwise.rows_at(features, usable[:: -(-len(usable) // HELD)])
+  answers = jax.nn.log_softmax(held.logits(sample))
   return sharding.replicate(
-    anchored.Anchor(held, second, jnp.float32(strength)),
+    anchored.Anchor(sample, answers, jnp.float32(strength)),
     run.experiment.plan.mesh,
   )
 

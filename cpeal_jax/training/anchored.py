@@ -55,31 +55,19 @@ class Labels(NamedTuple):
 
 
 class Anchor(NamedTuple):
-  """What holds an adapter that is trained in steps.
+  """What holds an adapter that is trained in steps at the anchored head.
 
   Attributes:
-    head: the head whose logits of the pool the adapter should keep.
-    second: the mean over the pool of [f; 1] [f; 1]', of a frozen image tower.
+    features: unit features of images that stand for the pool, by a frozen image
+      tower. An image tower that is trained gets pixels with each step instead.
+    answers: the logarithms of the head's probabilities for them.
     strength: tau divided by the number of labels, since the loss of a step is a
       mean over labels.
   """
 
-  head: LinearHead
-  second: Float[Array, "E E"]
+  features: Float[Array | np.ndarray, "M D"]
+  answers: Float[Array | np.ndarray, "M C"]
   strength: Float[Array, ""]
-
-
-def squared_change(head: LinearHead, anchor: Anchor) -> Float[Array, ""]:
-  """Returns the mean over the pool of |logits - anchor logits|^2.
-
-  The logits of an image are taken relative to their mean over the classes, as
-  probabilities do not depend on it.
-  """
-  bias = (head.bias - anchor.head.bias)[:, None]
-  change = jnp.concatenate([head.weights - anchor.head.weights, bias], axis=1)
-  change -= jnp.mean(change, axis=0, keepdims=True)
-  mapped = jnp.matmul(change, anchor.second, precision=EXACT)
-  return jnp.sum(mapped * change)
 
 
 @jax.jit
