@@ -1,79 +1,71 @@
 """Compares forms of the term that holds an adapter, on validation data.
 
-  python experiments/anchor_forms.py --form=kl --data=eurosat --seeds=0 \
+  python experiments/anchor_forms.py --form=logits --data=eurosat --seeds=0 \
     --adapters=prompts+anchor --methods=random --root=DIR --weights=CLIP \
     --set=loss.anchor=1 --out=runs/forms
 
 The other options are those of `anchored.py`. The forms are
 
-  logits       the project's: |logits - logits of the anchored head|^2 over the
-               pool
+  kl           the project's: KL(p of the anchored head || p), over 1,024 images
+               of the pool
+  logits       |logits - logits of the anchored head|^2 / 2 over them
   gaussian     the same, with the Gaussian head, which has seen labels only in
                its means
-  kl           KL(p of the anchored head || p) over 1,024 images of the pool
   kl-zero      KL(p of the zero-shot model || p) over them
-  parameters   |adapter - its start|^2, as RLA and ProLIP hold theirs
+  parameters   |adapter - its start|^2 / 2, as RLA and ProLIP hold theirs
+
+`logits`, `gaussian` and `parameters` need a frozen image tower.
 """
 
 import sys
-from typing import NamedTuple
 
 import anchored as script
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cpeal_jax.parallel import rowwise, sharding
-from cpeal_jax.run import anchoring, feature_cache
+from cpeal_jax.parallel import sharding
+from cpeal_jax.run import anchoring
 from cpeal_jax.training import anchored, objective
 
-FORMS = ("logits", "gaussian", "kl", "kl-zero", "parameters")
-SAMPLE = 1024
+FORMS = ("kl", "logits", "gaussian", "kl-zero", "parameters")
 
 
-class Sample(NamedTuple):
-  """An `anchored.Anchor` with images of the pool and the answers to keep."""
-
-  head: anchored.LinearHead
-  second: jax.Array
-  strength: jax.Array
-  features: jax.Array
-  answers: jax.Array
-  start: dict
-
-
-def with_sample(run, labels, form, plain):
-  """The anchor of a round with what the forms need beyond it."""
+def zero_shot(run, labels, plain):
+  """The anchor with the answers of the zero-shot model."""
   experiment = run.experiment
   held = plain(run, labels)
-  pool = feature_cache.features(experiment, run.config, "train")
-  rng = np.random.default_rng(run.config.seed)
-  rows = np.sort(rng.choice(len(labels), min(SAMPLE, len(labels)), False))
-  features = rowwise.rows_at(pool, rows)
-  logits = held.head.logits(features)
-  if form == "kl-zero":
-    texts = experiment.zero_scorer.embed(experiment.params, {})
-    scale = np.exp(experiment.plan.pretrained.params["logit_scale"])
-    logits = scale * features @ np.asarray(texts).T
+  texts = experiment.zero_scorer.embed(experiment.params, {})
+  scale = np.exp(experiment.plan.pretrained.params["logit_scale"])
+  logits = scale * np.asarray(held.features) @ np.asarray(texts).T
+  answers = jax.nn.log_softmax(jnp.asarray(logits))
+  answers = sharding.replicate(answers, experiment.plan.mesh)
+  return held._replace(answers=answers)
+
+
+def from_start(run, labels, plain):
+  """The anchor with the adapter at its start in the place of the answers."""
+  experiment = run.experiment
   start = experiment.init(experiment.params, jax.random.key(0))
-  sample = Sample(*held, features, jax.nn.log_softmax(logits), start)
-  return sharding.replicate(sample, experiment.plan.mesh)
+  start = sharding.replicate(start, experiment.plan.mesh)
+  return plain(run, labels)._replace(answers=start)
 
 
-def divergence(classifier, anchor, params, adapter, texts, batch, key):
+def of_logits(classifier, anchor, params, adapter, texts, batch, key):
   del adapter, batch, key
-  scale = params["logit_scale"]
-  logits = classifier.logits(anchor.features, texts, scale)
-  gap = anchor.answers - jax.nn.log_softmax(logits)
-  return 2 * jnp.mean(jnp.sum(jnp.exp(anchor.answers) * gap, axis=1))
+  logits = classifier.logits(anchor.features, texts, params["logit_scale"])
+  change = logits - anchor.answers
+  # Probabilities do not depend on the mean over the classes.
+  change -= jnp.mean(change, axis=1, keepdims=True)
+  return jnp.mean(jnp.sum(jnp.square(change), axis=1)) / 2
 
 
-def distance(classifier, anchor, params, adapter, texts, batch, key):
+def of_parameters(classifier, anchor, params, adapter, texts, batch, key):
   del classifier, params, texts, batch, key
   squares = jax.tree.map(
-    lambda x, y: jnp.sum((x - y) ** 2), adapter, anchor.start
+    lambda x, y: jnp.sum((x - y) ** 2), adapter, anchor.answers
   )
-  return sum(jax.tree.leaves(squares))
+  return sum(jax.tree.leaves(squares)) / 2
 
 
 def gaussian_only(moments, labels, anchor, tau):
@@ -87,14 +79,16 @@ def main() -> None:
   form = word.removeprefix("--form=")
   if form not in FORMS:
     raise SystemExit(f"--form={form}; allowed: {', '.join(FORMS)}")
+  plain = anchoring.anchor
   if form == "gaussian":
     anchored.fit_head = gaussian_only
-  if form in ("kl", "kl-zero", "parameters"):
-    plain = anchoring.anchor
-    anchoring.anchor = lambda run, labels: with_sample(run, labels, form, plain)
-    objective.change_of_the_pool = (
-      distance if form == "parameters" else divergence
-    )
+  if form in ("logits", "gaussian"):
+    objective.divergence_from_anchor = of_logits
+  if form == "kl-zero":
+    anchoring.anchor = lambda run, labels: zero_shot(run, labels, plain)
+  if form == "parameters":
+    anchoring.anchor = lambda run, labels: from_start(run, labels, plain)
+    objective.divergence_from_anchor = of_parameters
   script.run(script.parse())
 
 

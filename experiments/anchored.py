@@ -25,7 +25,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax.config.load import load
 from cpeal_jax.data.pools import Dataset, Split
 from cpeal_jax.run import anchoring, build, loop, selecting, stages
-from cpeal_jax.run.plan import make_plan
+from cpeal_jax.run.plan import make_plan, shared_settings
 
 STEPS = {
   "train.optimizer": "adamw",
@@ -237,7 +237,9 @@ def run(options: argparse.Namespace) -> None:
       folder = workdir(options, name, method, seed, pool)
       if (folder / f"rounds/{config.rounds - 1:03d}/DONE").exists():
         continue
-      if experiment is None:
+      if experiment is None or (
+        experiment.plan.settings != shared_settings(config)
+      ):
         plan = make_plan(config)
         data = with_pool(plan.dataset, options.data, seed, pool)
         plan = dataclasses.replace(plan, dataset=data)

@@ -1,5 +1,8 @@
 """The anchored head against scipy, its limits, and its rules."""
 
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,9 +10,10 @@ import sklearn.linear_model
 from gaussian_pools import SCALE, made, moments_of
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
 
 from cpeal_jax.run import anchoring
-from cpeal_jax.training import anchored, gaussian
+from cpeal_jax.training import anchored, gaussian, held_out, objective
 
 
 def known(features, labels, n=24):
@@ -107,7 +111,7 @@ def test_padding_changes_nothing():
   answers = []
   for labeled, where in ((few, parts), (padded, fold)):
     anchor, scale = anchored.make_anchor(moments, features, labeled)
-    tau = anchored.choose_tau(moments, labeled, where, scale)
+    tau = held_out.choose_tau(moments, labeled, where, scale)
     head, _ = anchored.fit_head(moments, labeled, anchor, tau)
     answers.append((float(tau), np.asarray(head.logits(features))))
   assert answers[0][0] == answers[1][0]
@@ -143,8 +147,8 @@ def test_held_out_logits_are_those_of_heads_without_the_part():
   labeled = known(features, labels, n)
   fold = np.zeros(len(labeled.classes), np.int32)
   fold[:n] = anchoring.folds(labels[:n])
-  got = anchored.held_out_logits(moments, labeled, fold, scale, tau)
-  for part in range(anchored.FOLDS):
+  got = held_out.held_out_logits(moments, labeled, fold, scale, tau)
+  for part in range(held_out.FOLDS):
     keep = np.flatnonzero(fold[:n] != part)
     train = anchoring.padded(features[keep], labels[keep])
     means, _ = gaussian.class_means(moments, *train)
@@ -166,10 +170,10 @@ def test_tau_is_strong_while_a_class_has_no_label():
     labeled = anchoring.padded(features[rows], labels[rows])
     fold = np.zeros(len(labeled.classes), np.int32)
     fold[: len(rows)] = anchoring.folds(labels[rows])
-    tau = anchored.choose_tau(moments, labeled, fold, np.float32(0.2))
-    assert float(tau) in anchored.TAUS
+    tau = held_out.choose_tau(moments, labeled, fold, np.float32(0.2))
+    assert float(tau) in held_out.TAUS
     taus.append(float(tau))
-  assert taus[0] >= anchored.FLOOR
+  assert taus[0] >= held_out.FLOOR
 
 
 def test_folds_spread_every_class():
@@ -208,8 +212,50 @@ def test_odd_labels_give_finite_heads(case):
   fold = np.zeros(len(labeled.classes), np.int32)
   fold[:count] = anchoring.folds(labels[:count])
   anchor, scale = anchored.make_anchor(moments, features, labeled)
-  tau = anchored.choose_tau(moments, labeled, fold, scale)
+  tau = held_out.choose_tau(moments, labeled, fold, scale)
   head, value = anchored.fit_head(moments, labeled, anchor, tau)
   assert np.isfinite(np.asarray(head.logits(features))).all()
   assert np.isfinite(float(value))
   assert isinstance(head, gaussian.LinearHead)
+
+
+def test_the_divergence_from_the_anchor_by_a_loop():
+  rng = np.random.default_rng(0)
+  features = rng.standard_normal((6, 4)).astype(np.float32)
+  texts = rng.standard_normal((3, 4)).astype(np.float32)
+  kept = rng.standard_normal((6, 3)).astype(np.float32)
+  answers = np.asarray(jax.nn.log_softmax(kept))
+  anchor = anchored.Anchor(features, answers, jnp.float32(1))
+  linear = SimpleNamespace(logits=lambda f, t, scale: jnp.exp(scale) * f @ t.T)
+  params, batch = {"logit_scale": jnp.float32(0.5)}, {"pool_images": None}
+  got = objective.divergence_from_anchor(
+    linear, anchor, params, {}, texts, batch, jax.random.key(0)
+  )
+  total = 0.0
+  for row in range(6):
+    p = softmax(kept[row].astype(np.float64))
+    q = softmax(np.exp(0.5) * features[row] @ texts.T)
+    total += entropy(p, q)
+  np.testing.assert_allclose(got, total / 6, rtol=1e-5)
+
+
+def test_the_divergence_is_zero_only_at_the_anchor():
+  texts = np.eye(3, 4, dtype=np.float32)
+  features = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+  answers = jax.nn.log_softmax(features @ texts.T)
+  linear = SimpleNamespace(logits=lambda f, t, scale: jnp.exp(scale) * f @ t.T)
+  held = anchored.Anchor(features, np.asarray(answers), jnp.float32(1))
+  values = [
+    objective.divergence_from_anchor(
+      linear,
+      held,
+      {"logit_scale": jnp.float32(scale)},
+      {},
+      texts,
+      {"pool_images": None},
+      jax.random.key(0),
+    )
+    for scale in (0.0, 0.5)
+  ]
+  assert abs(float(values[0])) < 1e-6
+  assert float(values[1]) > 1e-3

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cpeal_jax import main
 from cpeal_jax.errors import InputError
 from cpeal_jax.parallel import processes
 
@@ -221,6 +222,27 @@ def test_a_mistake_ends_all_with_its_line(cache, tmp_path):
     assert code == 2
     assert len(lines) == 1
     assert "thesis.tex" in lines[0]
+
+
+def test_two_processes_wait_for_a_person_and_go_on(cache, tmp_path):
+  workdir = tmp_path / "run"
+  flags = (
+    f"--workdir={workdir}",
+    *("--config.oracle.kind=files", "--config.oracle.audit=3"),
+    *("--config.adapter.kind=anchored", "--config.loss.calibration=none"),
+    *("--config.train.augment=False", "--config.rounds=1"),
+  )
+  with Group(cache, 2, 1, *flags) as group:
+    answers = group.wait()
+  assert [code for code, _, _ in answers] == [main.WAITING] * 2, answers
+  table = workdir / "rounds/000/to_label.csv"
+  lines = table.read_text().splitlines()
+  assert len(lines) == 14
+  table.write_text("\n".join([lines[0], *(f"{x}one" for x in lines[1:])]))
+  with Group(cache, 2, 1, *flags) as group:
+    answers = group.wait()
+  assert [code for code, _, _ in answers] == [main.FINISHED] * 2, answers
+  assert rows(workdir)[-1]["labeled"] == 10
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_classes_that_cannot_be_told_apart_are_refused(digits, tmp_path):
   assert not (tmp_path / "run/rounds").exists()
 
 
-def test_the_simulated_oracle_ends_a_run_without_labels(
+def test_without_labels_a_person_is_needed(
   digits, tmp_path, capsys, monkeypatch
 ):
   root, _ = digits
@@ -197,13 +197,16 @@ def test_the_simulated_oracle_ends_a_run_without_labels(
       "--config.parallel.devices=1",
     ),
   )
-  assert main.main(["main", *flags]) == main.USAGE
-  said = capsys.readouterr()
-  assert "images: pool 20 (20 unlabeled, 0 labeled), no validation" in said.out
-  (line,) = [x for x in said.err.splitlines() if x.startswith("error: ")]
-  assert "has no label, and the simulated oracle can only" in line
   # The workdir is named after the folder.
   workdir = tmp_path / "runs/photos/anchored/seed1"
+  assert main.main(["main", *flags]) == main.USAGE
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: 20 of 20 images of the pool have no label")
+  assert not workdir.exists()
+  asked = [*flags, "--config.oracle.kind=files"]
+  assert main.main(["main", *asked]) == main.WAITING
+  said = capsys.readouterr().out
+  assert "images: pool 20 (20 unlabeled, 0 labeled), no validation" in said
   assert (workdir / "rounds/000/SELECTED").exists()
   environment = json.loads((workdir / "environment.json").read_text())
   assert environment["notes"][0].startswith("dataset.layout=auto took images")
@@ -223,14 +226,15 @@ def test_other_classes_of_images_without_labels_are_refused(
   )
   changed.cache_dir = str(tmp_path / "cache")
   changed.parallel.devices, changed.rounds = 1, 1
-  for names, words in (
-    (CLASSES, "has no label, and the simulated oracle"),
-    (CLASSES, "has no label, and the simulated oracle"),
-    (CLASSES[::-1], "10 now, and class 0 was 'zero' and is 'nine'"),
-    (CLASSES[:9], "9 now, and class 9 was 'nine' and is 'none'"),
+  changed.oracle.kind = "files"
+  for names, error, words in (
+    (CLASSES, loop.Waiting, "10 images wait for a label"),
+    (CLASSES, loop.Waiting, "10 images wait for a label"),
+    (CLASSES[::-1], InputError, "10 now, and class 0 was 'zero' and is 'nine'"),
+    (CLASSES[:9], InputError, "9 now, and class 9 was 'nine' and is 'none'"),
   ):
     (tmp_path / "names").write_text("\n".join(names))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(error, match=words):
       loop.run(changed, tmp_path / "run")
 
 

@@ -299,14 +299,14 @@ def test_ids_by_purpose(tmp_path):
   finish(tmp_path, 0)
   every = record.purposes(tmp_path, range(1))
   assert every == {
-    "train": {"x/ü.jpg", "y.jpg"},
-    "audit": set(),
-    "set aside": set(),
+    "train": ["x/ü.jpg", "y.jpg"],
+    "audit": [],
+    "set aside": [],
   }
   asked = {**SELECTION, "purpose": ["set aside", "audit"]}
   record.write_selection(tmp_path, 1, selection=asked, scores=SCORES)
   found = record.purposes(tmp_path, [1])
-  assert found == {"train": set(), "audit": {"y.jpg"}, "set aside": {"x/ü.jpg"}}
+  assert found == {"train": [], "audit": ["y.jpg"], "set aside": ["x/ü.jpg"]}
 
 
 def test_pseudo_labels(tmp_path):

@@ -318,7 +318,8 @@ TABLE = (
 
   ("oracle.kind", "simulated", RESULT, choice(*ORACLES),
    "who labels: simulated takes the labels that the data set has; files writes "
-   "the questions to files and waits until a person has answered"),
+   "the questions to files and waits until a person has answered. Labels of "
+   "some images are then given; if all have one, the person is asked anyway"),
   ("oracle.answers", "", RUN, OPTIONAL_PATH,
    "file with answers: a filled to_label.csv, a list with the columns id and "
    "label, or an export of Label Studio; to_label.csv of the round and "

@@ -20,7 +20,8 @@ def oracle_of(
   Args:
     kind: a value of the setting `oracle.kind`.
     dataset: whose pool is labeled. The labels that it has are the simulated
-      oracle's answers; for a person they are given.
+      oracle's answers. For a person they are given, unless all images have one,
+      as in a benchmark: then they stay hidden, and the person is asked.
     workdir: of the run.
     root: the data root.
     answer_file: a file with answers beside those in the workdir; empty for
@@ -36,6 +37,8 @@ def oracle_of(
   }
   if kind == "simulated":
     return Simulated(known)
+  if len(known) == len(pool):
+    known = {}
   return Files(
     workdir=workdir,
     root=root,

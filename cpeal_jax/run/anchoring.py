@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
@@ -13,11 +14,13 @@ from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.run import feature_cache
 from cpeal_jax.run.stages import Labels, Run
-from cpeal_jax.training import anchored, gaussian
+from cpeal_jax.training import anchored, gaussian, held_out
 from cpeal_jax.training.gaussian import LinearHead, PoolMoments
 
 # Images that stand for the pool where the temperature is sought.
 SAMPLE = 2048
+# Images at which an adapter that is trained in steps is held.
+HELD = 1024
 # Labels that the strength of the anchor is chosen on. More would take time and
 # hardly change it, since it does not depend on how many labels there are.
 TRIED = 1024
@@ -72,7 +75,7 @@ def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
   tried = padded(rowwise.rows_at(features, few), labels[few])
   fold = np.zeros(len(tried.classes), np.int32)
   fold[: len(few)] = folds(labels[few])
-  tau = anchored.choose_tau(moments, tried, fold, scale)
+  tau = held_out.choose_tau(moments, tried, fold, scale)
   trained, loss = anchored.fit_head(moments, known, anchor, tau)
   return trained, terms | {"tau": float(tau), "loss": float(loss)}
 
@@ -86,9 +89,12 @@ def anchor(run: Run, labels: Labels) -> anchored.Anchor:
   recipe = run.experiment.plan.recipe
   tau = recipe.anchor * (terms["tau"] if recipe.anchor_unit == "fitted" else 1)
   strength = tau / int((labels >= 0).sum())
-  second = pool_moments(run).second
+  features = feature_cache.features(run.experiment, run.config, "train")
+  usable = np.flatnonzero(run.experiment.stores["train"].ok)
+  sample = rowwise.rows_at(features, usable[:: -(-len(usable) // HELD)])
+  answers = jax.nn.log_softmax(held.logits(sample))
   return sharding.replicate(
-    anchored.Anchor(held, second, jnp.float32(strength)),
+    anchored.Anchor(sample, answers, jnp.float32(strength)),
     run.experiment.plan.mesh,
   )
 
@@ -150,7 +156,7 @@ def folds(classes: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
   """Returns a part of the cross-validation for each label, spread by class."""
   parts = np.empty(len(classes), np.int32)
   parts[np.argsort(classes, kind="stable")] = (
-    np.arange(len(classes)) % anchored.FOLDS
+    np.arange(len(classes)) % held_out.FOLDS
   )
   return parts
 

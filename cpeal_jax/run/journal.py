@@ -103,9 +103,10 @@ class Journal:
 
     The name is empty where nobody could label the image.
     """
-    return self._first(record.read_labels, range(rounds))
+    labels = self._first(record.read_labels, range(rounds))
+    return {id_: (label, source) for id_, (label, source) in labels.items()}
 
-  def purposes(self, rounds: int) -> dict[str, set[str]]:
+  def purposes(self, rounds: int) -> dict[str, list[str]]:
     """The ids of the first rounds' selections by their purpose."""
     return self._first(record.purposes, range(rounds))
 

@@ -58,7 +58,7 @@ def known(run: Run, rounds: int) -> Known:
   for id_, label in run.oracle.given.items():
     answers.setdefault(id_, (label, record.GIVEN))
   purposes = run.journal.purposes(rounds)
-  drawn, aside = purposes[record.AUDIT], purposes[record.ASIDE]
+  drawn, aside = {*purposes[record.AUDIT]}, {*purposes[record.ASIDE]}
   number = {name: i for i, name in enumerate(dataset.classes)}
   names = {name for name, _ in answers.values() if name}
   if unknown := sorted(names.difference(number)):

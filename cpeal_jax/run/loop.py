@@ -287,7 +287,8 @@ def reveal(run: Run, round_: int) -> None:
   ]
   known = {id_: Reply(name, record.GIVEN) for id_, name in oracle.given.items()}
   known |= {id_: Reply(name, PSEUDO) for id_, name in by_model.items()}
-  known |= first(oracle.ask, questions)
+  told = first(oracle.ask, questions)
+  known |= {id_: Reply(*reply) for id_, reply in told.items()}
   now = [question for question in questions if question.round_ == round_]
   if missing := [question for question in now if question.id not in known]:
     raise oracle.waiting(missing)

@@ -114,6 +114,21 @@ def refuse_other_settings(plan: Plan, config: config_lib.Config) -> None:
       "this config, or pass experiment=None."
     )
   _refuse_budget(plan.budget, config.rounds, len(plan.dataset.train))
+  _refuse_unlabeled(config, plan.dataset)
+
+
+def _refuse_unlabeled(
+  config: config_lib.Config, dataset: pools.Dataset
+) -> None:
+  """Refuses the simulated oracle where the data set cannot answer for it."""
+  unknown = int((dataset.train.labels < 0).sum())
+  if config.oracle.kind == "simulated" and unknown:
+    raise InputError(
+      f"{unknown} of {len(dataset.train)} images of the pool have no label, "
+      "and oracle.kind=simulated takes its answers from labels: let a person "
+      "answer (the command cpeal label, or --config.oracle.kind=files), or "
+      "label them."
+    )
 
 
 def _refuse_budget(budget: int, rounds: int, pool: int) -> None:
@@ -159,6 +174,7 @@ def make_plan(
   dataset = dataclasses.replace(dataset, classes=dataset.classes + more)
   if not len(dataset.train):
     raise InputError(f"{dataset.name} has no image in split train, the pool.")
+  _refuse_unlabeled(config, dataset)
   repeated = check_duplicates(dataset, policy=config.dataset.duplicates)
   pool = len(dataset.train)
   budget = config_lib.labels_per_round(

@@ -297,15 +297,15 @@ def read_labels(
 
 def purposes(
   workdir: str | os.PathLike, rounds: Iterable[int]
-) -> dict[str, set[str]]:
-  """Returns the ids of some rounds' selections by their purpose.
+) -> dict[str, list[str]]:
+  """Returns the ids of some rounds' selections by their purpose, in order.
 
   An image may be an audit first and be set aside later.
   """
-  ids: dict[str, set[str]] = {TRAIN: set(), AUDIT: set(), ASIDE: set()}
+  ids: dict[str, list[str]] = {TRAIN: [], AUDIT: [], ASIDE: []}
   for round_ in rounds:
     for row in selection(workdir, round_):
-      ids[row.get("purpose") or TRAIN].add(row["id"])
+      ids[row.get("purpose") or TRAIN].append(row["id"])
   return ids
 
 

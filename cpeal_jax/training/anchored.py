@@ -13,7 +13,6 @@ Labels come padded to any number of rows, with weight 0 for the padding, so that
 one compiled program serves several rounds.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +25,6 @@ from jaxtyping import Array, Float, Int
 from cpeal_jax.training import gaussian
 from cpeal_jax.training.gaussian import EXACT, LinearHead, PoolMoments
 
-# The strengths of the anchor that cross-validation chooses from.
-TAUS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1)
-# ln tau has a normal prior with deviation 1 around ln CENTER, and tau is at
-# least FLOOR while a class has no label: a few labels cannot show what training
-# unlearns in the classes of which they have none.
-CENTER, FLOOR = 30.0, 10.0
-FOLDS = 5
 # The prior of the logarithm of the inverse temperature is a Cauchy distribution
 # of this width around the matched scale. Its heavy tails give way where labels
 # contradict it strongly, as where the zero-shot model is far too sure.
@@ -45,7 +37,7 @@ SCALES = np.linspace(-3.0, 3.0, 241, dtype=np.float32)
 # A small ridge keeps the second moments invertible if features are duplicated.
 RIDGE = 1e-5
 # L-BFGS ends when the norm of the gradient is below the tolerance.
-ITERATIONS, TOLERANCE, FOLD_TOLERANCE = 500, 1e-3, 1e-1
+ITERATIONS, TOLERANCE = 500, 1e-3
 
 
 class Labels(NamedTuple):
@@ -63,31 +55,19 @@ class Labels(NamedTuple):
 
 
 class Anchor(NamedTuple):
-  """What holds an adapter that is trained in steps.
+  """What holds an adapter that is trained in steps at the anchored head.
 
   Attributes:
-    head: the head whose logits of the pool the adapter should keep.
-    second: the mean over the pool of [f; 1] [f; 1]', of a frozen image tower.
+    features: unit features of images that stand for the pool, by a frozen image
+      tower. An image tower that is trained gets pixels with each step instead.
+    answers: the logarithms of the head's probabilities for them.
     strength: tau divided by the number of labels, since the loss of a step is a
       mean over labels.
   """
 
-  head: LinearHead
-  second: Float[Array, "E E"]
+  features: Float[Array | np.ndarray, "M D"]
+  answers: Float[Array | np.ndarray, "M C"]
   strength: Float[Array, ""]
-
-
-def squared_change(head: LinearHead, anchor: Anchor) -> Float[Array, ""]:
-  """Returns the mean over the pool of |logits - anchor logits|^2.
-
-  The logits of an image are taken relative to their mean over the classes, as
-  probabilities do not depend on it.
-  """
-  bias = (head.bias - anchor.head.bias)[:, None]
-  change = jnp.concatenate([head.weights - anchor.head.weights, bias], axis=1)
-  change -= jnp.mean(change, axis=0, keepdims=True)
-  mapped = jnp.matmul(change, anchor.second, precision=EXACT)
-  return jnp.sum(mapped * change)
 
 
 @jax.jit
@@ -166,108 +146,6 @@ def cross_entropy(
 ) -> Float[Array, " n"]:
   """Returns the cross entropy of each row, in nats."""
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
-
-
-@partial(jax.jit, static_argnames="folds")
-def choose_tau(
-  moments: PoolMoments,
-  labels: Labels,
-  fold: Int[ArrayLike, " n"],
-  scale: Float[ArrayLike, ""],
-  *,
-  folds: int = FOLDS,
-) -> Float[Array, ""]:
-  """Returns the strength of the anchor that cross-validation prefers.
-
-  Neither the head nor the anchor of a part sees the labels of the part.
-
-  Args:
-    moments: of the pool.
-    labels: the labels.
-    fold: the part to which each label belongs, from 0.
-    scale: the inverse temperature of the anchor.
-    folds: how many parts there are.
-  """
-  rows, _ = whitened(moments, labels.features)
-  taus = jnp.asarray(TAUS)
-  classes = moments.means.shape[0]
-  counts = jnp.zeros(classes).at[labels.classes].add(labels.weights)
-  allowed = (taus >= FLOOR) | jnp.all(counts > 0)
-
-  def without(part):
-    return labels._replace(weights=labels.weights * (fold != part))
-
-  def offsets_of(part):
-    means, _ = gaussian.class_means(moments, *without(part))
-    head = gaussian.gaussian_head(moments, means)
-    return jnp.asarray(scale * head.logits(labels.features))
-
-  # One part at a time, as XLA multiplies batches of matrices slowly on a CPU.
-  parts = jnp.arange(folds)
-  offsets = jax.lax.map(offsets_of, parts)
-
-  # The solution for one tau is where the search for the next lower one starts.
-  # A tau whose prior alone costs more than the best so far cannot be the best.
-  def at_tau(carry, of_tau):
-    starts, best = carry
-    tau, prior, is_allowed = of_tau
-
-    def held_out_loss(part_offsets_start):
-      part, offset, start = part_offsets_start
-      u = solve(rows, offset, without(part), tau, start, FOLD_TOLERANCE)
-      logits = offset + jnp.matmul(rows, u, precision=EXACT)
-      losses = cross_entropy(logits, labels.classes)
-      return u, jnp.sum(labels.weights * (fold == part) * losses)
-
-    starts, losses = jax.lax.cond(
-      is_allowed & (prior < best),
-      lambda: jax.lax.map(held_out_loss, (parts, offsets, starts)),
-      lambda: (starts, jnp.full(folds, jnp.inf)),
-    )
-    total = prior + jnp.sum(losses)
-    return (starts, jnp.minimum(best, total)), total
-
-  start = jnp.zeros((folds, rows.shape[1], classes))
-  prior = jnp.square(jnp.log(taus / CENTER)) / 2
-  carry = start, jnp.float32(jnp.inf)
-  _, totals = jax.lax.scan(at_tau, carry, (taus, prior, allowed))
-  return taus[jnp.argmin(totals)]
-
-
-@partial(jax.jit, static_argnames="folds")
-def held_out_logits(
-  moments: PoolMoments,
-  labels: Labels,
-  fold: Int[ArrayLike, " n"],
-  scale: Float[ArrayLike, ""],
-  tau: Float[ArrayLike, ""],
-  *,
-  folds: int = FOLDS,
-) -> Float[Array, "n C"]:
-  """Returns each label's logits by a head that has not seen its part.
-
-  Args:
-    moments: of the pool.
-    labels: the labels.
-    fold: the part to which each label belongs, from 0.
-    scale: the inverse temperature of the anchor.
-    tau: the strength of the anchor.
-    folds: how many parts there are.
-  """
-  rows, _ = whitened(moments, labels.features)
-
-  def logits_of(part):
-    train = labels._replace(weights=labels.weights * (fold != part))
-    means, _ = gaussian.class_means(moments, *train)
-    head = gaussian.gaussian_head(moments, means)
-    offset = jnp.asarray(scale * head.logits(labels.features))
-    start = jnp.zeros((rows.shape[1], offset.shape[1]))
-    u = solve(rows, offset, train, tau, start, TOLERANCE)
-    return offset + jnp.matmul(rows, u, precision=EXACT)
-
-  by_part = jax.lax.map(logits_of, jnp.arange(folds))
-  chosen = jnp.asarray(fold)[None, :, None]
-  return jnp.take_along_axis(by_part, chosen, axis=0)[0]
 
 
 def whitened(

@@ -14,7 +14,6 @@ from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import rowwise
 from cpeal_jax.training import anchored
-from cpeal_jax.training.gaussian import LinearHead
 from cpeal_jax.training.recipe import EFFECTIVE_BETA, HEAD_WEIGHT, Recipe
 
 
@@ -77,10 +76,10 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
     total = terms["cross_entropy"] + weight * terms["calibration"]
     if recipe.anchor:
       pool_key = jax.random.fold_in(image_key, 1)
-      terms["anchor"] = change_of_the_pool(
+      terms["anchor"] = divergence_from_anchor(
         classifier, anchor, params, adapter, texts, batch, pool_key
       )
-      total += anchor.strength / 2 * terms["anchor"]
+      total += anchor.strength * terms["anchor"]
     if recipe.loss_head:
       terms["loss_ranking"] = losses.loss_ranking_loss(
         predicted_loss(adapter, logits),
@@ -94,7 +93,7 @@ def make_loss(classifier: Classifier, recipe: Recipe) -> Callable:
   return loss
 
 
-def change_of_the_pool(
+def divergence_from_anchor(
   classifier: Classifier,
   anchor: anchored.Anchor,
   params: dict,
@@ -103,35 +102,28 @@ def change_of_the_pool(
   batch: dict,
   key: PRNGKeyArray,
 ) -> Float[Array, ""]:
-  """Returns the mean over the pool of |logits - anchor logits|^2.
-
-  As in `anchored.squared_change`, the logits of an image are taken relative to
-  their mean over the classes.
+  """Returns the mean over the pool of KL(anchor || model), in nats.
 
   Args:
     classifier: computes the logits.
-    anchor: what the logits are compared with.
+    anchor: the answers to keep.
     params: pretrained weights.
     adapter: the variables that are trained.
     texts: class embeddings.
     batch: that of the training step. Its `pool_images` [B, S, S, 3] stand for
       the pool, and the anchor's logits of them are `anchor_logits` [B, C]. They
-      are None for a frozen image tower, where the mean over the whole pool is
-      known.
+      are None for a frozen image tower, for which the anchor has features.
     key: of dropout in the image tower.
   """
-  scale = params["logit_scale"]
-  if batch["pool_images"] is None:
-    rows = jnp.exp(scale) * texts
-    head = LinearHead(rows, jnp.zeros(len(rows)))
-    return anchored.squared_change(head, anchor)
-  features = classifier.image_features(
-    params, adapter, batch["pool_images"], dropout=key
-  )
-  logits = classifier.logits(features, texts, scale)
-  change = logits - batch["anchor_logits"]
-  change -= jnp.mean(change, axis=1, keepdims=True)
-  return jnp.mean(jnp.sum(jnp.square(change), axis=1))
+  features, answers = anchor.features, anchor.answers
+  if batch["pool_images"] is not None:
+    features = classifier.image_features(
+      params, adapter, batch["pool_images"], dropout=key
+    )
+    answers = jax.nn.log_softmax(batch["anchor_logits"])
+  logits = classifier.logits(features, texts, params["logit_scale"])
+  gap = answers - jax.nn.log_softmax(logits)
+  return jnp.mean(jnp.sum(jnp.exp(answers) * gap, axis=1))
 
 
 def predicted_loss(

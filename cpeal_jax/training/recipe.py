@@ -49,10 +49,10 @@ class Recipe:
     anneal: whether the weight grows over the epochs.
     avuc_threshold: the entropy in nats up to which `avuc` counts a prediction
       as certain; None means ln(C) / 2.
-    anchor: tau, how strongly the logits of the pool are held at those of the
-      anchor; see `anchored.Anchor`. 0 is without it.
+    anchor: tau, how strongly the answers for the pool are held at those of the
+      anchor; see `objective.divergence_from_anchor`. 0 is without it.
     anchor_unit: what `anchor` is a multiple of, one of `ANCHOR_UNITS`: 1, or
-      the tau that `anchored.choose_tau` chooses from the labels.
+      the tau that `held_out.choose_tau` chooses from the labels.
     loss_head: whether Learning Loss's head is trained beside the adapter.
   """
 
