@@ -50,7 +50,8 @@ def content(workdir):
 
 
 def purposes(workdir):
-  return record.purposes(workdir, range(record.finished_rounds(workdir)))
+  rounds = range(record.finished_rounds(workdir))
+  return {k: {*ids} for k, ids in record.purposes(workdir, rounds).items()}
 
 
 def test_the_guarantee_is_the_exact_test_of_a_new_draw(run, capsys):

@@ -40,7 +40,8 @@ def written(run):
 
 
 def purposes(workdir):
-  return record.purposes(workdir, range(record.finished_rounds(workdir)))
+  rounds = range(record.finished_rounds(workdir))
+  return {k: {*ids} for k, ids in record.purposes(workdir, rounds).items()}
 
 
 def test_predictions_are_those_of_the_calibrated_model(written):

@@ -27,7 +27,7 @@ from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.run import anchoring, feature_cache, stages
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.stages import Labels, Run
-from cpeal_jax.training import anchored
+from cpeal_jax.training import anchored, held_out
 
 VALIDATION, HELD_OUT, MATCHED = "validation", "held out", "matched"
 _fitted = jax.jit(metrics.fit_temperature)
@@ -80,8 +80,8 @@ def calibrate(
     images = int(run.experiment.stores["val"].ok.sum())
     if "temperature" in row:
       return Calibration(_number(row["temperature"]), VALIDATION, images)
-    held_out = stages.score(run, adapter, "val")
-    logits = sharding.fetch(held_out.logits, held_out.total)
+    scored = stages.score(run, adapter, "val")
+    logits = sharding.fetch(scored.logits, scored.total)
     ok = run.experiment.stores["val"].ok
     found = _fitted(logits, dataset.val.labels, where=ok)
     return Calibration(_number(found), VALIDATION, images)
@@ -141,7 +141,7 @@ def held_out_logits(
   known = anchoring.padded(rowwise.rows_at(features, rows), labels[rows])
   fold = np.zeros(len(known.classes), np.int32)
   fold[: len(rows)] = anchoring.folds(labels[rows])
-  logits = anchored.held_out_logits(
+  logits = held_out.held_out_logits(
     anchoring.pool_moments(run),
     known,
     fold,

@@ -114,7 +114,7 @@ class Journal:
     """Ids of the pool, and the predictions with which a round chose."""
     return self._first(record.predictions, round_)
 
-  def reserved(self) -> set[str]:
+  def reserved(self) -> list[str]:
     """The ids that a certificate asked about; nothing is trained on them."""
     return self._first(_reserved)
 
@@ -131,9 +131,9 @@ class Journal:
     self._first(record.mark_done, round_)
 
 
-def _reserved(workdir: epath.Path) -> set[str]:
+def _reserved(workdir: epath.Path) -> list[str]:
   # Only a certificate asks about images that no round has drawn.
   if not (workdir / record.CERTIFICATE).exists():
-    return set()
+    return []
   standing = answers.fold(answers.read(workdir)).standing
-  return {id_ for id_, event in standing.items() if event.purpose == AUDIT}
+  return [id_ for id_, event in standing.items() if event.purpose == AUDIT]

@@ -71,7 +71,7 @@ def known(run: Run, rounds: int) -> Known:
   classes = np.array([number.get(name, -1) for name, _ in pairs], np.int32)
   is_audit = np.array([i in drawn for i in ids], bool)
   is_aside = np.array([i in aside for i in ids], bool)
-  reserved_ids = run.journal.reserved()
+  reserved_ids = {*run.journal.reserved()}
   is_reserved = np.array([i in reserved_ids for i in ids], bool)
   answered = np.array([i in answers for i in ids], bool)
   unusable = [source == record.UNUSABLE for _, source in pairs]

@@ -52,8 +52,8 @@ def of_pool(opened: Reopened) -> Predictions:
   logits = reopened.pool_logits(opened)
   probabilities = calibrating.probabilities(logits, opened.temperature)
   trained = np.where(known.pseudo, -1, known.labels)
-  rows, held_out = calibrating.out_of_fold(run, trained)
-  probabilities[rows] = held_out
+  rows, unseen = calibrating.out_of_fold(run, trained)
+  probabilities[rows] = unseen
   labels = np.where(known.audits >= 0, known.audits, trained)
   number = {name: i for i, name in enumerate(dataset.classes)}
   since = _since(opened)

@@ -172,7 +172,7 @@ def _planned(
   done = record.finished_rounds(run.journal.workdir)
   if run.journal.selected(done) is not None:
     purposes = run.journal.purposes(done + 1)
-    picked = purposes[record.TRAIN] | purposes[record.ASIDE]
+    picked = {*purposes[record.TRAIN], *purposes[record.ASIDE]}
     taken |= np.array([i in picked for i in pool.ids], bool)
   rows = np.flatnonzero(~taken & run.experiment.stores["train"].ok)
   if not len(rows):
