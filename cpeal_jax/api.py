@@ -17,7 +17,7 @@ from cpeal_jax.data.pictures import (
   as_texts,
   open_picture,
 )
-from cpeal_jax.errors import one_of
+from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models import text, weights
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.text_classifier import TextClassifier
@@ -140,6 +140,8 @@ class Adapted:
     adapter: the variables that the round trained.
     spec: how images are resized, cropped and normalized.
     dim: D, the length of a feature.
+    temperature: what logits are divided by for calibrated probabilities; None
+      if the run is of a version that did not record it.
   """
 
   classes: tuple[str, ...]
@@ -149,6 +151,7 @@ class Adapted:
   adapter: dict
   spec: ImageSpec
   dim: int
+  temperature: float | None = None
 
   def __repr__(self) -> str:
     return f"<model of round {self.round}, {len(self.classes)} classes>"
@@ -168,12 +171,30 @@ class Adapted:
     )
 
   def predict(
-    self, images: Picture | Iterable[Picture]
+    self, images: Picture | Iterable[Picture], *, calibrated: bool = False
   ) -> Float[np.ndarray, "N C"]:
     """Returns class probabilities of PIL images, uint8 arrays or paths.
 
     An array has the shape [H, W, 3], as for `encode_images`.
+
+    Args:
+      images: the pictures.
+      calibrated: whether the probabilities are calibrated by the run's
+        temperature, which does not change their order in a row. Without it
+        they are what the model says.
+
+    Raises:
+      InputError: calibrated probabilities of a run that has no temperature.
     """
+    temperature = 1.0
+    if calibrated:
+      if self.temperature is None:
+        raise InputError(
+          f"round {self.round} is of an older version, which recorded no "
+          "temperature. Raise rounds by one and resume the run, and load the "
+          "new round."
+        )
+      temperature = self.temperature
     pictures = as_pictures(images)
     if not pictures:
       return np.zeros((0, len(self.classes)), np.float32)
@@ -185,6 +206,8 @@ class Adapted:
       total=len(pictures),
     )
     logits = sharding.fetch(scores.logits, len(pictures))
+    if calibrated:
+      logits = logits / np.float32(temperature)
     return np.asarray(jax.nn.softmax(logits))
 
 
@@ -210,4 +233,5 @@ def load_run(directory: str | os.PathLike, *, round: int = -1) -> Adapted:
     adapter=trained.adapter,
     spec=trained.spec,
     dim=trained.pretrained.config.dim,
+    temperature=trained.temperature,
   )

@@ -1,9 +1,12 @@
-"""The command `cpeal`: `cpeal label`, `cpeal run` and more.
+"""The command `cpeal`: `cpeal label`, `cpeal run`, `cpeal predict` and more.
 
   cpeal label   labels your own images on a page in the browser
                 (the same as `python -m cpeal_jax.label`)
   cpeal run     runs a trajectory from its start, or resumes it
                 (the same as `python -m cpeal_jax.main`)
+  cpeal predict writes calibrated predictions for the rest of the pool, or for
+                another folder of images
+  cpeal certify says which predictions may be taken as labels
   cpeal export  writes the adapted model for other programs
                 (the same as `python -m cpeal_jax.export`)
   cpeal sweep   does many runs: seeds x methods x data sets
@@ -41,6 +44,16 @@ def _export(words: list[str]) -> None:
   sys.exit(module.main(["cpeal export", *words]))
 
 
+def _predict(words: list[str]) -> None:
+  module = importlib.import_module("cpeal_jax.predict")
+  sys.exit(module.main(["cpeal predict", *words]))
+
+
+def _certify(words: list[str]) -> None:
+  module = importlib.import_module("cpeal_jax.certify")
+  sys.exit(module.main(["cpeal certify", *words]))
+
+
 def _sweep(words: list[str]) -> None:
   load = importlib.import_module("cpeal_jax.config.load")
   folder = load.data_folder("launch")
@@ -55,6 +68,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "label": _label,
   "run": _main,
   "export": _export,
+  "predict": _predict,
+  "certify": _certify,
   "sweep": _sweep,
 }
 

@@ -152,6 +152,9 @@ def card(trained: finished.Finished, format: str) -> dict[str, Any]:
     "classes": list(trained.classes),
     **trained.classifier.card(),
     "logit_scale": float(np.exp(trained.pretrained.params["logit_scale"])),
+    # Divide logits by it for calibrated probabilities. It is null for a run of
+    # a version that did not record it.
+    "temperature": trained.temperature,
     "image_tower": "adapted" if trained.classifier.trains_images else "base",
     "base_model": trained.pretrained.source,
     "base_sha256": trained.pretrained.sha256,

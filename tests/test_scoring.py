@@ -10,11 +10,11 @@ import tiny
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from cpeal_jax import acquisition, evaluation, scoring, stochastic
+from cpeal_jax import acquisition, scoring
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
 from cpeal_jax.parallel import sharding
-from cpeal_jax.run import feature_cache
+from cpeal_jax.run import evaluation, feature_cache, stochastic
 
 ROWS = 150  # no multiple of a chunk, a tile or a device count
 

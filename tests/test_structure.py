@@ -22,7 +22,6 @@ MAY_IMPORT = {
   "progress": set(),
   "losses": set(),
   "metrics": {"losses"},
-  "evaluation": {"metrics"},
   "storage": GROUND,
   "parallel": GROUND,
   "data": GROUND,
@@ -34,7 +33,6 @@ MAY_IMPORT = {
   "acquisition": GROUND | {"parallel"},
   "audit": {"errors"},
   "scoring": {"models", "neighbors", "parallel"},
-  "stochastic": {"models", "parallel", "scoring"},
   "training": GROUND | {"data", "losses", "models", "parallel"},
   "config": {
     "acquisition",
@@ -47,7 +45,10 @@ MAY_IMPORT = {
   },
 }
 # The last floors may import everything below them.
-UPPER = ("run", "api", "export", "main", "label", "cli")
+UPPER = (
+  *("run", "api", "export", "predict", "certify"),
+  *("main", "label", "cli"),
+)
 # Whoever may name a library; a folder stands for all of its modules.
 ONLY_IN = {
   "ml_collections": {"config", "run", "export", "main"},

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from runs import PROMPTS, picks, quickstart
 
-from cpeal_jax import acquisition, evaluation
+from cpeal_jax import acquisition
 from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
-from cpeal_jax.run import build, describe, loop, precompile
+from cpeal_jax.run import build, describe, evaluation, loop, precompile
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.storage import record
 

@@ -38,6 +38,7 @@ class Files:
     document_root: the folder that Label Studio's addresses are relative to.
     value_range: black and white of deep images.
     pool: the ids of all images.
+    folder: where questions go that no round asks; empty for those of rounds.
   """
 
   workdir: str
@@ -49,6 +50,7 @@ class Files:
   document_root: str = ""
   value_range: Range = None
   pool: frozenset[str] = frozenset()
+  folder: str = ""
   source: ClassVar[str] = "files"
 
   def ask(self, questions: Sequence[Question]) -> Mapping[str, Reply]:
@@ -86,6 +88,8 @@ class Files:
     )
 
   def _folder(self, round_: int) -> Path:
+    if self.folder:
+      return Path(self.workdir) / self.folder
     return Path(self.workdir) / "rounds" / f"{round_:03d}"
 
   def _take(self, round_: int, questions: Sequence[Question]) -> None:

@@ -12,12 +12,12 @@ from functools import partial
 import jax
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import evaluation, scoring, stochastic, training
+from cpeal_jax import scoring, training
 from cpeal_jax.data import batches, store
 from cpeal_jax.errors import escaped
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import say, stage
-from cpeal_jax.run import precompile
+from cpeal_jax.run import evaluation, precompile, stochastic
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, trained_image
 from cpeal_jax.training.gaussian import PoolMoments

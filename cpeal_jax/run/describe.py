@@ -13,6 +13,7 @@ import jax
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import training
+from cpeal_jax.audit import intervals
 from cpeal_jax.data import batches, pools, store
 from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import escaped
@@ -20,6 +21,7 @@ from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, make_plan
+from cpeal_jax.storage.workdir import config_hash
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
 MOST_LINES = 12
@@ -28,6 +30,8 @@ DRY_RUN_LINES = 7
 DECODED_AT_MOST = 1_000
 CLASSES_NAMED = 10
 PROMPTS_NAMED = 3
+# The accuracy at which a person is told before the start what audits give.
+EXPECTED_ACCURACY = 0.9
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -98,6 +102,34 @@ def settings(config: config_lib.Config, plan: Plan) -> dict:
     content = read_bytes(config.model.descriptors, "descriptors")
     values["model"]["descriptors_sha256"] = hashlib.sha256(content).hexdigest()
   return values
+
+
+def audit_line(config: config_lib.Config, plan: Plan) -> str:
+  """Says what the audits of a run will tell; empty if it has none."""
+  each, rounds = config.oracle.audit, config.rounds
+  # With few images, the last rounds find fewer to audit.
+  pool = len(plan.dataset.train) - plan.budget * rounds
+  audits = min(each * rounds, pool)
+  if audits < 1:
+    return ""
+  half = intervals.expected_half_width(
+    audits, accuracy=EXPECTED_ACCURACY, pool=pool
+  )
+  return (
+    f"oracle.audit={each}: {audits} audits after {rounds} rounds give the "
+    f"accuracy to within +-{100 * half:.1f} points, if about "
+    f"{EXPECTED_ACCURACY:.0%} of the predictions are right"
+  )
+
+
+def run_name(config: config_lib.Config, plan: Plan) -> str:
+  """Returns a name of the run, which files with questions carry.
+
+  It does not change when images or classes are added.
+  """
+  digest = config_hash(settings(config, plan), config_lib.RUN_KEYS)
+  folder = os.path.basename(os.path.abspath(config.dataset.root))
+  return hashlib.sha256(f"{digest} {folder}".encode()).hexdigest()[:12]
 
 
 def trainable(plan: Plan) -> int:
@@ -187,6 +219,8 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   for line in data_lines(plan, most=DRY_RUN_LINES, has_sizes=False):
     say(line)
   say(f"labels: {plan.budget} a round, {rounds} rounds")
+  if line := audit_line(config, plan):
+    say(line)
   training = f"steps: {steps} of {recipe.batch} images"
   if is_solved(config):
     training = f"heads: {rounds}, each solved for without steps"

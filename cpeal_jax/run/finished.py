@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -43,6 +43,8 @@ class Finished:
     params: the pretrained weights on the devices.
     adapter: the variables that were trained, on the devices.
     mesh: the devices.
+    temperature: what logits are divided by to calibrate them; None if the run
+      is of a version that did not record it.
   """
 
   number: int
@@ -56,45 +58,34 @@ class Finished:
   params: dict
   adapter: dict
   mesh: jax.sharding.Mesh
+  temperature: float | None = None
 
 
-def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
+def read_round(
+  directory: str | os.PathLike,
+  round: int = -1,
+  *,
+  config: config_lib.Config | None = None,
+) -> Finished:
   """Builds a round's model again and restores its trained adapter.
 
   Args:
     directory: the run's workdir.
     round: number of the round from 0; a negative number counts from the end,
       so -1 is the last finished round.
+    config: the run's settings, if files have moved since it was started; None
+      takes those of the workdir.
 
   Raises:
     InputError: `directory` is no workdir or has no such round, or the weights
       or descriptors are not the files that the run was trained with.
   """
-  files.reach(directory)
-  directory = epath.Path(directory)
-  if not (directory / "config.json").exists():
-    raise InputError(f"{directory} is no workdir: it has no config.json.")
-  done = record.finished_rounds(directory)
-  number = done + round if round < 0 else round
-  if not 0 <= number < done:
-    raise InputError(
-      f"{directory} has {done} finished rounds; round {round} is not one of "
-      "them."
-    )
-  settings = workdir.read_config(directory)
-  digest = workdir.config_hash(settings, config_lib.RUN_KEYS)
-  sha256 = settings["model"].pop("sha256")
-  recorded = settings["model"].pop("descriptors_sha256", None)
-  config = config_lib.base()
-  config.update(ml_collections.ConfigDict(settings))
+  started = read_start(directory, round)
+  if config is not None:
+    started = started._replace(config=config)
+  directory, config, number = epath.Path(directory), *started[:2]
   pretrained = load_backbone(config)
-  if pretrained.sha256 != sha256:
-    raise InputError(
-      f"{config.model.weights} does not hold the weights that {directory} was "
-      f"trained with: its sha256 is {pretrained.sha256}, the run's is {sha256}."
-    )
-  if recorded is not None:
-    _check_descriptors(config.model.descriptors, recorded)
+  refuse_other_weights(started, pretrained)
   environment = files.read_json(directory / "environment.json")
   classes = tuple(environment["classes"])
   spec = image_spec(pretrained.preprocessor)
@@ -117,7 +108,7 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
     number=number,
     classes=classes,
     config=config,
-    config_sha256=digest,
+    config_sha256=started.config_sha256,
     backbone=backbone_of(config),
     pretrained=pretrained,
     spec=spec,
@@ -125,7 +116,73 @@ def read_round(directory: str | os.PathLike, round: int = -1) -> Finished:
     params=params,
     adapter=state.adapter,
     mesh=mesh,
+    temperature=record.temperature(directory, number),
   )
+
+
+class Start(NamedTuple):
+  """How a run was started, and which of its rounds is meant.
+
+  Attributes:
+    config: the run's settings.
+    number: number of the round, counted from 0.
+    config_sha256: digest of the settings that decide results.
+    weights_sha256: digest of the pretrained weights.
+    descriptors_sha256: digest of the file of descriptors; None without one.
+  """
+
+  config: config_lib.Config
+  number: int
+  config_sha256: str
+  weights_sha256: str
+  descriptors_sha256: str | None
+
+
+def read_start(directory: str | os.PathLike, round: int = -1) -> Start:
+  """Reads a workdir's settings.
+
+  Args:
+    directory: the run's workdir.
+    round: number of the round from 0, or from the end if it is negative.
+
+  Raises:
+    InputError: `directory` is no workdir or has no such round.
+  """
+  files.reach(directory)
+  directory = epath.Path(directory)
+  if not (directory / "config.json").exists():
+    raise InputError(f"{directory} is no workdir: it has no config.json.")
+  done = record.finished_rounds(directory)
+  number = done + round if round < 0 else round
+  if not 0 <= number < done:
+    raise InputError(
+      f"{directory} has {done} finished rounds; round {round} is not one of "
+      "them."
+    )
+  settings = workdir.read_config(directory)
+  digest = workdir.config_hash(settings, config_lib.RUN_KEYS)
+  sha256 = settings["model"].pop("sha256")
+  descriptors = settings["model"].pop("descriptors_sha256", None)
+  config = config_lib.base()
+  config.update(ml_collections.ConfigDict(settings))
+  return Start(config, number, digest, sha256, descriptors)
+
+
+def refuse_other_weights(start: Start, pretrained: Pretrained) -> None:
+  """Refuses weights or descriptors other than those a run was trained with.
+
+  Raises:
+    InputError: they are others.
+  """
+  config = start.config
+  if pretrained.sha256 != start.weights_sha256:
+    raise InputError(
+      f"{config.model.weights} does not hold the weights that the run was "
+      f"trained with: its sha256 is {pretrained.sha256}, the run's is "
+      f"{start.weights_sha256}."
+    )
+  if start.descriptors_sha256 is not None:
+    _check_descriptors(config.model.descriptors, start.descriptors_sha256)
 
 
 def _check_descriptors(path: str, sha256: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from cpeal_jax.labeling import asked
-from cpeal_jax.labeling.questions import Question
+from cpeal_jax.labeling import answers, asked
+from cpeal_jax.labeling.questions import AUDIT, Question
 from cpeal_jax.parallel.processes import first
 from cpeal_jax.storage import record
 
@@ -98,6 +98,30 @@ class Journal:
     """The ids of the first rounds' selections by their purpose."""
     return self._first(record.purposes, range(rounds))
 
+  def predictions(self, round_: int) -> tuple[list[str], list[int]]:
+    """Ids of the pool, and the predictions with which a round chose."""
+    return self._first(record.predictions, round_)
+
+  def reserved(self) -> list[str]:
+    """The ids that a certificate asked about; nothing is trained on them."""
+    return self._first(_reserved)
+
+  def write_calibration(self, round_: int, content: Mapping[str, Any]) -> None:
+    """Records the temperature of a round's model."""
+    self._first(record.write_about, round_, record.CALIBRATION, content)
+
+  def write_estimate(self, round_: int, content: Mapping[str, Any]) -> None:
+    """Records what the audits say about a round's model."""
+    self._first(record.write_about, round_, record.ESTIMATE, content)
+
   def finish(self, round_: int) -> None:
     """Marks a round as finished; its labels and metrics must be written."""
     self._first(record.mark_done, round_)
+
+
+def _reserved(workdir: epath.Path) -> list[str]:
+  # Only a certificate asks about images that no round has drawn.
+  if not (workdir / record.CERTIFICATE).exists():
+    return []
+  standing = answers.fold(answers.read(workdir)).standing
+  return [id_ for id_, event in standing.items() if event.purpose == AUDIT]

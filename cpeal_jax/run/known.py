@@ -21,6 +21,8 @@ class Known:
       -1 for all others, and for audits without a label. No model is trained on
       them.
     drawn: which images were drawn to measure the model.
+    reserved: which images a certificate asked about. They may not be drawn yet,
+      but no model is trained on them either.
     taken: which images cannot be bought any more: those that were given with a
       label, were picked to be trained on, or are unusable. Audits can be picked
       (see `audit.permutation`). They are then set aside, and are taken too.
@@ -30,7 +32,13 @@ class Known:
   pseudo: Bool[np.ndarray, " N"]
   audits: Labels
   drawn: Bool[np.ndarray, " N"]
+  reserved: Bool[np.ndarray, " N"]
   taken: Bool[np.ndarray, " N"]
+
+  @property
+  def measures(self) -> Bool[np.ndarray, " N"]:
+    """Which images have an answer that nothing may be trained on."""
+    return self.drawn | self.reserved
 
   @property
   def bought(self) -> int:
@@ -63,13 +71,16 @@ def known(run: Run, rounds: int) -> Known:
   classes = np.array([number.get(name, -1) for name, _ in pairs], np.int32)
   is_audit = np.array([i in drawn for i in ids], bool)
   is_aside = np.array([i in aside for i in ids], bool)
+  reserved_ids = {*run.journal.reserved()}
+  is_reserved = np.array([i in reserved_ids for i in ids], bool)
   answered = np.array([i in answers for i in ids], bool)
   unusable = [source == record.UNUSABLE for _, source in pairs]
   pseudo = [source == record.PSEUDO for _, source in pairs]
   return Known(
-    labels=np.where(is_audit, -1, classes).astype(np.int32),
+    labels=np.where(is_audit | is_reserved, -1, classes).astype(np.int32),
     pseudo=np.array(pseudo, bool),
     audits=np.where(is_audit, classes, -1).astype(np.int32),
     drawn=is_audit,
+    reserved=is_reserved,
     taken=(answered & ~is_audit) | is_aside | np.array(unusable, bool),
   )

@@ -6,10 +6,10 @@ on all labels so far.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from cpeal_jax.progress import say
 from cpeal_jax.run import (
   anchoring,
   describe,
+  estimating,
   fitting,
   paging,
   selecting,
@@ -39,6 +40,7 @@ from cpeal_jax.run.journal import Journal
 from cpeal_jax.run.known import Known
 from cpeal_jax.run.plan import make_plan, refuse_other_settings
 from cpeal_jax.run.stages import Run
+from cpeal_jax.scoring import PoolScores
 from cpeal_jax.storage import checkpoint, record
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
@@ -100,7 +102,7 @@ def run(
         root=config.dataset.root,
         answer_file=config.oracle.answers,
         document_root=config.oracle.document_root,
-        run=_name(config, experiment),
+        run=describe.run_name(config, experiment.plan),
         page=page,
         stop=is_asked_to,
       )
@@ -129,17 +131,6 @@ def _either(*calls: Callable[[], bool]) -> Callable[[], bool]:
 
 class MoreClasses(Exception):
   """A person named a class that the model does not have yet."""
-
-
-def _name(config: config_lib.Config, experiment: Experiment) -> str:
-  """Returns a name of the run, which files with questions carry.
-
-  It does not change when images or classes are added.
-  """
-  settings = describe.settings(config, experiment.plan)
-  digest = workdirs.config_hash(settings, config_lib.RUN_KEYS)
-  folder = os.path.basename(os.path.abspath(config.dataset.root))
-  return hashlib.sha256(f"{digest} {folder}".encode()).hexdigest()[:12]
 
 
 def _build(
@@ -209,15 +200,18 @@ def _opened(
 def rounds(run: Run) -> list[dict]:
   """Plays all rounds after the last finished one; returns all rows."""
   journal, config = run.journal, run.config
-  say(f"{describe.one_line(run.experiment.plan)}; workdir {journal.workdir}")
+  plan = run.experiment.plan
+  say(f"{describe.one_line(plan)}; workdir {journal.workdir}")
+  if line := describe.audit_line(config, plan):
+    say(line)
   for round_ in journal.restore_markers():
     say(f"note: round {round_} had lost its SELECTED; written again from DONE")
   done = journal.finished_rounds()
   # Only the DONE of round 0 holds a digest of the zero-shot row, so until round
   # 0 is finished the row is measured again.
-  if run.experiment.plan.zero_shot.has_texts and not done:
+  if plan.zero_shot.has_texts and not done:
     stages.refuse_equal_classes(run)
-    if len(run.experiment.plan.dataset.test):
+    if len(plan.dataset.test):
       row = stages.evaluate(run, adapter=None, round_=ZERO_SHOT, labeled=0)
       journal.write_row(row)
   journal.rebuild_results()
@@ -225,16 +219,17 @@ def rounds(run: Run) -> list[dict]:
   zero_shot = table.zero_shot_of(earlier)
   say(table.table(earlier))
   known = known_lib.known(run, done)
-  adapter = fitting.adapter_of(run, done - 1, known.labels)
+  state = State(fitting.adapter_of(run, done - 1, known.labels), known)
   # The first round compiles the fit and the second the selection, so the third
   # is the first without compilations.
   traced = min(done + 2, config.rounds - 1)
   for round_ in range(done, config.rounds):
-    if not (selecting.can_buy(run, known) or journal.selected(round_)):
+    left = selecting.can_buy(run, state.known)
+    if not (left or journal.selected(round_)):
       say("note: every image has an answer, so there is no further round")
       break
     with profile(config.profile if round_ == traced else ""):
-      adapter, known = play(run, round_, adapter, known)
+      state = play(run, round_, state)
     say(table.line(journal.rows()[-1], zero_shot))
   rows = journal.rows()
   if note := table.end_note(rows, config):
@@ -242,25 +237,35 @@ def rounds(run: Run) -> list[dict]:
   return rows
 
 
-def play(
-  run: Run, round_: int, adapter: dict | None, known: Known
-) -> tuple[dict, Known]:
+class State(NamedTuple):
+  """Where a round starts, and what it leaves to the next one.
+
+  Attributes:
+    adapter: the adapter of the last round; None for the pretrained model.
+    known: what the rounds so far have learned about the pool.
+    scores: the pool's scores by this adapter, if they were needed already.
+  """
+
+  adapter: dict | None
+  known: Known
+  scores: PoolScores | None = None
+
+
+def play(run: Run, round_: int, state: State) -> State:
   """Plays one round: from the model of the round before to a new one.
 
   Args:
     run: the parts of the run.
     round_: number of the round, counted from 0.
-    adapter: the adapter of the round before; None for the pretrained model.
-    known: what the rounds before have learned about the pool.
-
-  Returns:
-    The trained adapter, and what is known including this round's answers.
+    state: what the round before left.
   """
   clock, journal = Clock(), run.journal
+  adapter, known, scores = state
   picked = journal.selected(round_)
   if picked is None:
     with clock.stage("score"):
-      scores = stages.score(run, adapter, "train", known.taken)
+      if scores is None:
+        scores = stages.score(run, adapter, "train", known.taken)
       if round_ == 0 and run.config.round0 == "pool":
         scores = anchoring.rescored(run, scores, known.labels)
     with clock.stage("select"):
@@ -271,6 +276,7 @@ def play(
     adapter, terms = fitting.fit(run, round_, now.labels)
   with clock.stage("evaluate"):
     row = stages.evaluate(run, adapter, round_, labeled=now.bought)
+    row, scores = estimating.measure(run, round_, adapter, now, row, terms)
   if run.config.oracle.selective:
     row["pseudo_labeled"] = int(now.pseudo.sum())
   classes = len(run.experiment.plan.dataset.classes)
@@ -280,7 +286,7 @@ def play(
   row |= {f"seconds_{name}": value for name, value in clock.seconds.items()}
   journal.write_row(row)
   journal.finish(round_)
-  return adapter, now
+  return State(adapter, now, scores)
 
 
 def reveal(run: Run, round_: int) -> None:

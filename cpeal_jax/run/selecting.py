@@ -134,19 +134,19 @@ def select(
       np.asarray(picks.indices),
     )
     # An image that is set aside is not trained on, with whatever label.
-    sure &= ~known.drawn[picks.indices]
+    sure &= ~known.measures[picks.indices]
     names = zip(reasons["prediction"], sure, strict=True)
     reasons["pseudo_label"] = [
       name if is_sure else "" for name, is_sure in names
     ]
   rows = np.asarray(picks.indices)
-  if run.config.oracle.audit or known.drawn.any():
+  if run.config.oracle.audit or known.measures.any():
     audits = _audits(run, known, rows)
     # Those that are drawn to measure the model have no reasons.
     reasons = {
       key: [*values, *[None] * len(audits)] for key, values in reasons.items()
     }
-    purposes = [ASIDE if drawn else TRAIN for drawn in known.drawn[rows]]
+    purposes = [ASIDE if yes else TRAIN for yes in known.measures[rows]]
     reasons["purpose"] = purposes + [AUDIT] * len(audits)
     rows = np.concatenate([rows, audits])
   run.journal.commit_selection(

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import evaluation, scoring
+from cpeal_jax import scoring
 from cpeal_jax.labeling.oracle import Oracle
 from cpeal_jax.models import text
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
-from cpeal_jax.run import feature_cache, precompile
+from cpeal_jax.run import evaluation, feature_cache, precompile
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.journal import Journal
 from cpeal_jax.storage import checkpoint

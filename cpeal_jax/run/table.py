@@ -20,7 +20,8 @@ def header() -> str:
 def line(row: Row, zero_shot: float | None = None) -> str:
   """Returns one round's metrics as a line of the table.
 
-  The last column adds up the seconds of all stages.
+  The last column adds up the seconds of all stages. Without a test split, the
+  accuracy that audits give follows, with its interval of 95 %.
 
   Args:
     row: the metrics of the round.
@@ -34,6 +35,11 @@ def line(row: Row, zero_shot: float | None = None) -> str:
     for key in ("accuracy", "ece", "nll")
   ]
   mark = f"  {BELOW}" if _is_below(row, zero_shot) else ""
+  if row.get("accuracy") is None and row.get("audits"):
+    low, point, high = (
+      f"{float(row[f'audit_{key}']):.2f}" for key in ("low", "accuracy", "high")
+    )
+    mark = f"  {row['audits']} audits: {point} ({low} to {high})"
   return (
     f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
     f"  {cells[2]:>6}  {seconds:>7.1f}{mark}"

@@ -33,6 +33,11 @@ _REPLACING = (CORRECTION, CANNOT_TELL, UNUSABLE)
 # run has audits. An image is set aside if a method picks one that was an audit
 # before: it is neither an audit any more nor trained on.
 TRAIN, AUDIT, ASIDE = "train", "audit", "set aside"
+# Of a round: the temperature of its model, and what audits say about it. Both
+# can be computed again, so DONE does not commit them.
+CALIBRATION, ESTIMATE = "calibration.json", "estimate.json"
+# Of a workdir: the certificates that were asked for.
+CERTIFICATE = "certificate.json"
 _SELECTED_FILES = ("scores.parquet", "selection.csv")
 _DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
@@ -209,6 +214,42 @@ def pseudo_labels(workdir: str | os.PathLike, round_: int) -> dict[str, str]:
   return {
     row["id"]: row["pseudo_label"] for row in rows if row.get("pseudo_label")
   }
+
+
+def predictions(
+  workdir: str | os.PathLike, round_: int
+) -> tuple[list[str], list[int]]:
+  """Returns the ids in a round's scores.parquet, and the classes predicted.
+
+  Both are empty if the scores have no predictions.
+  """
+  table = files.read_parquet(round_dir(workdir, round_) / "scores.parquet")
+  if not {"id", "prediction"} <= {*table.column_names}:
+    return [], []
+  return table["id"].to_pylist(), table["prediction"].to_pylist()
+
+
+def write_about(
+  workdir: str | os.PathLike,
+  round_: int,
+  name: str,
+  content: Mapping[str, Any],
+) -> None:
+  """Writes a JSON file about a round's model: `CALIBRATION` or `ESTIMATE`."""
+  files.write_json(round_dir(workdir, round_) / name, content)
+
+
+def temperature(workdir: str | os.PathLike, round_: int) -> float | None:
+  """Returns the temperature of a finished round's model.
+
+  Workdirs of older versions have it only with a validation and a test split; it
+  is None for others.
+  """
+  path = round_dir(workdir, round_) / CALIBRATION
+  if path.exists():
+    return files.read_json(path)["temperature"]
+  rows = {row["round"]: row for row in read_metrics(workdir)}
+  return rows.get(round_, {}).get("temperature")
 
 
 def write_labels(

@@ -37,12 +37,21 @@ ROUND_FILES = (
   "labels.csv",
   "selection.csv",
   "scores.parquet",
+  "calibration.json",
+  "estimate.json",
   "to_label.csv",
   "labelstudio_tasks.json",
   "label_config.xml",
   "to_label.html",
 )
-DERIVED_FILES = ("report.html", "results.csv", "metrics.jsonl")
+DERIVED_FILES = (
+  "report.html",
+  "results.csv",
+  "metrics.jsonl",
+  "certificate.json",
+  "certificate.txt",
+  "accepted.csv",
+)
 # A first start writes these files and then config.json, so a folder with a
 # config.json has them too. --overwrite replaces all three and never removes
 # them: without them, a folder with files of the user would be no workdir.

@@ -1,0 +1,287 @@
+"""Says which predictions may be taken as labels: `cpeal certify WORKDIR`.
+
+  cpeal certify WORKDIR --precision=0.95
+
+Of the images that were never picked for training, it accepts those with the
+most confident predictions, as many as can be, such that with a probability of
+95 % (--confidence) at least 95 % (--precision) of the accepted predictions are
+right. For that it needs the labels of some of them, drawn at random. Where
+these have an answer already, as audits of the run may, it takes that, and asks
+for the others as the run does: a simulated oracle answers at once. Else it
+writes files to fill in, below certify/ in the workdir, and ends with exit code
+3. The same command goes on when they are filled in.
+
+It writes accepted.csv, and certificate.txt, which says what is guaranteed,
+about what, and when it would not hold. No later round is trained on the labels
+that it asked for.
+
+--on_average costs fewer labels: on average over draws of the audits, 95 % of
+the accepted predictions are right (conformal labeling).
+
+What is looked at is fixed before, so the same command always goes on with the
+same images. Another precision, or the model of another round, is a new try, and
+each try may go wrong. If you plan several, say so at the first: --tries=3 gives
+each a third of the risk. Tries beyond these have half the risk of the one
+before, and certificate.txt says what all have together.
+
+Exit codes: 0 done, 2 wrong usage or input, 3 waiting for a person to label
+images.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from cpeal_jax.config import overrides
+from cpeal_jax.errors import InputError
+from cpeal_jax.labeling.cells import neutralized
+from cpeal_jax.progress import say
+from cpeal_jax.run import certifying, reopened, tries
+from cpeal_jax.run.certifying import Result
+from cpeal_jax.run.reopened import Reopened
+from cpeal_jax.run.tries import Request, Try
+from cpeal_jax.storage import files
+from cpeal_jax.storage import workdir as workdirs
+
+FINISHED, USAGE, WAITING = 0, 2, 3
+TEXT, ACCEPTED = "certificate.txt", "accepted.csv"
+
+
+def certify(
+  workdir: str,
+  request: Request,
+  *,
+  planned: int = 1,
+  changes: Sequence[str] = (),
+) -> Result:
+  """Plans or goes on, asks, and writes what is certified so far.
+
+  Args:
+    workdir: of the run.
+    request: what is to be certified.
+    planned: how many tries are planned.
+    changes: words such as --config.dataset.root=DIR.
+
+  Raises:
+    InputError: the run cannot be read, or the request cannot be met.
+  """
+  if files.is_remote(workdir):
+    raise InputError(
+      f"{workdir} is a bucket, where no answers can be recorded. Copy the "
+      "workdir to this machine."
+    )
+  with workdirs.lock(workdir):
+    opened = reopened.reopen(workdir, changes=changes)
+    return conclude(opened, request, planned=planned)
+
+
+def conclude(opened: Reopened, request: Request, *, planned: int = 1) -> Result:
+  """Does what `certify` does, for a run that is open and locked."""
+  of = tries.begin(opened, request, planned=planned)
+  for line in plan_lines(opened, of):
+    say(line)
+  result = certifying.go_on(opened, of)
+  text, table = certificate_text(result), accepted_table(result)
+  root = Path(opened.run.journal.workdir)
+  for folder in (root / tries.FOLDER / f"try{of.number}", root):
+    files.write_atomic(folder / ACCEPTED, table)
+    files.write_atomic(folder / TEXT, text)
+  return result
+
+
+def plan_lines(opened: Reopened, of: Try) -> list[str]:
+  """Returns what a person should know before the first label is given."""
+  least, most = certifying.needed(opened, of)
+  images = f"{len(of.ids):,} images were never picked for training"
+  have = len(of.sample) - most
+  counts = f"{have} of the labels are there already"
+  if of.plan is None:
+    return [
+      f"{images}; it looks at {len(of.sample)} of them, drawn at random: "
+      f"{most} more labels, {counts}"
+    ]
+  first = of.plan.stages[0]
+  return [
+    f"{images}; {len(of.plan.stages)} thresholds are tried, which accept from "
+    f"{first.accepted:,} to {of.plan.stages[-1].accepted:,} of them",
+    f"labels needed: {least} more before anything can be certified, at most "
+    f"{most} more for all; {counts}",
+  ]
+
+
+def certificate_text(result: Result) -> str:
+  """Returns the content of certificate.txt."""
+  paragraphs = [_claim(result), _scope(result), _limits(result)]
+  if result.waiting is not None:
+    paragraphs.insert(
+      0,
+      "It is not finished: more labels are needed, and more predictions may "
+      "then be accepted. What follows already holds.",
+    )
+  return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def _claim(result: Result) -> str:
+  of, found = result.of, result.certificate
+  accepted, share = int(result.accepted.sum()), result.accepted.mean()
+  target = f"{of.request.target:.4g}"
+  if of.plan is None:
+    if result.waiting is not None:
+      return "Nothing is accepted yet."
+    looked = result.answered[of.sample]
+    return (
+      f"Of the {len(of.ids) - len(of.sample):,} images that were neither "
+      f"picked for training nor looked at, the predictions of {accepted:,} are "
+      f"accepted as labels. On average over draws of the {int(looked.sum())} "
+      f"images that were looked at, at least the share {target} of the "
+      "accepted predictions is right. In a single draw it can be less."
+    )
+  if found is None:
+    return (
+      f"Nothing is certified: the answers do not show that the share {target} "
+      "of the most confident predictions is right. Give a lower --precision, "
+      "or label more and try with the model of a later round."
+    )
+  return (
+    f"With a probability of at least {1 - of.risk:.4g}, at least the share "
+    f"{target} of the {accepted:,} accepted predictions is right. These are "
+    f"the predictions with a confidence of at least {found.threshold:.6g}, on "
+    f"{share:.1%} of the {len(of.ids):,} images that were never picked for "
+    f"training. Of {found.labels} of them, drawn at random, "
+    f"{found.labels - found.wrong} predictions were right and {found.wrong} "
+    "wrong."
+  )
+
+
+def _scope(result: Result) -> str:
+  of = result.of
+  if not result.accepted.any():
+    return ""
+  unknown = int(np.sum(result.accepted & result.answered & _no_label(result)))
+  text = (
+    f"It is about the model of round {of.round_} and about the images of this "
+    "pool, taken together: not about new images, and not about a single class. "
+    "accepted.csv lists them. Where a person gave an answer, the label there "
+    "is this answer and not the prediction."
+  )
+  if unknown:
+    text += (
+      f" {unknown} images are left out there because a person could not tell "
+      "their class; their predictions counted as wrong."
+    )
+  return text
+
+
+def _limits(result: Result) -> str:
+  of = result.of
+  text = (
+    "It would not hold if the answers are wrong, if the model was trained or "
+    "tuned on the images looked at, or for predictions other than those in "
+    f"certify/try{of.number}/predictions.parquet. What was known before does "
+    "not matter, since the images looked at were drawn anew for this try."
+  )
+  if of.plan is None:
+    return text
+  return text + (
+    f" This is try {of.number} in this workdir. Each try may certify wrongly, "
+    f"this one with a probability of at most {of.risk:.4g}; that any of them "
+    f"does has at most {result.joint_risk:.4g}."
+  )
+
+
+def _no_label(result: Result) -> np.ndarray:
+  return np.array([not name for name in result.labels])
+
+
+def accepted_table(result: Result) -> str:
+  """Returns the content of accepted.csv.
+
+  Accepted images that nobody could label are left out.
+  """
+  of = result.of
+  rows = []
+  for row in np.flatnonzero(result.accepted).tolist():
+    label = result.labels[row] if result.answered[row] else of.predictions[row]
+    source = "label" if result.answered[row] else "model"
+    if label:
+      words = (of.ids[row], of.paths[row], label)
+      rows.append((*map(neutralized, words), of.confidences[row], source))
+  return files.csv_text(("id", "path", "class", "confidence", "source"), rows)
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str):
+    # The method that this replaces would also print how to use the command.
+    raise InputError(message)
+
+
+def run(argv: list[str]) -> int:
+  """Certifies what the arguments ask for; returns the exit code."""
+  parser = _Parser(
+    prog="cpeal certify",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run")
+  parser.add_argument(
+    "--precision",
+    type=float,
+    required=True,
+    help="share of accepted predictions that are to be right, such as 0.95",
+  )
+  parser.add_argument(
+    "--confidence",
+    type=float,
+    default=0.95,
+    help="probability with which that is to hold; default 0.95",
+  )
+  parser.add_argument(
+    "--most_labels",
+    type=int,
+    default=200,
+    help="largest number of labels for one threshold; default 200",
+  )
+  parser.add_argument(
+    "--tries", type=int, default=1, help="tries that are planned; default 1"
+  )
+  parser.add_argument(
+    "--on_average", action="store_true", help="see above; costs fewer labels"
+  )
+  words, changes = overrides.split(argv[1:])
+  options = parser.parse_args(words)
+  request = Request(
+    options.precision,
+    options.confidence,
+    options.most_labels,
+    options.on_average,
+  )
+  result = certify(
+    options.workdir, request, planned=options.tries, changes=changes
+  )
+  root = Path(options.workdir)
+  say((root / TEXT).read_text().rstrip())
+  say(f"wrote {root / TEXT} and {root / ACCEPTED}")
+  if result.waiting is None:
+    return FINISHED
+  for line in result.waiting.lines:
+    say(line)
+  return WAITING
+
+
+def main(argv: list[str]) -> int:
+  """Calls `run`; prints errors that a user can cause as one line on stderr."""
+  logging.set_verbosity(logging.ERROR)
+  try:
+    return run(argv)
+  except InputError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return USAGE
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

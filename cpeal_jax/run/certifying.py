@@ -1,0 +1,171 @@
+"""Certifies predictions of a finished round: asks for labels, and concludes."""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Bool
+
+from cpeal_jax.audit import certificate
+from cpeal_jax.audit.certificate import Certificate
+from cpeal_jax.audit.conformal_labeling import conformal_labels
+from cpeal_jax.labeling import answers, events
+from cpeal_jax.labeling.events import Event
+from cpeal_jax.labeling.files_oracle import Files
+from cpeal_jax.labeling.oracle import Waiting
+from cpeal_jax.labeling.questions import AUDIT, Question
+from cpeal_jax.run import tries
+from cpeal_jax.run.reopened import Reopened
+from cpeal_jax.run.tries import FOLDER, Try
+from cpeal_jax.storage import record
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+  """Where a try stands.
+
+  Attributes:
+    of: the try.
+    accepted: which of its images have an accepted prediction.
+    certificate: what is certified; None if nothing is, or with `on_average`.
+    answered: which images have an answer.
+    labels: the class name that was answered; empty if nobody could tell.
+    waiting: what is raised if a person has to answer first; None at the end.
+    joint_risk: the most probable that any try of this workdir certifies
+      wrongly, those with `on_average` left out.
+  """
+
+  of: Try
+  accepted: Bool[np.ndarray, " M"]
+  certificate: Certificate | None
+  answered: Bool[np.ndarray, " M"]
+  labels: tuple[str, ...]
+  waiting: Waiting | None
+  joint_risk: float
+
+
+def needed(opened: Reopened, of: Try) -> tuple[int, int]:
+  """Returns how many more labels the try needs at least and at most.
+
+  With at least so many, something can be certified. Fewer may be asked for if
+  errors end the first test early.
+  """
+  answered, _ = _answers(opened, of)
+  most = int(np.sum(~answered[of.sample]))
+  if of.plan is None:
+    return most, most
+  return int(np.sum(~answered[of.plan.stages[0].sample])), most
+
+
+def go_on(opened: Reopened, of: Try) -> Result:
+  """Asks for the labels that the try still needs, and concludes.
+
+  A simulated oracle answers at once. While a person has to answer, the result
+  says so and what is certified so far.
+  """
+  while True:
+    answered, labels = _answers(opened, of)
+    ask, accepted, certified = _step(of, answered, labels)
+    waiting = None
+    if len(ask):
+      waiting = _ask(opened, of, ask)
+      if waiting is None:
+        continue
+    listed = tries.read(opened.run.journal.workdir)["tries"]
+    risks = [t["risk"] for t in listed if not t["request"]["on_average"]]
+    return Result(
+      of=of,
+      accepted=accepted,
+      certificate=certified,
+      answered=answered,
+      labels=labels,
+      waiting=waiting,
+      joint_risk=min(1.0, math.fsum(risks)),
+    )
+
+
+def _step(
+  of: Try, answered: np.ndarray, labels: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, Certificate | None]:
+  """Returns whom to ask about, what is accepted, and the certificate."""
+  right = np.array(
+    [a == b for a, b in zip(labels, of.predictions, strict=True)]
+  )
+  right &= answered
+  nothing = np.zeros(len(of.ids), bool)
+  if of.plan is not None:
+    ask, certified = certificate.next_step(of.plan, answered, right)
+    if certified is not None:
+      return ask, of.confidences >= certified.threshold, certified
+    return ask, nothing, None
+  missing = of.sample[~answered[of.sample]]
+  if len(missing):
+    return missing, nothing, None
+  is_rest = np.ones(len(of.ids), bool)
+  is_rest[of.sample] = False
+  accepted = nothing
+  accepted[is_rest] = conformal_labels(
+    right[of.sample],
+    of.confidences[of.sample],
+    of.confidences[is_rest],
+    wrong_share=1 - of.request.target,
+  )
+  return missing, accepted, None
+
+
+def _answers(
+  opened: Reopened, of: Try
+) -> tuple[Bool[np.ndarray, " M"], tuple[str, ...]]:
+  """Returns which images have an answer, and the class names."""
+  run = opened.run
+  done = record.finished_rounds(run.journal.workdir)
+  known = {id_: name for id_, (name, _) in run.journal.answers(done).items()}
+  standing = answers.fold(answers.read(run.journal.workdir)).standing
+  known |= {id_: event.label for id_, event in standing.items()}
+  answered = np.array([id_ in known for id_ in of.ids], bool)
+  return answered, tuple(known.get(id_, "") for id_ in of.ids)
+
+
+def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
+  """Asks the run's oracle; returns None if it has answered everything.
+
+  The questions are audits: they show no prediction, and the answers are
+  recorded as answers to audits, so that no later round is trained on them.
+  """
+  workdir, oracle = opened.run.journal.workdir, opened.run.oracle
+  if isinstance(oracle, Files):
+    # Each test of the plan has a folder of its own, since a table that a person
+    # has begun to fill in is never written again.
+    step = 1 + _stage_of(of, rows)
+    folder = f"{FOLDER}/try{of.number}/step{step}"
+    oracle = dataclasses.replace(oracle, folder=folder)
+  questions = [
+    Question(of.ids[row], of.round_, purpose=AUDIT) for row in rows.tolist()
+  ]
+  replies = oracle.ask(questions)
+  missing = [q for q in questions if q.id not in replies]
+  state = answers.fold(answers.read(workdir))
+  new = [
+    Event(
+      kind=events.ANSWER if replies[q.id].label else replies[q.id].source,
+      time=events.now(),
+      source=oracle.source,
+      round_=q.round_,
+      id=q.id,
+      label=replies[q.id].label,
+      purpose=AUDIT,
+    )
+    for q in questions
+    if q.id in replies and q.id not in state.standing
+  ]
+  answers.append(workdir, new)
+  return oracle.waiting(missing) if missing else None
+
+
+def _stage_of(of: Try, rows: np.ndarray) -> int:
+  """Returns the number of the test that needs the labels of these rows."""
+  stages = of.plan.stages if of.plan else ()
+  for number, stage in enumerate(stages):
+    if np.isin(rows, stage.sample).all():
+      return number
+  return 0
