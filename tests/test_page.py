@@ -95,7 +95,10 @@ def test_the_page_loads_nothing_from_elsewhere(page):
 
 
 @pytest.mark.parametrize(
-  "token", ["", "x", TOKEN[:-1], TOKEN + "x", "%00", "é"]
+  "token",
+  ["", "x", TOKEN[:-1], TOKEN + "x", "%00", "é"],
+  # The token is another one in each process.
+  ids=["none", "x", "shorter", "longer", "null", "accent"],
 )
 @pytest.mark.parametrize("path", ["", "state", "image?id=im 00.png", "record"])
 def test_without_the_token_nothing_is_told(desk, token, path):

@@ -54,7 +54,7 @@ ONLY_IN = {
   "ml_collections": {"config", "run", "export", "main"},
   "orbax": {"storage.checkpoint"},
 }
-TOP_LEVEL = 26
+TOP_LEVEL = 27
 
 
 def name_of(path):
