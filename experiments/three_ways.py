@@ -15,6 +15,7 @@ a browser would.
 import argparse
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -154,9 +155,37 @@ def studio(options: argparse.Namespace, truth: Truth) -> None:
     by_turns(options, "studio", answer)
 
 
+def page(options: argparse.Namespace, truth: Truth) -> None:
+  """Answers on the labeling page over HTTP, as its script in a browser does."""
+  sys.path.insert(0, str(ROOT / "tests"))
+  import page_person
+
+  words = command(
+    options,
+    "page",
+    "--config.oracle.kind=page",
+    "--config.oracle.browser=False",
+  )
+  with subprocess.Popen(
+    words, cwd=ROOT, stdout=subprocess.PIPE, text=True
+  ) as child:
+    lines = iter(child.stdout.readline, "")
+    address = next(
+      found[1] for line in lines if (found := re.match(r"page: (\S+)", line))
+    )
+    person = page_person.Person(address)
+    for round_ in range(ROUNDS):
+      for question in person.open_questions(round_):
+        person.answer(question["id"], truth[question["id"]])
+    person.wait_for_the_end()
+    child.communicate()
+  assert child.returncode == 0
+
+
 WAYS: dict[str, Callable[[argparse.Namespace, Truth], None]] = {
   "simulated": simulated,
   "files": files,
+  "page": page,
   "studio": studio,
 }
 

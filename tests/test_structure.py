@@ -54,6 +54,7 @@ ONLY_IN = {
   "ml_collections": {"config", "run", "export", "main"},
   "orbax": {"storage.checkpoint"},
 }
+# With the commands, each of which `python -m cpeal_jax.NAME` has to find.
 TOP_LEVEL = 27
 
 
