@@ -87,9 +87,9 @@ def run(moment):
   rounds = [-1]
   play = loop.play
 
-  def noted(run, round_, adapter, labels):
+  def noted(run, round_, state):
     rounds.append(round_)
-    return play(run, round_, adapter, labels)
+    return play(run, round_, state)
 
   loop.play = noted
   (MOMENTS | SOLVED)[moment](lambda: rounds[-1])
