@@ -65,6 +65,7 @@ def test_flat_under_neutral_names(tiles, tmp_path, capsys):
     f"--config.dataset.root={photos}",
     f"--config.dataset.class_names={names}",
     f"--config.model.weights={quickstart.CLIP}",
+    "--config.oracle.kind=files",
     "--dry_run",
   )
   assert main.main(["main", "--config=own_images", *flags]) == main.FINISHED
@@ -94,11 +95,13 @@ def test_some_in_class_folders(tiles, tmp_path, capsys):
   made = config(
     tmp_path / "photos",
     f"--config.dataset.class_names={root / 'classes.csv'}",
+    "--config.oracle.kind=files",
   )
   (note,) = [x for x in make_plan(made).notes if "known labels" in x]
   assert "all 200 known labels are in the pool" in note
   flags = [f"--config.dataset.root={tmp_path / 'photos'}", "--dry_run"]
   flags += [f"--config.model.weights={quickstart.CLIP}"]
+  flags += ["--config.oracle.kind=files"]
   assert main.main(["main", "--config=own_images", *flags]) == main.FINISHED
   out = capsys.readouterr().out
   assert "pool 2000 (1,800 unlabeled, 200 labeled), no validation" in out
