@@ -13,8 +13,6 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 if EIGHT not in os.environ.get("XLA_FLAGS", ""):  # A worker has its parent's.
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Of a suite in the background, what it starts would ignore Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many tests build the same programs anew; tests/programs.py keeps them.
 COMPILED = tempfile.TemporaryDirectory(prefix="cpeal_jax_compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
@@ -105,6 +103,18 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(
       f"{left_out.total()} tests left out by {why}: {', '.join(files)}"
     )
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+  """Each test starts with Python's own handlers of SIGTERM and Ctrl-C.
+
+  A command that a test calls in this process ignores both when it ends, and a
+  suite in a shell's background ignores Ctrl-C from its beginning. What a test
+  starts would ignore them too.
+  """
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module", autouse=True)
