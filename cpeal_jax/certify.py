@@ -9,7 +9,8 @@ right. For that it needs the labels of some of them, drawn at random. Where
 these have an answer already, as audits of the run may, it takes that, and asks
 for the others as the run does: a simulated oracle answers at once. Else it
 writes files to fill in, below certify/ in the workdir, and ends with exit code
-3. The same command goes on when they are filled in.
+3. The same command goes on when they are filled in. It is refused as long as
+`cpeal label` has the workdir open.
 
 It writes accepted.csv, and certificate.txt, which says what is guaranteed,
 about what, and when it would not hold. No later round is trained on the labels
@@ -28,16 +29,15 @@ Exit codes: 0 done, 2 wrong usage or input, 3 waiting for a person to label
 images.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
+from cpeal_jax import command_line
 from cpeal_jax.config import overrides
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import FINISHED, WAITING, InputError
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
 from cpeal_jax.run import certifying, reopened, tries
@@ -47,7 +47,6 @@ from cpeal_jax.run.tries import Request, Try
 from cpeal_jax.storage import files
 from cpeal_jax.storage import workdir as workdirs
 
-FINISHED, USAGE, WAITING = 0, 2, 3
 TEXT, ACCEPTED = "certificate.txt", "accepted.csv"
 
 
@@ -213,20 +212,9 @@ def accepted_table(result: Result) -> str:
   return files.csv_text(("id", "path", "class", "confidence", "source"), rows)
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    # The method that this replaces would also print how to use the command.
-    raise InputError(message)
-
-
 def run(argv: list[str]) -> int:
   """Certifies what the arguments ask for; returns the exit code."""
-  parser = _Parser(
-    prog="cpeal certify",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.Parser("cpeal certify", __doc__)
   parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run")
   parser.add_argument(
     "--precision",
@@ -275,12 +263,7 @@ def run(argv: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
   """Calls `run`; prints errors that a user can cause as one line on stderr."""
-  logging.set_verbosity(logging.ERROR)
-  try:
-    return run(argv)
-  except InputError as error:
-    sys.stderr.write(f"error: {error}\n")
-    return USAGE
+  return command_line.guarded(run, argv)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ Exit codes: 0 done, 2 wrong usage or input. The help of each command names its
 other codes.
 """
 
+import functools
 import importlib
 import runpy
 import sys
@@ -39,19 +40,15 @@ def _label(words: list[str]) -> None:
   module.end(module.main(["cpeal label", *words]))
 
 
-def _export(words: list[str]) -> None:
-  module = importlib.import_module("cpeal_jax.export")
-  sys.exit(module.main(["cpeal export", *words]))
+def _of(module: str, words: list[str]) -> None:
+  """Runs the command of a module, whose function `run` returns an exit code."""
+  command_line = importlib.import_module("cpeal_jax.command_line")
 
+  def run(argv: list[str]) -> int:
+    # Here too, since Ctrl-C may come in the seconds that it takes.
+    return importlib.import_module(f"cpeal_jax.{module}").run(argv)
 
-def _predict(words: list[str]) -> None:
-  module = importlib.import_module("cpeal_jax.predict")
-  sys.exit(module.main(["cpeal predict", *words]))
-
-
-def _certify(words: list[str]) -> None:
-  module = importlib.import_module("cpeal_jax.certify")
-  sys.exit(module.main(["cpeal certify", *words]))
+  sys.exit(command_line.guarded(run, [f"cpeal {module}", *words]))
 
 
 def _sweep(words: list[str]) -> None:
@@ -67,9 +64,9 @@ def _sweep(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "label": _label,
   "run": _main,
-  "export": _export,
-  "predict": _predict,
-  "certify": _certify,
+  "export": functools.partial(_of, "export"),
+  "predict": functools.partial(_of, "predict"),
+  "certify": functools.partial(_of, "certify"),
   "sweep": _sweep,
 }
 

@@ -1,10 +1,11 @@
-"""Errors that a user can cause.
-
-`main` prints each of them as one line and exits with code 2.
-"""
+"""Errors that a user should read as one line, and the exit codes."""
 
 import difflib
 from collections.abc import Iterable
+
+# Exit codes of all commands. After the last three, the same command goes on.
+FINISHED, FAILED, USAGE = 0, 1, 2
+WAITING, PREEMPTED, INTERRUPTED = 3, 75, 130
 
 
 class InputError(ValueError):
@@ -18,6 +19,14 @@ class InputError(ValueError):
 
   def __init__(self, message: object = "") -> None:
     super().__init__(escaped(str(message)))
+
+
+class Failure(RuntimeError):
+  """The run cannot go on, though neither usage nor program is at fault.
+
+  The message is one line that says why. `main` prints it without a traceback
+  and exits with code 1.
+  """
 
 
 def escaped(text: str) -> str:

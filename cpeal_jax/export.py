@@ -1,7 +1,8 @@
-"""Writes the adapted model of a run for other programs, as a new directory.
+"""Writes the adapted model of a run for other programs: `cpeal export`.
 
-Call it as `python -m cpeal_jax.export WORKDIR --format=peft --to=DIR`. The
-formats are:
+  cpeal export WORKDIR --format=peft --to=DIR
+
+The formats are:
 
 transformers  the base model with LoRA merged into its weights, for
               `CLIPModel.from_pretrained`, or for `Dinov2Model.from_pretrained`
@@ -15,7 +16,6 @@ Each directory has a `classes.json` with class names, exact prompts, logit scale
 and digests. Exit codes: 0 written, 2 wrong usage or input.
 """
 
-import argparse
 import glob
 import json
 import os
@@ -28,13 +28,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from cpeal_jax import command_line
 from cpeal_jax.data.images import processor_settings
 from cpeal_jax.data.reading import read_bytes, without_mark
-from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.errors import FINISHED, InputError, one_of
 from cpeal_jax.models import weights_out
 from cpeal_jax.models.tensors import read_tensors
 from cpeal_jax.models.tokenizer import TOKENIZER_FILES
@@ -262,45 +262,24 @@ def _to_disk(path: Path) -> None:
     os.fsync(file.fileno())
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    # The method that this replaces would also print how to use the command.
-    raise InputError(message)
-
-
 def run(argv: list[str]) -> int:
   """Writes the export that the arguments ask for; returns the exit code."""
-  parser = _Parser(
-    prog="python -m cpeal_jax.export",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.Parser("cpeal export", __doc__)
   parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run")
   parser.add_argument("--format", required=True, help=", ".join(WRITERS))
   parser.add_argument("--to", required=True, help="a new or empty directory")
-  parser.add_argument(
-    "--round",
-    type=int,
-    default=-1,
-    help="number of the round, from 0; -1, the default, is the last one",
-  )
+  command_line.add_round(parser)
   options = parser.parse_args(argv[1:])
   export(
     options.workdir, options.to, format=options.format, round=options.round
   )
   say(f"wrote {options.to}")
-  return 0
+  return FINISHED
 
 
 def main(argv: list[str]) -> int:
   """Calls `run`; prints errors that a user can cause as one line on stderr."""
-  logging.set_verbosity(logging.ERROR)
-  try:
-    return run(argv)
-  except InputError as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 2
+  return command_line.guarded(run, argv)
 
 
 if __name__ == "__main__":

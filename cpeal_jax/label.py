@@ -9,18 +9,8 @@ page, trains, and picks again, until you stop or every image has an answer. The
 page is only served on this machine. All answers are saved at once: stop
 whenever you like, and go on by the same command.
 
-  --classes=FILE       the names of the classes; not needed if the folders of
-                       DIR are named after them
-  --workdir=WORKDIR    where answers and models are kept; the default is
-                       runs/FOLDER/anchored/seed1, after the name of DIR
-  --demo               labels the handwritten digits that come with the program,
-                       offline, with the CLIP that comes with it
-  --no_browser         only prints the address of the page
-  --port=N             port of the page; by default 8765, or any that is free
-  --dry_run            prints what would be read and computed, and ends
-  --overwrite          forgets the run in the workdir, but not the answers
-  --config.KEY=VALUE   any setting of `cpeal run`, such as --config.budget=20,
-                       the number of images that are asked about at a time
+Any setting of `cpeal run` may be given, such as --config.budget=20, the number
+of images that are asked about at a time.
 
 Exit codes: 0 every image has an answer, 3 stopped on the page, 2 wrong usage or
 input, 75 stopped by SIGTERM, 130 stopped by Ctrl-C. After 3, 75 and 130 nothing
@@ -35,23 +25,44 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cpeal_jax import quickstart
+from cpeal_jax import command_line, quickstart
 from cpeal_jax.data import class_names, digits
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.page.handle import Page
-from cpeal_jax.progress import say, steady_streams
 from cpeal_jax.run import interrupts
 
 DEMO = "runs/demo"
 # No pool needs as many rounds, so the run goes on until it is told to stop.
 ENDLESS = 1_000_000
-USAGE = 2
 TEMPLATE = "a photo of the digit {}."
-
-
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    raise InputError(f"{message}. `cpeal label --help` explains the command.")
+# Name, type, default and help of each flag that has a value.
+VALUES = (
+  (
+    "--classes",
+    str,
+    "",
+    "a file with the name of a class on each line; not needed if the folders "
+    "of DIR are named after the classes",
+  ),
+  (
+    "--workdir",
+    str,
+    "",
+    "where answers and models are kept; the default is "
+    "runs/FOLDER/anchored/seed1, after the name of DIR",
+  ),
+  ("--port", int, 0, "port of the page; default 8765, or any that is free"),
+)
+FLAGS = (
+  (
+    "--demo",
+    "label the handwritten digits that come with the program, offline, with "
+    "the CLIP that comes with it",
+  ),
+  ("--no_browser", "only print the address of the page"),
+  ("--dry_run", "print what would be read and computed, and end"),
+  ("--overwrite", "forget the run in the workdir, but not the answers"),
+)
 
 
 def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
@@ -63,13 +74,13 @@ def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
     InputError: a flag is unknown, or the folder or the file of class names is
       missing.
   """
-  parser = _Parser(add_help=False, allow_abbrev=False)
-  parser.add_argument("root", nargs="?", metavar="DIR")
-  parser.add_argument("--classes", default="")
-  parser.add_argument("--workdir", default="")
-  parser.add_argument("--port", type=int, default=0)
-  for flag in ("--demo", "--no_browser", "--dry_run", "--overwrite"):
-    parser.add_argument(flag, action="store_true")
+  parser = command_line.Parser("cpeal label", __doc__)
+  add = parser.add_argument
+  add("root", nargs="?", metavar="DIR", help="folder of your images")
+  for name, kind, default, help in VALUES:
+    add(name, type=kind, default=default, help=help)
+  for name, help in FLAGS:
+    add(name, action="store_true", help=help)
   options, rest = parser.parse_known_args(argv)
   for word in rest:
     if not word.startswith(("--config.", "--noconfig.")):
@@ -89,8 +100,8 @@ def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
   out = ["--config=own_images", *settings, *rest]
   if options.workdir:
     out.append(f"--workdir={options.workdir}")
-  flags = ("dry_run", "overwrite")
-  out += [f"--{name}" for name in flags if getattr(options, name)]
+  passed_on = ("dry_run", "overwrite")
+  out += [f"--{name}" for name in passed_on if getattr(options, name)]
   return out, options
 
 
@@ -140,10 +151,7 @@ def _demo(folder: Path) -> list[str]:
 
 def main(argv: list[str]) -> int:
   """Runs the command; returns the exit code."""
-  steady_streams()
-  if {"--help", "-h"} & set(argv[1:]):
-    say((__doc__ or "").rstrip())
-    return 0
+  command_line.prepare()
   page = None
   try:
     line, options = words(argv[1:])
@@ -152,9 +160,8 @@ def main(argv: list[str]) -> int:
       page = Page(port=options.port, browser=not options.no_browser)
     module = importlib.import_module("cpeal_jax.main")
     return module.main(["cpeal label", *line], page)
-  except InputError as error:
-    sys.stderr.write(f"error: {error}\n")
-    return USAGE
+  except Exception as error:
+    return command_line.report(error)
   finally:
     if page is not None:  # Unless the run has done so, with a better reason.
       page.end("The program has ended; it printed why where it was started.")

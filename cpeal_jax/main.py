@@ -20,21 +20,26 @@ import re
 import signal
 import sys
 import textwrap
-import traceback
 from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import flags
 
+from cpeal_jax import command_line
 from cpeal_jax import config as config_lib
 from cpeal_jax.config import load, overrides
-from cpeal_jax.errors import InputError, nearest
+from cpeal_jax.errors import (
+  FINISHED,
+  INTERRUPTED,
+  PREEMPTED,
+  WAITING,
+  InputError,
+  nearest,
+)
 from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.parallel import processes
-from cpeal_jax.progress import say, steady_streams
+from cpeal_jax.progress import say
 from cpeal_jax.run import describe, loop
-from cpeal_jax.run.interrupts import INTERRUPTED
 from cpeal_jax.storage import files
-from cpeal_jax.training import TrainingError
 
 FLAGS = (
   "config",
@@ -47,7 +52,6 @@ FLAGS = (
   "distributed",
   "start_timeout",
 )
-FINISHED, FAILED, USAGE, WAITING, PREEMPTED = 0, 1, 2, 3, 75
 
 flags.DEFINE_string(
   "config",
@@ -213,43 +217,14 @@ def main(argv: list[str], page: Page | None = None) -> int:
     argv: the name of the program, and the flags.
     page: a labeling page that is open already, for `oracle.kind=page`.
   """
-  # With any other level, orbax prints a traceback of each error before it
-  # raises the error.
-  logging.set_verbosity(logging.FATAL)
-  steady_streams()
+  command_line.prepare()
   sys.unraisablehook = _unless_stray
   try:
     return run(argv, page)
-  except (InputError, TrainingError, processes.PeerError) as error:
-    sys.stderr.write(f"error: {error}\n")
-    code = USAGE if isinstance(error, InputError) else FAILED
+  except Exception as error:
+    code = command_line.report(error)
     processes.leave(error, code)
     return code
-  except Exception as error:
-    if reason := _out_of_memory(error) or _about_a_file(error):
-      sys.stderr.write(f"error: {reason}\n")
-    else:
-      traceback.print_exc()
-    processes.leave(error, FAILED)
-    return FAILED
-
-
-def _out_of_memory(error: Exception) -> str:
-  """Returns a line about a lack of memory; the empty text for other errors."""
-  text = " ".join(str(error).split())
-  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-    return (
-      f"out of memory ({text[:200]}): lower train.batch, scoring.tile or the "
-      "number of prompts, or set model.remat=True."
-    )
-  return ""
-
-
-def _about_a_file(error: Exception) -> str:
-  """Returns a line about an OSError of one file; empty for other errors."""
-  if not isinstance(error, OSError) or error.filename is None:
-    return ""
-  return f"{error.filename}: {error.strerror}"
 
 
 def end(code: int) -> NoReturn:

@@ -28,7 +28,6 @@ Settings that say where files are may be given as for `cpeal run`, such as
 usage or input.
 """
 
-import argparse
 import collections
 import io
 import json
@@ -41,11 +40,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import logging
 
+from cpeal_jax import command_line
 from cpeal_jax.audit.suspects import suspects
 from cpeal_jax.config import overrides
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import FINISHED, InputError
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
 from cpeal_jax.run import predicting, reopened
@@ -244,29 +243,13 @@ def summary(found: Predictions) -> list[str]:
   return lines
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str):
-    # The method that this replaces would also print how to use the command.
-    raise InputError(message)
-
-
 def run(argv: list[str]) -> int:
   """Writes what the arguments ask for; returns the exit code."""
-  parser = _Parser(
-    prog="cpeal predict",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.Parser("cpeal predict", __doc__)
   parser.add_argument("workdir", metavar="WORKDIR", help="workdir of a run")
   parser.add_argument("--images", default="", help="a folder of images")
   parser.add_argument("--to", default="", help="a .csv or .parquet file")
-  parser.add_argument(
-    "--round",
-    type=int,
-    default=-1,
-    help="number of the round, from 0; -1, the default, is the last one",
-  )
+  command_line.add_round(parser)
   parser.add_argument(
     "--overwrite", action="store_true", help="replace files that are there"
   )
@@ -274,17 +257,12 @@ def run(argv: list[str]) -> int:
   options = vars(parser.parse_args(words))
   for path in predict(**options, changes=changes):
     say(f"wrote {path}")
-  return 0
+  return FINISHED
 
 
 def main(argv: list[str]) -> int:
   """Calls `run`; prints errors that a user can cause as one line on stderr."""
-  logging.set_verbosity(logging.ERROR)
-  try:
-    return run(argv)
-  except InputError as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 2
+  return command_line.guarded(run, argv)
 
 
 if __name__ == "__main__":

@@ -38,15 +38,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from etils import epath
 from sweep_runs import ENDS, OVER, Run, View, look, write_table
 
+from cpeal_jax import command_line
 from cpeal_jax import config as config_lib
 from cpeal_jax.acquisition import ACQUISITIONS
 from cpeal_jax.config.load import load as load_config
-from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.errors import FINISHED, InputError, one_of
 from cpeal_jax.storage import files, workdir
 
 
@@ -258,13 +258,6 @@ def numbers(text: str) -> list[int]:
   return parsed
 
 
-class Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line, without the usage."""
-
-  def error(self, message: str) -> NoReturn:
-    raise InputError(f"{message}.")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
   """Parses and checks the command line.
 
@@ -273,9 +266,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   Raises:
     InputError: an option has an invalid value.
   """
-  parser = Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.Parser("cpeal sweep", __doc__)
   add = parser.add_argument
   add("--configs", type=lambda text: text.split(","), required=True)
   add("--methods", default="", help="acquisitions; default: the configs' own")
@@ -311,25 +302,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
   return options
 
 
+def sweep(argv: list[str]) -> int:
+  """Does what the arguments ask for; returns the exit code."""
+  options = parse(argv)
+  runs = plan(options)
+  for run in runs:
+    look(run, verify=True)
+  if options.where != "local":
+    return elsewhere(runs, options)
+  if not options.dry_run:
+    return local(runs, options)
+  for number, run in enumerate(runs):
+    mark = "# finished: " if run.state == "finished" else ""
+    words = command(run, number % options.jobs, options.jobs)
+    print(mark + shlex.join(words))
+  return FINISHED
+
+
 def main(argv: list[str]) -> int:
   """Executes the sweep and returns its exit code."""
-  try:
-    options = parse(argv)
-    runs = plan(options)
-    for run in runs:
-      look(run, verify=True)
-    if options.where != "local":
-      return elsewhere(runs, options)
-    if not options.dry_run:
-      return local(runs, options)
-    for number, run in enumerate(runs):
-      mark = "# finished: " if run.state == "finished" else ""
-      words = command(run, number % options.jobs, options.jobs)
-      print(mark + shlex.join(words))
-    return 0
-  except InputError as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 2
+  return command_line.guarded(sweep, argv)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cpeal_jax import progress
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import Failure, InputError
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ def leave(error: BaseException, code: int) -> None:
   os._exit(code)
 
 
-class PeerError(RuntimeError):
+class PeerError(Failure):
   """Another process of the run failed; its own output says why."""
 
 

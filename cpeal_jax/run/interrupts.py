@@ -17,8 +17,8 @@ import sys
 import threading
 from types import FrameType
 
-# The exit code after Ctrl-C.
-INTERRUPTED = 130
+from cpeal_jax.errors import INTERRUPTED
+
 GRACE_SECONDS = 5.0
 
 

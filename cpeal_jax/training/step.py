@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax import losses
 from cpeal_jax.data.batches import Batch
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import Failure, InputError
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
@@ -34,7 +34,7 @@ from cpeal_jax.training.recipe import (
 )
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Failure):
   """Training cannot go on; the message says in which round and why."""
 
 
