@@ -7,10 +7,11 @@ most confident predictions, as many as can be, such that with a probability of
 95 % (--confidence) at least 95 % (--precision) of the accepted predictions are
 right. For that it needs the labels of some of them, drawn at random. Where
 these have an answer already, as audits of the run may, it takes that, and asks
-for the others as the run does: a simulated oracle answers at once. Else it
+for the others as the run does. A simulated oracle answers at once. After a run
+on the page, as by `cpeal label`, it opens the page again. After any other it
 writes files to fill in, below certify/ in the workdir, and ends with exit code
 3. The same command goes on when they are filled in. It is refused as long as
-`cpeal label` has the workdir open.
+`cpeal label` or another run has the workdir open.
 
 It writes accepted.csv, and certificate.txt, which says what is guaranteed,
 about what, and when it would not hold. No later round is trained on the labels
@@ -40,7 +41,7 @@ from cpeal_jax.config import overrides
 from cpeal_jax.errors import FINISHED, WAITING, InputError
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
-from cpeal_jax.run import certifying, reopened, tries
+from cpeal_jax.run import certifying, paging, reopened, tries
 from cpeal_jax.run.certifying import Result
 from cpeal_jax.run.reopened import Reopened
 from cpeal_jax.run.tries import Request, Try
@@ -83,7 +84,12 @@ def conclude(opened: Reopened, request: Request, *, planned: int = 1) -> Result:
   of = tries.begin(opened, request, planned=planned)
   for line in plan_lines(opened, of):
     say(line)
-  result = certifying.go_on(opened, of)
+  _, most = certifying.needed(opened, of)
+  if opened.run.config.oracle.kind == "page" and most:
+    with paging.for_certificate(opened.run.config) as page:
+      result = certifying.go_on(certifying.on_page(opened, page), of)
+  else:
+    result = certifying.go_on(opened, of)
   text, table = certificate_text(result), accepted_table(result)
   root = Path(opened.run.journal.workdir)
   for folder in (root / tries.FOLDER / f"try{of.number}", root):

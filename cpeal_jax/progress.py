@@ -75,7 +75,7 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
   """A context that shows the progress of one stage.
 
   On a terminal it is a bar that disappears at the end. Elsewhere it is one
-  line, printed at the end.
+  line, printed at the end if anything was done.
 
   Args:
     name: name of the stage.
@@ -105,7 +105,8 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
   with bar:
     yield advance
   tell(total)
-  if not terminal:
+  # A stage that finds everything in a cache says nothing.
+  if done and not terminal:
     seconds = time.perf_counter() - start
     rate = done / max(seconds, 1e-9)
     say(f"  {name}: {done} {unit} in {seconds:.1f} s ({rate:.0f}/s)")

@@ -95,16 +95,16 @@ def truth(images):
 
 
 class Label:
-  """`cpeal label` in a process group of its own.
+  """`cpeal label`, or another command, in a process group of its own.
 
   Attributes:
     process: of the command.
     address: where the page is; empty if the command ended before.
   """
 
-  def __init__(self, *words, cwd, env=None):
+  def __init__(self, *words, cwd, env=None, command="label"):
     self.process = subprocess.Popen(
-      [sys.executable, "-m", "cpeal_jax.cli", "label", *words],
+      [sys.executable, "-m", "cpeal_jax.cli", command, *words],
       cwd=cwd,
       env=os.environ
       | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -114,9 +114,11 @@ class Label:
       text=True,
       start_new_session=True,
     )
-    first = self.process.stdout.readline()
-    found = re.match(r"page: (http://\S+)", first)
-    self.address = found[1] if found else ""
+    self.address = ""
+    for line in iter(self.process.stdout.readline, ""):
+      if found := re.match(r"page: (http://\S+)", line):
+        self.address = found[1]
+        break
 
   def person(self, saved=None):
     return Person(self.address, saved)

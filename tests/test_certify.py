@@ -9,7 +9,7 @@ import photos
 import pytest
 from scipy.stats import hypergeom
 
-from cpeal_jax import certify, main
+from cpeal_jax import certify, errors, main
 from cpeal_jax.data.digits import load_digits
 from cpeal_jax.labeling import answers
 from cpeal_jax.run import certifying, loop, reopened, tries
@@ -56,7 +56,7 @@ def purposes(workdir):
 
 def test_the_guarantee_is_the_exact_test_of_a_new_draw(run, capsys):
   workdir, truth = run
-  assert call(workdir, *COMMAND) == certify.FINISHED
+  assert call(workdir, *COMMAND) == errors.FINISHED
   out = capsys.readouterr().out
   assert "labels needed" in out
   (tried,) = content(workdir)["tries"]
@@ -192,7 +192,7 @@ def test_a_changed_table_of_predictions_is_refused(run, capsys):
   assert call(workdir, *COMMAND) == 0
   path = workdir / "certify/try1/predictions.parquet"
   path.write_bytes(path.read_bytes()[:-1] + b"x")
-  assert call(workdir, *COMMAND) == certify.USAGE
+  assert call(workdir, *COMMAND) == errors.USAGE
   assert "was edited or truncated" in capsys.readouterr().err
 
 
@@ -281,7 +281,7 @@ def test_a_person_answers_by_files(person, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(folder / "run", workdir)
   steps = 0
-  while (code := call(workdir, *COMMAND)) == certify.WAITING:
+  while (code := call(workdir, *COMMAND)) == errors.WAITING:
     out = capsys.readouterr().out
     (path,) = [
       p for p in workdir.glob("certify/try1/step*/to_label.csv") if not read(p)
@@ -289,11 +289,11 @@ def test_a_person_answers_by_files(person, tmp_path, capsys):
     assert str(path) in out
     assert (workdir / "certificate.txt").exists()
     # Nothing was looked at in between.
-    assert call(workdir, *COMMAND) == certify.WAITING
+    assert call(workdir, *COMMAND) == errors.WAITING
     rows = fill(path, truth)
     assert not any(row["prediction"] or row["confidence"] for row in rows)
     steps += 1
-  assert code == certify.FINISHED
+  assert code == errors.FINISHED
   assert steps >= 1
   assert photos.read(workdir / "accepted.csv")
   # The simulated oracle comes to the same end.
@@ -322,7 +322,7 @@ def test_what_a_waiting_round_picked_is_left_out(person, tmp_path):
   shutil.copytree(folder / "run", workdir)
   assert play(folder, workdir, rounds=3) == main.WAITING
   waiting = record.selection(workdir, 2)
-  assert call(workdir, *COMMAND) == certify.WAITING
+  assert call(workdir, *COMMAND) == errors.WAITING
   table = files.read_parquet(workdir / "certify/try1/predictions.parquet")
   ids = {*table["id"].to_pylist()}
   for row in waiting:
@@ -336,10 +336,10 @@ def test_cannot_tell_counts_as_wrong(person, tmp_path):
   folder, truth = person
   workdir = tmp_path / "run"
   shutil.copytree(folder / "run", workdir)
-  assert call(workdir, *COMMAND) == certify.WAITING
+  assert call(workdir, *COMMAND) == errors.WAITING
   path = workdir / "certify/try1/step1/to_label.csv"
   fill(path, dict.fromkeys(truth, "?"))
-  assert call(workdir, *COMMAND) == certify.FINISHED
+  assert call(workdir, *COMMAND) == errors.FINISHED
   assert "Nothing is certified" in (workdir / "certificate.txt").read_text()
   assert photos.read(workdir / "accepted.csv") == []
 
@@ -359,7 +359,7 @@ def test_cannot_tell_counts_as_wrong(person, tmp_path):
 def test_mistakes_end_in_one_line(run, capsys, words, says):
   workdir, _ = run
   capsys.readouterr()
-  assert call(workdir, *words) == certify.USAGE
+  assert call(workdir, *words) == errors.USAGE
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ")
   assert says in line
@@ -370,6 +370,6 @@ def test_mistakes_end_in_one_line(run, capsys, words, says):
 def test_a_workdir_in_use_is_refused(run, capsys):
   workdir, _ = run
   with workdirs.lock(workdir):
-    assert call(workdir, *COMMAND) == certify.USAGE
+    assert call(workdir, *COMMAND) == errors.USAGE
   assert "is in use" in capsys.readouterr().err
-  assert call("gs://bucket/run", *COMMAND) == certify.USAGE
+  assert call("gs://bucket/run", *COMMAND) == errors.USAGE

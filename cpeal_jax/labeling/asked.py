@@ -1,11 +1,13 @@
-"""Says what a round asks, and which of its questions are still open."""
+"""Says what is asked, and which of the questions are still open."""
 
 import os
 from collections.abc import Mapping, Sequence
 
+from etils import epath
+
 from cpeal_jax.labeling.events import AUDIT, Event
 from cpeal_jax.labeling.questions import Question
-from cpeal_jax.storage import record
+from cpeal_jax.storage import files, record
 
 
 def of_round(workdir: str | os.PathLike, round_: int) -> list[Question]:
@@ -31,6 +33,18 @@ def of_round(workdir: str | os.PathLike, round_: int) -> list[Question]:
     for row, purpose in zip(rows, purposes, strict=True)
     if purpose != record.ASIDE
   ]
+
+
+def write_apart(path: str | os.PathLike, questions: Sequence[Question]) -> None:
+  """Writes audits that no round asks about, for a page in another process."""
+  rows = [{"id": q.id, "round": q.round_} for q in questions]
+  files.write_json(epath.Path(path), {"questions": rows})
+
+
+def read_apart(path: str | os.PathLike) -> list[Question]:
+  """Returns the questions that `write_apart` has written."""
+  rows = files.read_json(epath.Path(path))["questions"]
+  return [Question(row["id"], row["round"], purpose=AUDIT) for row in rows]
 
 
 def is_open(question: Question, standing: Mapping[str, Event]) -> bool:

@@ -29,6 +29,8 @@ class OnPage:
     page: the page, which is open already.
     stop: asked again and again while it waits, whether to return.
     value_range: black and white of deep images.
+    apart: a file with the ids of questions that no round asks, see
+      `asked.write_apart`; empty for those of rounds.
   """
 
   workdir: str
@@ -36,6 +38,7 @@ class OnPage:
   page: Page
   stop: Callable[[], bool] = lambda: False
   value_range: Range = None
+  apart: str = ""
   source: ClassVar[str] = "page"
 
   def ask(self, questions: Sequence[Question]) -> Mapping[str, Reply]:
@@ -43,6 +46,8 @@ class OnPage:
     round_ = max((question.round_ for question in questions), default=-1)
     now = [question for question in questions if question.round_ == round_]
     self.page.tell(workdir=self.workdir, range=self.value_range)
+    if self.apart:
+      self.page.tell(apart=self.apart)
     self.page.tell(phase="asking")
     seen: list[events.Event] = []
     offset, state = -1, answers.fold([])

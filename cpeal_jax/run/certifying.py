@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 from jaxtyping import Bool
@@ -9,15 +10,20 @@ from jaxtyping import Bool
 from cpeal_jax.audit import certificate
 from cpeal_jax.audit.certificate import Certificate
 from cpeal_jax.audit.conformal_labeling import conformal_labels
-from cpeal_jax.labeling import answers, events
+from cpeal_jax.labeling import answers, asked, events
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Waiting
+from cpeal_jax.labeling.page.handle import Page
+from cpeal_jax.labeling.page_oracle import OnPage
 from cpeal_jax.labeling.questions import AUDIT, Question
 from cpeal_jax.run import tries
 from cpeal_jax.run.reopened import Reopened
 from cpeal_jax.run.tries import FOLDER, Try
 from cpeal_jax.storage import record
+
+# Has the questions that the page asks.
+APART = "questions.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +61,21 @@ def needed(opened: Reopened, of: Try) -> tuple[int, int]:
   if of.plan is None:
     return most, most
   return int(np.sum(~answered[of.plan.stages[0].sample])), most
+
+
+def on_page(opened: Reopened, page: Page) -> Reopened:
+  """Returns the same, but asking on a page that is open."""
+  run = opened.run
+  oracle = OnPage(
+    workdir=os.fspath(run.journal.workdir),
+    given=run.oracle.given,
+    page=page,
+    stop=page.stopped,
+    value_range=run.experiment.plan.dataset.train.value_range,
+  )
+  return dataclasses.replace(
+    opened, run=dataclasses.replace(run, oracle=oracle)
+  )
 
 
 def go_on(opened: Reopened, of: Try) -> Result:
@@ -121,7 +142,9 @@ def _answers(
   done = record.finished_rounds(run.journal.workdir)
   known = {id_: name for id_, (name, _) in run.journal.answers(done).items()}
   standing = answers.fold(answers.read(run.journal.workdir)).standing
-  known |= {id_: event.label for id_, event in standing.items()}
+  # Others may have been confirmed beside a prediction.
+  audits = {i: event for i, event in standing.items() if event.purpose == AUDIT}
+  known |= {id_: event.label for id_, event in audits.items()}
   answered = np.array([id_ in known for id_ in of.ids], bool)
   return answered, tuple(known.get(id_, "") for id_ in of.ids)
 
@@ -133,15 +156,18 @@ def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
   recorded as answers to audits, so that no later round is trained on them.
   """
   workdir, oracle = opened.run.journal.workdir, opened.run.oracle
-  if isinstance(oracle, Files):
-    # Each test of the plan has a folder of its own, since a table that a person
-    # has begun to fill in is never written again.
-    step = 1 + _stage_of(of, rows)
-    folder = f"{FOLDER}/try{of.number}/step{step}"
-    oracle = dataclasses.replace(oracle, folder=folder)
   questions = [
     Question(of.ids[row], of.round_, purpose=AUDIT) for row in rows.tolist()
   ]
+  # Each test of the plan has a folder of its own, since a table that a person
+  # has begun to fill in is never written again.
+  folder = f"{FOLDER}/try{of.number}/step{1 + _stage_of(of, rows)}"
+  if isinstance(oracle, Files):
+    oracle = dataclasses.replace(oracle, folder=folder)
+  if isinstance(oracle, OnPage):
+    path = workdir / folder / APART
+    asked.write_apart(path, questions)
+    oracle = dataclasses.replace(oracle, apart=os.fspath(path))
   replies = oracle.ask(questions)
   missing = [q for q in questions if q.id not in replies]
   state = answers.fold(answers.read(workdir))
@@ -156,7 +182,7 @@ def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
       purpose=AUDIT,
     )
     for q in questions
-    if q.id in replies and q.id not in state.standing
+    if q.id in replies and asked.is_open(q, state.standing)
   ]
   answers.append(workdir, new)
   return oracle.waiting(missing) if missing else None

@@ -23,6 +23,20 @@ SAVED = "All answers are saved."
 
 
 @contextlib.contextmanager
+def for_certificate(config: config_lib.Config) -> Iterator[Page]:
+  """Serves the page while questions for a certificate are asked.
+
+  Raises:
+    InputError: the port is taken.
+  """
+  page = Page(port=config.oracle.port, browser=config.oracle.browser)
+  try:
+    yield page
+  finally:
+    page.end(f"No more is asked for the certificate for now. {SAVED}")
+
+
+@contextlib.contextmanager
 def opened(
   config: config_lib.Config,
   workdir: str | os.PathLike,

@@ -81,8 +81,11 @@ def reopen(
   rows = describe.manifest(experiment)
   table = pa.table({k: pa.array(v, pa.string()) for k, v in rows.items()})
   manifest.check_manifest(root, table, may_grow=True)
+  # The page is not open, and who only asks now and then needs none. Whoever
+  # wants to ask on it opens it and puts its own oracle in the place of this.
+  kind = config.oracle.kind
   oracle = oracles.oracle_of(
-    config.oracle.kind,
+    "files" if kind == "page" else kind,
     plan.dataset,
     os.fspath(workdir),
     root=config.dataset.root,

@@ -62,6 +62,8 @@ class Board:
   _questions: dict[str, Question] = dataclasses.field(default_factory=dict)
   _open: list[Question] = dataclasses.field(default_factory=list)
   _open_at: str = ""
+  _apart: list[Question] = dataclasses.field(default_factory=list)
+  _apart_path: str = ""
 
   @functools.cached_property
   def pool(self) -> dict[str, Image]:
@@ -127,6 +129,17 @@ class Board:
       self.rounds()
       return self._questions
 
+  def ask_apart(self, path: str) -> None:
+    """Asks from now on what a certificate needs, and nothing of any round.
+
+    Args:
+      path: a file that `asked.write_apart` has written.
+    """
+    with self.lock:
+      self.rounds()
+      self._apart, self._apart_path = for_page(asked.read_apart(path)), path
+      self._questions |= {q.id: q for q in self._apart}
+
   def open_questions(self) -> list[Question]:
     """Returns the questions without an answer, those of earlier rounds first.
 
@@ -135,7 +148,7 @@ class Board:
     with self.lock:
       version = self.version()
       if version != self._open_at:
-        questions = list(self._questions.values())
+        questions = self._apart or list(self._questions.values())
         self._open = asked.still_open(questions, self._state.standing)
         self._open_at = version
       return self._open
@@ -144,15 +157,20 @@ class Board:
     """Returns a text that changes whenever `batch` does."""
     with self.lock:
       self.state()
-      return f"{len(self.rounds())}.{len(self._events)}.{self._offset}"
+      rounds, events_ = len(self.rounds()), len(self._events)
+      return f"{rounds}.{events_}.{self._offset}.{self._apart_path}"
 
   def batch(self) -> dict[str, Any]:
     """Returns what the page shows of the last round and of all answers."""
     with self.lock:
       rounds, state = self.rounds(), self.state()
       last = len(rounds) - 1
-      shown = [q for q in self.open_questions() if q.round_ < last]
-      shown += rounds[-1] if rounds else []
+      title, shown = f"Round {last + 1}", self._apart
+      if self._apart:
+        title = "For the certificate"
+      elif rounds:
+        earlier = [q for q in self.open_questions() if q.round_ < last]
+        shown = earlier + rounds[-1]
       counts = collections.Counter(
         event.label for event in state.standing.values() if event.label
       )
@@ -161,6 +179,9 @@ class Board:
       )
       return {
         "round": last,
+        "title": title,
+        # Another text whenever other questions are asked.
+        "asks": f"{last}.{self._apart_path}",
         "classes": list(self.classes),
         "counts": counts,
         "pool": len(self.pool),

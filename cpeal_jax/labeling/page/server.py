@@ -93,6 +93,9 @@ class Desk:
       case {"workdir": workdir, "range": value_range}:
         black_white = tuple(value_range) if value_range else None
         self.board = Board(workdir, black_white)
+      case {"apart": path}:
+        if self.board is not None:
+          self.board.ask_apart(path)
       case {"phase": phase}:
         self.phase, self.progress = phase, {}
       case {"stage": _}:

@@ -11,7 +11,7 @@ const HIDDEN = "Shown without a suggestion, so that the answer is yours alone.";
 const WORDS = { cannot_tell: "cannot tell", unusable: "none of these" };
 const el = (id) => document.getElementById(id);
 
-let batch = { classes: [], counts: {}, questions: [], round: -1 };
+let batch = { classes: [], counts: {}, questions: [], round: -1, asks: "", title: "" };
 let news = { phase: "starting", progress: {} };
 let view = "label";
 let again = null; // An image that is answered again; null for the next open one.
@@ -48,9 +48,9 @@ const link = new Link({
 });
 
 function take(fresh) {
-  if (fresh.round !== batch.round) {
+  if (fresh.asks !== batch.asks) {
     skipped.length = 0;
-    if (fresh.round > 0) say(`Round ${fresh.round + 1}: ${fresh.questions.length} new images.`);
+    if (batch.asks && fresh.round >= 0) say(`${fresh.title}: ${fresh.questions.length} new images.`);
   }
   batch = fresh;
   if (again) again = batch.questions.find((question) => question.id === again.id) ?? again;
@@ -249,7 +249,7 @@ function whereText(done, total) {
   const sorted = [...pauses].sort((a, b) => a - b);
   const seconds = (total - done) * (sorted[sorted.length >> 1] ?? 0);
   const time = seconds >= 90 ? `, about ${Math.round(seconds / 60)} min to go` : seconds >= 5 ? `, about ${Math.round(seconds)} s to go` : "";
-  return `Round ${batch.round + 1}: ${done} of ${total}${time}. ${batch.answered} of ${batch.pool} images have an answer.`;
+  return `${batch.title}: ${done} of ${total}${time}. ${batch.answered} of ${batch.pool} images have an answer.`;
 }
 
 function renderWait() {
