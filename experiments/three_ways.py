@@ -91,19 +91,23 @@ def simulated(options: argparse.Namespace, truth: Truth) -> None:
 
 
 def by_turns(
-  options: argparse.Namespace, way: str, answer: Callable[[Path], list[str]]
+  options: argparse.Namespace,
+  way: str,
+  answer: Callable[[Path], list[str]],
+  *settings: str,
 ) -> None:
   """Runs until it waits, answers, and runs again, until it is finished."""
+  settings = ("--config.oracle.kind=files", *settings)
   workdir, more = options.out / way, []
   for round_ in range(ROUNDS):
-    words = command(options, way, "--config.oracle.kind=files", *more)
-    assert run(words) == WAITING
+    assert run(command(options, way, *settings, *more)) == WAITING
     more = answer(workdir / f"rounds/{round_:03}")
-  words = command(options, way, "--config.oracle.kind=files", *more)
-  assert run(words) == 0
+  assert run(command(options, way, *settings, *more)) == 0
 
 
-def files(options: argparse.Namespace, truth: Truth) -> None:
+def files(
+  options: argparse.Namespace, truth: Truth, way: str = "files", *settings: str
+) -> None:
   """Fills in to_label.csv."""
 
   def answer(folder: Path) -> list[str]:
@@ -118,7 +122,7 @@ def files(options: argparse.Namespace, truth: Truth) -> None:
       table.writerows(rows)
     return []
 
-  by_turns(options, "files", answer)
+  by_turns(options, way, answer, *settings)
 
 
 def studio(options: argparse.Namespace, truth: Truth) -> None:
@@ -155,7 +159,7 @@ def studio(options: argparse.Namespace, truth: Truth) -> None:
     by_turns(options, "studio", answer)
 
 
-def page(options: argparse.Namespace, truth: Truth) -> None:
+def page(options: argparse.Namespace, truth: Truth, *settings: str) -> None:
   """Answers on the labeling page over HTTP, as its script in a browser does."""
   sys.path.insert(0, str(ROOT / "tests"))
   import page_person
@@ -165,6 +169,7 @@ def page(options: argparse.Namespace, truth: Truth) -> None:
     "page",
     "--config.oracle.kind=page",
     "--config.oracle.browser=False",
+    *settings,
   )
   with subprocess.Popen(
     words, cwd=ROOT, stdout=subprocess.PIPE, text=True
