@@ -38,7 +38,7 @@ import numpy as np
 
 from cpeal_jax import command_line
 from cpeal_jax.config import overrides
-from cpeal_jax.errors import FINISHED, WAITING, InputError
+from cpeal_jax.errors import FINISHED, WAITING, InputError, counted
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
 from cpeal_jax.run import certifying, paging, reopened, tries
@@ -103,16 +103,21 @@ def plan_lines(opened: Reopened, of: Try) -> list[str]:
   least, most = certifying.needed(opened, of)
   images = f"{len(of.ids):,} images were never picked for training"
   have = len(of.sample) - most
-  counts = f"{have} of the labels are there already"
+  counts = f"{counted(have, 'label is', 'labels are')} there already"
   if of.plan is None:
     return [
       f"{images}; it looks at {len(of.sample)} of them, drawn at random: "
-      f"{most} more labels, {counts}"
+      f"{counted(most, 'more label')}, {counts}"
     ]
-  first = of.plan.stages[0]
+  stages = of.plan.stages
+  tried = counted(
+    len(stages),
+    "threshold is tried, which accepts",
+    "thresholds are tried, which accept",
+  )
   return [
-    f"{images}; {len(of.plan.stages)} thresholds are tried, which accept from "
-    f"{first.accepted:,} to {of.plan.stages[-1].accepted:,} of them",
+    f"{images}; {tried} from {stages[0].accepted:,} to {stages[-1].accepted:,} "
+    "of them",
     f"labels needed: {least} more before anything can be certified, at most "
     f"{most} more for all; {counts}",
   ]
@@ -175,8 +180,8 @@ def _scope(result: Result) -> str:
   )
   if unknown:
     text += (
-      f" {unknown} images are left out there because a person could not tell "
-      "their class; their predictions counted as wrong."
+      f" {counted(unknown, 'image is', 'images are')} left out there because a "
+      "person could not tell the class; such a prediction counted as wrong."
     )
   return text
 

@@ -38,6 +38,17 @@ def escaped(text: str) -> str:
   )
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+  """Returns a number with the words for it, such as "1 image" or "2 images".
+
+  Args:
+    number: how many there are.
+    one: the words for one, such as "image" or "image has".
+    many: the words for any other number; by default `one` with an "s".
+  """
+  return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
   """Returns `" Did you mean 'x'?"` for the choice x most similar to `word`.
 

@@ -44,7 +44,7 @@ import pyarrow.parquet as pq
 from cpeal_jax import command_line
 from cpeal_jax.audit.suspects import suspects
 from cpeal_jax.config import overrides
-from cpeal_jax.errors import FINISHED, InputError
+from cpeal_jax.errors import FINISHED, InputError, counted
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
 from cpeal_jax.run import predicting, reopened
@@ -230,16 +230,18 @@ def summary(found: Predictions) -> list[str]:
   """Returns what a person should know of the predictions, line by line."""
   answered = int((found.labels >= 0).sum())
   lines = [
-    f"{len(found.ids)} images: {answered} with a label, "
+    f"{counted(len(found.ids), 'image')}: {answered} with a label, "
     f"{len(found.ids) - answered} predicted"
   ]
   if found.left_out:
     named = ", ".join(found.left_out[:3])
     dots = ", ..." if len(found.left_out) > 3 else ""
-    lines.append(
-      f"note: {len(found.left_out)} images cannot be decoded and are left out "
-      f"({named}{dots})"
+    images = counted(
+      len(found.left_out),
+      "image that cannot be decoded is",
+      "images that cannot be decoded are",
     )
+    lines.append(f"note: {images} left out ({named}{dots})")
   return lines
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
+from cpeal_jax.errors import counted
+
 # Whether this process prints anything.
 _speaks = True
 # Called with a stage's name, how much of it is done, its total, and its unit.
@@ -109,4 +111,5 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
   if done and not terminal:
     seconds = time.perf_counter() - start
     rate = done / max(seconds, 1e-9)
-    say(f"  {name}: {done} {unit} in {seconds:.1f} s ({rate:.0f}/s)")
+    things = counted(done, unit.removesuffix("s"), unit)
+    say(f"  {name}: {things} in {seconds:.1f} s ({rate:.0f}/s)")

@@ -241,7 +241,7 @@ def test_a_data_set_says_once_what_was_scaled(tmp_path):
   data = folders_of(tmp_path, SIXTEEN_BIT["tiff"], eight, eight)
   ready = remarks.with_range(data, None)
   assert ready.notes == (
-    "2 gray images have more than 8 bits a channel and are scaled to 8 bits "
+    "2 gray images have more than 8 bits a channel, scaled to 8 bits "
     "(16-bit values divided by 257)",
   )
   assert ready.train.fingerprint == data.train.fingerprint

@@ -84,7 +84,7 @@ def test_the_same_bytes_in_pool_and_test_are_refused_or_said(tmp_path, capsys):
   # fill draws the same pictures for the same numbers.
   code, _, said = dry_run(root, capsys, "--config.budget=2")
   assert code == main.USAGE
-  assert "8 of 8 images of split test have the same bytes" in said
+  assert "the bytes of 8 of 8 images of split test are also" in said
   assert "dataset.duplicates=allow" in said
   code, lines, _ = dry_run(
     root, capsys, "--config.budget=2", "--config.dataset.duplicates=allow"
@@ -117,7 +117,7 @@ def test_a_dry_run_says_all_of_a_folder_in_twelve_lines(tmp_path, capsys):
   )
   said = "\n".join(lines)
   assert "(AnnualCrop/copy.png = sea_lake/0.png)" in said
-  assert "1 image(s) of split train cannot be decoded" in said
+  assert "1 image of split train cannot be decoded" in said
   assert "sea_lake/broken.png" in said
 
 

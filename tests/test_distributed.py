@@ -151,7 +151,7 @@ def test_the_launcher_runs_two_processes_of_two_devices(cache, alone, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert "process 0 of 2, process 0 at 127.0.0.1:" in done.stdout
-  assert "4 cpu device(s)" in done.stdout
+  assert "4 cpu devices" in done.stdout
   # The other one says where it is, and nothing more.
   quiet = (tmp_path / "run.logs/process-1.log").read_text()
   # Gloo's threads write at once, so its lines come in pieces.

@@ -49,7 +49,7 @@ def test_a_copy_of_a_pool_image_is_refused_or_said(name):
 def test_one_picture_under_two_labels_is_said():
   data = dataset(train=split("train", a=(0, "1"), b=(1, "1"), c=(0, "3")))
   contradiction, copies = check_duplicates(data, policy="refuse")
-  assert contradiction.startswith("1 images have the same bytes as an image of")
+  assert contradiction.startswith("1 image has the same bytes as an image of")
   assert "(a = b)" in contradiction
   assert copies.startswith("1 images of the pool repeat")
 

@@ -292,7 +292,7 @@ def test_the_table_shows_audits_where_there_is_no_test_split():
 def test_the_start_says_what_audits_give(cache):
   config = quickstart(cache, rounds=10, **HEAD, **{"oracle.audit": 10})
   line = describe.audit_line(config, make_plan(config))
-  assert line.startswith("oracle.audit=10: 100 audits after 10 rounds")
+  assert line.startswith("oracle.audit=10: with 100 audits after 10 rounds")
   # 100 of 798 at 90 %, from the normal approximation: 5.9 points, reduced by
   # the finite pool to 5.5; the exact one is a little wider.
   assert 5.4 < float(line.partition("+-")[2].split()[0]) < 6.5

@@ -244,7 +244,7 @@ def test_a_class_is_added_between_rounds(here, tmp_path, capsys):
   fill(workdir, 1, truth | last)
   (root / "classes.txt").write_text("\n".join(names) + "\n")
   assert play(root, workdir) == main.WAITING
-  assert f"1 classes added: {names[9]}" in capsys.readouterr().out
+  assert f"1 class added: {names[9]}" in capsys.readouterr().out
   (root / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
   assert play(root, workdir) == main.USAGE
   assert "the classes are not those" in capsys.readouterr().err

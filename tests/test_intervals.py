@@ -170,7 +170,7 @@ def test_the_forecast_for_a_pool_is_near_its_exact_interval(pool):
     (lambda: intervals.audits_needed(0.0, accuracy=0.9), "half width 0.0"),
     (
       lambda: intervals.audits_needed(0.1, accuracy=0.9, pool=0),
-      "1 audits of 0",
+      "1 audit of 0 images",
     ),
   ],
 )

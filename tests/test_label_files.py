@@ -756,7 +756,7 @@ def test_the_report_shows_the_first_and_counts_the_rest():
   many = found.report([one] * 53)
   assert len(many) == 52
   assert many[50:] == [
-    "There are 3 more problems.",
+    "3 more problems are not shown.",
     "No answer was taken. Mend these problems, and give the file again.",
   ]
 

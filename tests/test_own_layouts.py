@@ -201,7 +201,7 @@ def test_a_list_gives_labels_and_splits(tmp_path, suffix):
   assert data.notes[0].endswith(
     f"took manifest, since list{suffix} lists images"
   )
-  assert data.notes[1].startswith("1 images of split test have no label")
+  assert data.notes[1].startswith("1 image of split test left out")
 
 
 def test_a_list_without_labels(tmp_path, names):
@@ -266,8 +266,8 @@ def test_paths_in_a_list_may_be_spelled_otherwise(tmp_path):
   table.write_text("path,label\na/1.png,x\nb/3.png,y\n")
   data = read(tmp_path / "data", shares="1,0,0")
   assert data.train.ids == ("images/a/1.png", "images/b/3.png")
-  (note,) = [note for note in data.notes if "are not in it" in note]
-  assert "1 images lie beside those of the list" in note
+  (note,) = [note for note in data.notes if "not in the list" in note]
+  assert "1 image beside those in it" in note
   assert "images/a/2.png" in note
 
 

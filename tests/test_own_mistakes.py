@@ -143,7 +143,7 @@ CASES = {
   "a missing file": (
     table("path,label\n0.png,cat\n9.png,dog\n"),
     {},
-    "1 of 2 files named in .*list.csv are not in .*, e.g. 9.png; put the",
+    "lacks 1 of 2 files named in .*list.csv, e.g. 9.png; put the",
   ),
   "a row without a path": (
     table("path,label\n0.png,cat\n,dog\n"),
@@ -203,7 +203,7 @@ CASES = {
   "labels of an image that is not there": (
     labels_json({"classes": ["cat", "dog"], "labels": {"0": 1, "9": 0}}),
     {"class_names": ""},
-    "1 of 2 images named in .*labels.json are not in .*data, e.g. '9'",
+    "data lacks 1 of 2 images named in .*labels.json, e.g. '9'",
   ),
   "two files of one stem": (
     lambda root: (

@@ -201,7 +201,7 @@ def test_without_labels_a_person_is_needed(
   workdir = tmp_path / "runs/photos/anchored/seed1"
   assert main.main(["main", *flags]) == main.USAGE
   (line,) = capsys.readouterr().err.splitlines()
-  assert line.startswith("error: 20 of 20 images of the pool have no label")
+  assert line.startswith("error: no label for 20 of 20 images of the pool")
   assert not workdir.exists()
   asked = [*flags, "--config.oracle.kind=files"]
   assert main.main(["main", *asked]) == main.WAITING

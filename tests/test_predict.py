@@ -186,7 +186,7 @@ def test_another_folder_with_an_unreadable_image(
   words = ["predict", str(written), f"--images={other}", f"--to={to}"]
   assert predict.main(words) == 0
   out = capsys.readouterr().out
-  assert "1 images cannot be decoded and are left out (broken.png)" in out
+  assert "1 image that cannot be decoded is left out (broken.png)" in out
   rows = photos.read(to)
   assert [row["id"] for row in rows] == ["deep/003.png", "deep/004.png"]
   assert {row["source"] for row in rows} == {"model"}

@@ -19,7 +19,7 @@ GROUND = {"errors", "keys", "progress"}
 MAY_IMPORT = {
   "errors": set(),
   "keys": set(),
-  "progress": set(),
+  "progress": {"errors"},
   # What the commands share; they may start before slow imports.
   "command_line": GROUND,
   "losses": set(),

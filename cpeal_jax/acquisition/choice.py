@@ -23,7 +23,7 @@ from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.acquisition.scores import entropy_of_logits, margin_of_logits
 from cpeal_jax.acquisition.table import ACQUISITIONS
 from cpeal_jax.acquisition.wrappers import picks_at, shortlist, spaced
-from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.errors import InputError, counted, one_of
 from cpeal_jax.parallel import rowwise
 
 # The fraction of the pool that the reference offers to PCB as candidates.
@@ -98,7 +98,8 @@ def choose(
   left = int(np.sum(~on_host(pool.labeled, pool)))
   if not 1 <= n <= left:
     raise InputError(
-      f"cannot select {n} images: {left} of {total} are left to choose from."
+      f"cannot select {counted(n, 'image')}, with {left} of {total} left to "
+      "choose from."
     )
   for what, rows in (("logits", pool.logits), ("features", pool.features)):
     _refuse_non_finite(what, on_host(_finite_rows(rows), pool))
@@ -175,7 +176,8 @@ def _refuse_unknown_classes(
   wrong = np.flatnonzero((labels < -1) | (labels >= classes))
   if len(wrong):
     raise InputError(
-      f"labels of {len(wrong)} images are not classes, the first is "
+      f"{counted(len(wrong), 'label is no class', 'labels are no classes')}, "
+      "the first is "
       f"{labels[wrong[0]]} at index {wrong[0]}: the logits have {classes} "
       f"classes, so a label must be 0 to {classes - 1}, or -1 if it is unknown."
     )

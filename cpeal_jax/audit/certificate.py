@@ -48,7 +48,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cpeal_jax.audit import precision
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # The shares of the images that the thresholds accept, if none are given.
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -162,8 +162,9 @@ def plan(
   scores = np.asarray(confidences, np.float64)[front]
   if not len(front) or not np.isfinite(scores).all():
     raise InputError(
-      f"{len(front)} predictions to certify, {np.sum(~np.isfinite(scores))} of "
-      "them with a confidence of nan or inf; give at least one, all numbers."
+      f"{counted(len(front), 'prediction')} to certify, "
+      f"{np.sum(~np.isfinite(scores))} of them with a confidence of nan or "
+      "inf; give at least one, all numbers."
     )
   falling = np.sort(scores)[::-1]
   if thresholds is None:

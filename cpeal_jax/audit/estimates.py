@@ -18,6 +18,7 @@ from cpeal_jax.audit import intervals, permutation
 from cpeal_jax.audit.conformal_labeling import conformal_labels
 from cpeal_jax.audit.intervals import Accuracy
 from cpeal_jax.audit.prediction_powered import prediction_powered
+from cpeal_jax.errors import counted
 
 # The share of wrong predictions among those that could be accepted.
 WRONG_SHARE = 0.05
@@ -148,9 +149,10 @@ def sentence(estimate: Estimate) -> str:
   """
   exact, m = estimate.exact, estimate.exact.m
   if m < ENOUGH_TO_COMPARE:
+    audits = counted(m, "audit is", "audits are")
     return (
-      f"{m} audits are too few to tell whether going on pays; the accuracy is "
-      f"only known to be between {exact.low:.0%} and {exact.high:.0%}."
+      f"{audits} too few to tell whether going on pays; the accuracy is only "
+      f"known to be between {exact.low:.0%} and {exact.high:.0%}."
     )
   if estimate.changed is None:
     return (

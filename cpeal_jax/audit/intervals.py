@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import beta, hypergeom
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # A tenth of a point: hundreds of thousands of audits.
 LEAST_HALF_WIDTH = 0.001
@@ -244,9 +244,11 @@ def _half_width(m: int | float, accuracy: float, confidence: float) -> float:
 
 def _check(right: int, m: int, pool: int, confidence: float) -> None:
   if not 1 <= m <= pool:
-    raise InputError(f"{m} audits of {pool} images; give from 1 to {pool}.")
+    audits, images = counted(m, "audit"), counted(pool, "image")
+    raise InputError(f"{audits} of {images}; give from 1 to {pool}.")
   if not 0 <= right <= m:
-    raise InputError(f"{right} right of {m} audits; give from 0 to {m}.")
+    audits = counted(m, "audit")
+    raise InputError(f"{right} right of {audits}; give from 0 to {m}.")
   check_confidence(confidence)
 
 

@@ -9,7 +9,7 @@ import math
 from scipy.stats import binom, hypergeom
 
 from cpeal_jax.audit.intervals import check_confidence, first_that
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # Products are computed in floating point: 0.29 * 100 is 28.999999999999996.
 ROUNDING = 1e-9
@@ -115,8 +115,8 @@ def sample_size(
   if best is None:
     least = needed_labels(0, target=target, confidence=confidence)
     raise InputError(
-      f"at most {most_labels} labels for a threshold; {target} at a confidence "
-      f"of {confidence} needs {least}."
+      f"at most {counted(most_labels, 'label')} for a threshold; {target} at a "
+      f"confidence of {confidence} needs {least}."
     )
   return best
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from cpeal_jax.data import pools
+from cpeal_jax.errors import counted
 
 
 class Row(NamedTuple):
@@ -67,8 +68,8 @@ def splits_of(
     else:
       left_out[split] += 1
   notes = tuple(
-    f"{count} images of split {split} have no label and are left out, since "
-    "nothing can be measured on them"
+    f"{counted(count, 'image')} of split {split} left out, since nothing can "
+    "be measured without a label"
     for split, count in left_out.items()
     if count
   )

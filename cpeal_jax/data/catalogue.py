@@ -30,7 +30,7 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.errors import InputError, counted, one_of
 
 CLASSES = Path(__file__).parent / "classes"
 # (id or path, label, ...) of each image, by split.
@@ -313,7 +313,7 @@ def class_names(name: str, labels: Iterable[str]) -> dict[str, str]:
   kept = [label for label in labels if label not in dropped]
   if unknown := [label for label in kept if label not in table]:
     raise InputError(
-      f"{len(unknown)} label(s) are no class of {name}: "
+      f"{counted(len(unknown), 'label is', 'labels are')} no class of {name}: "
       f"{', '.join(map(repr, unknown[:5]))}; its labels are "
       f"{', '.join(list(table)[:3])}, ...: use the files of that data set, or "
       "set dataset.name to the empty string to use a data set of your own"

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Iterable, Sequence
 
 from cpeal_jax.data.pools import Dataset, Split
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # What happens if an image of the pool is also in the validation or test split:
 # `refuse` ends the run; `allow` reports the images and lets the run go on.
@@ -44,8 +44,8 @@ def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
     if not shared:
       continue
     text = (
-      f"{len(shared)} of {len(split)} images of split {split.name} have the "
-      f"same bytes as an image of the pool ({_named(shared)})"
+      f"the bytes of {len(shared)} of {len(split)} images of split "
+      f"{split.name} are also those of an image of the pool ({_named(shared)})"
     )
     if policy == "refuse":
       raise InputError(
@@ -59,10 +59,10 @@ def check_duplicates(dataset: Dataset, *, policy: str) -> tuple[str, ...]:
   if copies:
     names = [_pair(dataset.train.ids, rows) for rows in copies]
     extra = sum(map(len, copies)) - len(copies)
-    lines.append(
-      f"{extra} images of the pool repeat the bytes of another one "
-      f"({_named(names)})"
+    repeat = counted(
+      extra, "image of the pool repeats", "images of the pool repeat"
     )
+    lines.append(f"{repeat} the bytes of another one ({_named(names)})")
   return tuple(lines)
 
 
@@ -81,8 +81,8 @@ def _contradictions(splits: Iterable[Split]) -> list[str]:
   if not names:
     return []
   return [
-    f"{len(names)} images have the same bytes as an image of another class "
-    f"({_named(names)})"
+    f"{counted(len(names), 'image has', 'images have')} the same bytes as an "
+    f"image of another class ({_named(names)})"
   ]
 
 

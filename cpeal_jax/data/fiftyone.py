@@ -148,7 +148,7 @@ def _by_id(
     )
   if missing := [stem for stem in labels if stem not in counts]:
     raise InputError(
-      f"{len(missing)} of {len(labels)} images named in {source} are not in "
-      f"{source.parent / DATA}, e.g. {missing[0]!r}; put the images there"
+      f"{source.parent / DATA} lacks {len(missing)} of {len(labels)} images "
+      f"named in {source}, e.g. {missing[0]!r}; put the images there"
     )
   return {id_: labels.get(stem, "") for id_, stem in stems.items()}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from cpeal_jax.data import pools
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 
 def from_files(
@@ -42,8 +42,8 @@ def from_files(
   times = collections.Counter(i for listed in rows.values() for i, _ in listed)
   if twice := [id_ for id_, count in times.items() if count > 1]:
     raise InputError(
-      f"{len(twice)} images of {root} are listed more than once, e.g. "
-      f"{twice[0]!r}; list each once, in one split"
+      f"{counted(len(twice), 'image is', 'images are')} listed more than once "
+      f"for {root}, e.g. {twice[0]!r}; list each once, in one split"
     )
   splits = {}
   for split in ("train", "val", "test"):
@@ -162,8 +162,8 @@ def locate(
         "replace it with an image"
       )
   raise InputError(
-    f"{len(missing)} of {len(paths)} files named in {source} are not in"
-    f" {folder}, e.g. {', '.join(missing[:3])}; {remedy}"
+    f"{folder} lacks {len(missing)} of {len(paths)} files named in {source}, "
+    f"e.g. {', '.join(missing[:3])}; {remedy}"
   )
 
 
@@ -176,7 +176,8 @@ def check_classes(classes: Sequence[str]) -> None:
   """Raises InputError unless there are at least two different, valid names."""
   if len(classes) < 2:
     raise InputError(
-      f"got {len(classes)} class(es) {list(classes)}; there must be at least 2"
+      f"got {counted(len(classes), 'class', 'classes')} {list(classes)}; there "
+      "must be at least 2"
     )
   if empty := [i for i, name in enumerate(classes) if not name.strip()]:
     raise InputError(f"class {empty[0]} has an empty name; give it one")

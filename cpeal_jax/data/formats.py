@@ -32,6 +32,8 @@ NO_PHOTOS = (
 )
 SIXTEEN_BIT = "16-bit"
 SIXTEEN_BIT_COLOR = "16-bit color"  # or gray with transparency
+# Kinds of pictures of more than 8 bits that can always be read.
+ALWAYS_READ = (SIXTEEN_BIT, SIXTEEN_BIT_COLOR)
 # Kinds of pictures that can only be read if their range of values is given.
 UNDEFINED = ("32-bit integer", "floating-point", "signed 16-bit")
 # The first bytes of formats that never have more than 8 bits per channel.
@@ -181,7 +183,7 @@ def refuse_form(
   Raises:
     UndefinedRange: its message says what the picture is and what to do.
   """
-  if what in ("", SIXTEEN_BIT, SIXTEEN_BIT_COLOR):
+  if what in ("", *ALWAYS_READ):
     return
   if what in UNDEFINED and value_range:
     return

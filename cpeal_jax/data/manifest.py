@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 
 from cpeal_jax.data import assemble, class_names, files, lists, pools, scan
 from cpeal_jax.data.folders import SPLIT_NAMES, split_named
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # A file of one of these names, before its suffix, is taken as the list without
 # a look at its columns. Hugging Face's `imagefolder` has the second one.
@@ -215,7 +215,7 @@ def _unlisted(root: Path, ids: Sequence[str]) -> tuple[str, ...]:
   named = ", ".join(others[: scan.NAMED])
   dots = ", ..." if others[scan.NAMED :] else ""
   return (
-    f"{len(others)} images lie beside those of the list and are not in it, so "
-    f"they are not read ({named}{dots}); list them without a label to add them "
-    "to the pool",
+    f"not in the list, and so not read: {counted(len(others), 'image')} beside "
+    f"those in it ({named}{dots}); list such images without a label to add "
+    "them to the pool",
   )

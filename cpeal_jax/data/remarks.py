@@ -5,6 +5,7 @@ import dataclasses
 
 from cpeal_jax.data import formats
 from cpeal_jax.data.pools import Dataset
+from cpeal_jax.errors import counted
 
 # How many classes a note names at most.
 NAMED = 3
@@ -29,7 +30,7 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
   ]
   refused: dict[str, list[str]] = collections.defaultdict(list)
   for form, id_ in forms:
-    if form not in (formats.SIXTEEN_BIT, formats.SIXTEEN_BIT_COLOR):
+    if form not in formats.ALWAYS_READ:
       refused[form].append(id_)
   for form, ids in refused.items():
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
@@ -37,17 +38,18 @@ def with_range(dataset: Dataset, value_range: formats.Range) -> Dataset:
   notes = list(dataset.notes)
   color = sum(form == formats.SIXTEEN_BIT_COLOR for form, _ in forms)
   if gray := len(forms) - color:
-    count = f"{gray} gray images have more than 8 bits a channel"
+    images = counted(gray, "gray image has", "gray images have")
+    count = f"{images} more than 8 bits a channel"
     notes.append(
       f"{count}; values from {value_range[0]:g} to {value_range[1]:g} become "
       "0 to 255"
       if value_range
-      else f"{count} and are scaled to 8 bits (16-bit values divided by 257)"
+      else f"{count}, scaled to 8 bits (16-bit values divided by 257)"
     )
   if color:
     notes.append(
-      f"{color} color images have 16 bits a channel, of which the upper 8 are "
-      "taken"
+      f"{counted(color, 'color image has', 'color images have')} 16 bits a "
+      "channel, of which the upper 8 are taken"
     )
   splits = {
     split.name: dataclasses.replace(split, value_range=value_range)

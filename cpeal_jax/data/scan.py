@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cpeal_jax.data import formats
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # Folders that operating systems and archivers make among those of the user, for
 # thumbnails, metadata and deleted files.
@@ -208,10 +208,10 @@ def notes(found: Iterable[Found]) -> tuple[str, ...]:
     words = [f"{suffixes[kind]} {kind}" for kind in ranked[:SUFFIXES_NAMED]]
     if rest := ranked[SUFFIXES_NAMED:]:
       others = sum(suffixes[kind] for kind in rest)
-      words.append(f"{others} of {len(rest)} more kinds")
+      words.append(f"{others} of {counted(len(rest), 'more kind')}")
     heif = {".heic", ".heif"} & suffixes.keys()
     hint = " (.heic and .heif need pip install pillow-heif)" if heif else ""
-    number = _counted(sum(suffixes.values()), "file")
+    number = counted(sum(suffixes.values()), "file")
     parts.append(f"{number} by suffix: {', '.join(words)}{hint}")
   for kind in (SPECIAL, LOOP, OUTSIDE, SYSTEM, HIDDEN):
     if paths := by_kind.get(kind):
@@ -224,10 +224,8 @@ def notes(found: Iterable[Found]) -> tuple[str, ...]:
       f"not read, since they hold no class folders of a split: {_named(unused)}"
     )
   if followed:
-    lines.append(
-      f"followed {_counted(len(followed), 'link')} to folders "
-      f"({_named(followed)})"
-    )
+    links = counted(len(followed), "link to a folder", "links to folders")
+    lines.append(f"followed {links} ({_named(followed)})")
   return tuple(lines)
 
 
@@ -261,10 +259,6 @@ def _identity(folder: Path | str) -> tuple[int, int]:
 
 def _is_suffix(kind: str) -> bool:
   return kind.startswith(".") or kind == "without suffix"
-
-
-def _counted(number: int, noun: str) -> str:
-  return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _named(paths: list[str]) -> str:

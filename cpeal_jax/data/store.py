@@ -25,7 +25,7 @@ from cpeal_jax.data import cache
 from cpeal_jax.data.images import CorruptImage, ImageSpec, preprocess
 from cpeal_jax.data.pools import Progress, Split
 from cpeal_jax.data.workers import SAMPLES, thread_count
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 
 # Increase this number whenever the same images and spec give other pixels.
 VERSION = 2
@@ -166,7 +166,7 @@ def corrupt_note(
   follows = "more than" if len(ids) > max_corrupt else "at most"
   end = "which is refused" if len(ids) > max_corrupt else "and left out"
   return (
-    f"{len(ids)} image(s) of split {split.name} cannot be decoded "
+    f"{counted(len(ids), 'image')} of split {split.name} cannot be decoded "
     f"({', '.join(ids[:3])}{dots}): {follows} the {max_corrupt} of "
     f"dataset.max_corrupt, {end}"
   )
@@ -261,8 +261,8 @@ class TooManyCorrupt(InputError):
       more = len(ids) - NAMED
       rest = f" and {more} more" if more > 0 else ""
       parts.append(
-        f"{len(ids)} image(s) of split {name!r} cannot be decoded, more than "
-        f"the {allowed} allowed: {', '.join(ids[:NAMED])}{rest}"
+        f"{counted(len(ids), 'image')} of split {name!r} cannot be decoded, "
+        f"more than the {allowed} allowed: {', '.join(ids[:NAMED])}{rest}"
       )
     most = max(len(ids) for _, ids in found)
     super().__init__(

@@ -142,9 +142,9 @@ def match_files(
       return matched
   wrong = [path for path in paths if path not in matched]
   raise InputError(
-    f"{len(wrong)} of {len(paths)} files named in {source} are not in the data "
-    f"set, or share one name with others, e.g. {', '.join(wrong[:3])}; use "
-    "the split file of this data set"
+    f"no single image of the data set fits {len(wrong)} of {len(paths)} files "
+    f"named in {source}, e.g. {', '.join(wrong[:3])}; use the split file of "
+    "this data set"
   )
 
 

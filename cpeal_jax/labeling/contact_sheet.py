@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jinja2
 
 from cpeal_jax.data import formats, reading
-from cpeal_jax.errors import InputError, escaped
+from cpeal_jax.errors import InputError, counted, escaped
 from cpeal_jax.labeling import thumbnails
 from cpeal_jax.labeling.questions import Question
 from cpeal_jax.labeling.words import offered
@@ -41,18 +41,18 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ questions | length }} images to label</title>
+<title>{{ title }}</title>
 <style>{{ style | safe }}</style>
 </head>
 <body>
-<h1>{{ questions | length }} images to label</h1>
+<h1>{{ title }}</h1>
 <p>For each image, write one of these words into the column <code>label</code>
 of <code>to_label.csv</code>:
 {% for word in words %}<code>{{ word }}</code>{{ ", " if not loop.last }}
 {%- endfor %}.</p>
 {% if left_out %}
-<p>This page shows the first {{ shown | length }} images. The other
-{{ left_out }} are in <code>to_label.csv</code>.</p>
+<p>This page shows the first {{ shown | length }} images.
+{{ left_out }} in <code>to_label.csv</code>.</p>
 {% endif %}
 <ul>
 {% for question, picture in shown %}
@@ -102,16 +102,17 @@ def text(
     value_range: black and white of deep images, see `formats.to_eight_bits`.
   """
   digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+  more = len(questions) - MOST_SHOWN
   return _page.render(
     policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'",
     style=STYLE,
-    questions=questions,
+    title=counted(len(questions), "image to label", "images to label"),
     words=offered(classes),
     shown=[
       (question, _picture(root, question.id, value_range))
       for question in questions[:MOST_SHOWN]
     ],
-    left_out=max(0, len(questions) - MOST_SHOWN),
+    left_out=counted(more, "other is", "others are") if more > 0 else "",
   )
 
 

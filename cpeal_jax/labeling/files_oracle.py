@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cpeal_jax.data.formats import Range
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.labeling import (
   addresses,
   answers,
@@ -73,8 +73,7 @@ class Files:
 
   def waiting(self, questions: Sequence[Question]) -> Waiting:
     folder = self._folder(questions[0].round_)
-    count = len(questions)
-    images = "1 image waits" if count == 1 else f"{count} images wait"
+    images = counted(len(questions), "image waits", "images wait")
     settings = addresses.settings(self.root, document_root=self.document_root)
     return Waiting(
       [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cpeal_jax.errors import escaped
+from cpeal_jax.errors import counted, escaped
 from cpeal_jax.labeling.questions import Question
 
 # So many problems are shown one by one; the others are counted.
@@ -103,8 +103,10 @@ def report(problems: Sequence[Problem]) -> list[str]:
   The last line says that nothing was taken from the files.
   """
   lines = [str(problem) for problem in problems[:MOST_SHOWN]]
-  if len(problems) > MOST_SHOWN:
-    lines.append(f"There are {len(problems) - MOST_SHOWN} more problems.")
+  if (more := len(problems) - MOST_SHOWN) > 0:
+    lines.append(
+      f"{counted(more, 'more problem is', 'more problems are')} not shown."
+    )
   what = "this problem" if len(problems) == 1 else "these problems"
   lines.append(f"No answer was taken. Mend {what}, and give the file again.")
   return lines

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from cpeal_jax.data.formats import Range
+from cpeal_jax.errors import counted
 from cpeal_jax.labeling import answers, asked, events
 from cpeal_jax.labeling.oracle import Reply, Waiting, reply
 from cpeal_jax.labeling.page.handle import Page
@@ -85,8 +86,7 @@ class OnPage:
     return replies
 
   def waiting(self, questions: Sequence[Question]) -> Waiting:
-    count = len(questions)
-    images = "1 image waits" if count == 1 else f"{count} images wait"
+    images = counted(len(questions), "image waits", "images wait")
     why = "" if self.page.is_served() else "The page's process has ended. "
     return Waiting(
       [

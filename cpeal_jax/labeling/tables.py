@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cpeal_jax.data.reading import shown
-from cpeal_jax.errors import nearest, reason
+from cpeal_jax.errors import counted, nearest, reason
 from cpeal_jax.labeling.cells import restored
 from cpeal_jax.labeling.found import Note, Parsed, Problem, Row
 
@@ -189,7 +189,8 @@ def _row(
   file: str, place: str, cells: Sequence[str], columns: Columns
 ) -> Row | Problem:
   if len(cells) < columns.count or _is_filled(cells[columns.count :]):
-    what = f"it has {len(cells)} cells, but the first line has {columns.count}"
+    has = counted(len(cells), "cell")
+    what = f"it has {has}, but the first line has {columns.count}"
     return Problem(file, place, what, UNQUOTED)
   label = cells[columns.label]
   if SEVERAL.match(label):

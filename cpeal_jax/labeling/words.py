@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cpeal_jax.data.reading import shown
-from cpeal_jax.errors import nearest
+from cpeal_jax.errors import counted, nearest
 from cpeal_jax.labeling.cells import restored
 from cpeal_jax.labeling.events import ANSWER, CANNOT_TELL, UNUSABLE
 
@@ -112,7 +112,8 @@ class Words:
   def _choose(self) -> str:
     names = list(self.classes[:CLASSES_LISTED])
     if len(self.classes) > CLASSES_LISTED:
-      names.append(f"{len(self.classes) - CLASSES_LISTED} more classes")
+      more = len(self.classes) - CLASSES_LISTED
+      names.append(counted(more, "more class", "more classes"))
     names += offered(self.classes)[len(self.classes) :]
     return f"write one of: {', '.join(names)}"
 

@@ -74,7 +74,7 @@ def with_descriptors(
       f"{name!r}{nearest(name, unused)}" for name in missing[:5]
     )
     raise InputError(
-      f"{len(missing)} of {len(classes)} classes have no descriptor, such as "
+      f"no descriptor for {len(missing)} of {len(classes)} classes, such as "
       f"{similar.removesuffix('?')}. In the file that model.descriptors "
       "names, rename the keys to these class names, or add them."
     )

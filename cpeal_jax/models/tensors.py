@@ -20,7 +20,7 @@ from flax import serialization, traverse_util
 from safetensors import safe_open
 
 from cpeal_jax.data.reading import explained, refuse_unreadable
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.models.shards import (
   INDEX,
   combined_sha256,
@@ -115,8 +115,8 @@ def fill(
     # A tensor that holds q, k and v has three rows; report it only once.
     problems = list(dict.fromkeys(problems))
     raise InputError(
-      f"weights do not match their config, {len(problems)} problems: "
-      + "; ".join(problems)
+      "weights do not match their config, "
+      f"{counted(len(problems), 'problem')}: {'; '.join(problems)}"
     )
   return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -206,9 +206,10 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
     tensors |= shard
   absent = [f"{t} ({file})" for t, file in table.items() if t not in tensors]
   if absent:
+    lacking = counted(len(absent), "tensor")
     raise InputError(
-      f"{index}: {len(absent)} tensors are not in the files that it names for "
-      f"them, such as {', '.join(absent[:3])}. Fetch the files again."
+      f"the files that {index} names lack {lacking}, such as "
+      f"{', '.join(absent[:3])}. Fetch the files again."
     )
   return tensors
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.models.adapters import Prompts
 
 
@@ -85,9 +85,9 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
   ]
   if too_long:
     raise InputError(
-      f"{len(too_long)} prompts are longer than the text tower's {positions} "
-      f"tokens; the first is {too_long[0]!r}. Shorten the class name or the "
-      "template."
+      f"{counted(len(too_long), 'prompt is', 'prompts are')} longer than the "
+      f"text tower's {positions} tokens; the first is {too_long[0]!r}. "
+      "Shorten the class name or the template."
     )
   length = min(positions, -(-max(map(len, rows)) // 8) * 8)
   ids = np.full((len(rows), length), end, np.int32)

@@ -16,7 +16,7 @@ from cpeal_jax import training
 from cpeal_jax.audit import intervals
 from cpeal_jax.data import batches, pools, store
 from cpeal_jax.data.reading import read_bytes
-from cpeal_jax.errors import escaped
+from cpeal_jax.errors import counted, escaped
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.models import is_solved
@@ -38,12 +38,12 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def one_line(plan: Plan) -> str:
   """Returns the run in one line: sizes, trainable parameters and devices."""
   dataset, mesh = plan.dataset, plan.mesh
-  devices = f"{mesh.devices.size} {mesh.devices.flat[0].platform}"
+  kind = mesh.devices.flat[0].platform
+  devices = counted(mesh.devices.size, f"{kind} device")
   origin = f" ({dataset.origin})" if dataset.origin else ""
   return escaped(
     f"{dataset.name}: {sizes(dataset)}, {len(dataset.classes)} "
-    f"classes{origin}; {trainable(plan)} trainable parameters; {devices} "
-    "device(s)"
+    f"classes{origin}; {trainable(plan)} trainable parameters; {devices}"
   )
 
 
@@ -116,8 +116,9 @@ def audit_line(config: config_lib.Config, plan: Plan) -> str:
     audits, accuracy=EXPECTED_ACCURACY, pool=pool
   )
   return (
-    f"oracle.audit={each}: {audits} audits after {rounds} rounds give the "
-    f"accuracy to within +-{100 * half:.1f} points, if about "
+    f"oracle.audit={each}: with {counted(audits, 'audit')} after "
+    f"{counted(rounds, 'round')}, the accuracy is known to within "
+    f"+-{100 * half:.1f} points, if about "
     f"{EXPECTED_ACCURACY:.0%} of the predictions are right"
   )
 
@@ -218,7 +219,7 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   say(f"{one_line(plan)}; workdir {workdir}")
   for line in data_lines(plan, most=DRY_RUN_LINES, has_sizes=False):
     say(line)
-  say(f"labels: {plan.budget} a round, {rounds} rounds")
+  say(f"labels: {plan.budget} a round, {counted(rounds, 'round')}")
   if line := audit_line(config, plan):
     say(line)
   training = f"steps: {steps} of {recipe.batch} images"

@@ -14,7 +14,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import keys, training
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.data.reading import read_bytes
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.models.backbone import Backbone, Pretrained
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
@@ -156,8 +156,8 @@ def read_start(directory: str | os.PathLike, round: int = -1) -> Start:
   number = done + round if round < 0 else round
   if not 0 <= number < done:
     raise InputError(
-      f"{directory} has {done} finished rounds; round {round} is not one of "
-      "them."
+      f"{directory} has {counted(done, 'finished round')}; round {round} is "
+      "not among them."
     )
   settings = workdir.read_config(directory)
   digest = workdir.config_hash(settings, config_lib.RUN_KEYS)

@@ -19,7 +19,7 @@ from cpeal_jax import training
 from cpeal_jax.data import images, pools
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.duplicates import check_duplicates
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
@@ -124,8 +124,8 @@ def _refuse_unlabeled(
   unknown = int((dataset.train.labels < 0).sum())
   if config.oracle.kind == "simulated" and unknown:
     raise InputError(
-      f"{unknown} of {len(dataset.train)} images of the pool have no label, "
-      "and oracle.kind=simulated takes its answers from labels: let a person "
+      f"no label for {unknown} of {len(dataset.train)} images of the pool, and "
+      "oracle.kind=simulated takes its answers from labels: let a person "
       "answer (the command cpeal label, or --config.oracle.kind=files), or "
       "label them."
     )
@@ -142,8 +142,9 @@ def _refuse_budget(config: config_lib.Config, budget: int, pool: int) -> None:
     return
   if budget * rounds > pool:
     raise InputError(
-      f"budget {budget} x {rounds} rounds = {budget * rounds} labels, but the "
-      f"pool has {pool} images: lower budget or rounds."
+      f"budget {budget} x {counted(rounds, 'round')} = "
+      f"{counted(budget * rounds, 'label')}, but the pool has "
+      f"{counted(pool, 'image')}: lower budget or rounds."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cpeal_jax.config import Config
+from cpeal_jax.errors import counted
 from cpeal_jax.storage.record import ZERO_SHOT
 
 # The preset that holds an adapter above zero-shot, by the kind of the adapter.
@@ -39,7 +40,7 @@ def line(row: Row, zero_shot: float | None = None) -> str:
     low, point, high = (
       f"{float(row[f'audit_{key}']):.2f}" for key in ("low", "accuracy", "high")
     )
-    mark = f"  {row['audits']} audits: {point} ({low} to {high})"
+    mark = f"  {counted(row['audits'], 'audit')}: {point} ({low} to {high})"
   return (
     f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
     f"  {cells[2]:>6}  {seconds:>7.1f}{mark}"
@@ -88,7 +89,8 @@ def end_note(rows: Sequence[Row], config: Config) -> str | None:
   )
   return (
     f"note: {BELOW} ({zero_shot:.4f}) in round {rounds}, by up to "
-    f"{zero_shot - worst['accuracy']:.4f} with {worst['labeled']} labels"
+    f"{zero_shot - worst['accuracy']:.4f} with "
+    f"{counted(worst['labeled'], 'label')}"
     f"{advice}"
   )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from etils import epath
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.storage.files import damaged, read_parquet
 
 
@@ -29,7 +29,8 @@ def check_manifest(
   changed = sorted(k for k in old.keys() & new if old[k] != new[k])
   grows = may_grow and all(split == "train" for split, _ in added)
   if grows and not (removed or changed):
-    return (f"{len(added)} images added to the pool",) if added else ()
+    images = counted(len(added), "image")
+    return (f"{images} added to the pool",) if added else ()
   if added or removed or changed:
     first = (changed + removed + added)[0]
     raise InputError(
@@ -57,9 +58,9 @@ def changed_labels(root: epath.Path, given: pa.Table, *, may_grow: bool) -> str:
     return ""
   split, id_ = changed[0]
   return (
-    f"{len(changed)} labels of the data set are not those {root} was started "
-    f"with, the first is that of {id_!r} in {split}: {old[changed[0]]!r} then, "
-    f"{new[changed[0]]!r} now"
+    f"the labels of the data set are not those {root} was started with: "
+    f"{len(changed)} changed, the first is that of {id_!r} in {split}: "
+    f"{old[changed[0]]!r} then, {new[changed[0]]!r} now"
   )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from etils import epath
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, counted
 from cpeal_jax.storage import lease
 from cpeal_jax.storage import manifest as manifest_lib
 from cpeal_jax.storage.files import (
@@ -216,7 +216,8 @@ def open_workdir(
   )
   if more:
     _clear_checkpoints(root)
-    grown = (*grown, f"{len(more)} classes added: {', '.join(more)}")
+    classes = counted(len(more), "class", "classes")
+    grown = (*grown, f"{classes} added: {', '.join(more)}")
   if (
     grown
     or corrected

@@ -1,7 +1,7 @@
 // Many images at a time: all that the model takes for a class, to be confirmed,
 // and all that have an answer, to be answered again.
 
-import { ask, picture, sharpen } from "./link.js";
+import { ask, counted, picture, sharpen } from "./link.js";
 
 const AT_ONCE = 48;
 const el = (id) => document.getElementById(id);
@@ -89,7 +89,7 @@ export class Check {
     for (const button of right) {
       this.link.send({ op: "answer", grid: true, id: button.dataset.id, label: this.name, seen: null });
     }
-    this.say(`${right.length} images are confirmed as ${this.name}.`);
+    this.say(`${counted(right.length, "image is", "images are")} confirmed as ${this.name}.`);
     // The next ones are asked for when these are saved.
     const wait = setInterval(() => {
       if (this.link.queue.length) return;

@@ -124,3 +124,8 @@ export function picture(id, side) {
 export function sharpen(event) {
   event.target.classList.toggle("tiny", event.target.naturalWidth < 33);
 }
+
+// A number with the words for it, such as "1 image" or "2 images".
+export function counted(number, one, many = `${one}s`) {
+  return `${number} ${number === 1 ? one : many}`;
+}

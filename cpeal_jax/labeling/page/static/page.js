@@ -1,7 +1,7 @@
 // One image at a time. What the person does is shown at once, sent in order, and
 // shown again if the server does not take it.
 
-import { Link, ask, picture, sharpen } from "./link.js";
+import { Link, ask, counted, picture, sharpen } from "./link.js";
 import { Answers, Check } from "./grid.js";
 
 const KEYS = "1234567890";
@@ -50,7 +50,7 @@ const link = new Link({
 function take(fresh) {
   if (fresh.asks !== batch.asks) {
     skipped.length = 0;
-    if (batch.asks && fresh.round >= 0) say(`${fresh.title}: ${fresh.questions.length} new images.`);
+    if (batch.asks && fresh.round >= 0) say(`${fresh.title}: ${counted(fresh.questions.length, "new image")}.`);
   }
   batch = fresh;
   if (again) again = batch.questions.find((question) => question.id === again.id) ?? again;
@@ -264,8 +264,8 @@ function renderWait() {
   } else {
     bar.removeAttribute("value");
   }
-  const counted = progress.total > 1 ? `${progress.stage}: ${progress.done} of ${progress.total} ${progress.unit}` : progress.stage ?? "";
-  el("wait-text").textContent = ended || counted;
+  const stage = progress.total > 1 ? `${progress.stage}: ${progress.done} of ${progress.total} ${progress.unit}` : progress.stage ?? "";
+  el("wait-text").textContent = ended || stage;
 }
 
 function renderQuestion(question) {
@@ -319,7 +319,7 @@ function renderClasses(question) {
       const count = counts[name] ?? 0;
       button.append(
         Object.assign(document.createElement("span"), { className: "name", textContent: name }),
-        Object.assign(document.createElement("span"), { className: "count", textContent: count, title: `${count} images have this class` }),
+        Object.assign(document.createElement("span"), { className: "count", textContent: count, title: `${counted(count, "image has", "images have")} this class` }),
       );
       button.addEventListener("click", () => answer({ label: name }));
       item.append(button);
@@ -338,7 +338,7 @@ function renderEstimate(estimate) {
   el("accuracy").textContent = accuracy === null ? "" :
     `The model is right on ${percent(accuracy)} of the images` +
     (low === null ? "" : `, between ${percent(low)} and ${percent(high)} with 95 % confidence`) +
-    (audits === null ? "." : `, by ${audits} checked images.`);
+    (audits === null ? "." : `, by ${counted(audits, "checked image")}.`);
   el("certified").textContent = certified === null ? "" : `${percent(certified)} of the images have a certified prediction.`;
   el("sentence").textContent = estimate.sentence;
 }
