@@ -125,6 +125,8 @@ def plan_lines(opened: Reopened, of: Try) -> list[str]:
 
 def certificate_text(result: Result) -> str:
   """Returns the content of certificate.txt."""
+  if result.waiting is not None and not result.accepted.any():
+    return "Nothing is certified yet: more labels are needed first.\n"
   paragraphs = [_claim(result), _scope(result), _limits(result)]
   if result.waiting is not None:
     paragraphs.insert(
@@ -140,8 +142,6 @@ def _claim(result: Result) -> str:
   accepted, share = int(result.accepted.sum()), result.accepted.mean()
   target = f"{of.request.target:.4g}"
   if of.plan is None:
-    if result.waiting is not None:
-      return "Nothing is accepted yet."
     looked = result.answered[of.sample]
     return (
       f"Of the {len(of.ids) - len(of.sample):,} images that were neither "

@@ -113,7 +113,8 @@ class Files:
       run=self.run,
     )
     if reading.problems:
-      raise InputError("\n".join(found.report(reading.problems)))
+      first, *more = found.report(reading.problems)
+      raise InputError(first, more)
     for note in reading.notes:
       say(f"note: {note}")
     state = answers.fold(answers.read(self.workdir))
