@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.storage import files, record, workdir
+from cpeal_jax.storage import files, record, results, workdir
 
 CONFIG = {"seed": 1, "rounds": 3, "cache_dir": ""}
 IDS = [f"i{i}" for i in range(6)]
@@ -37,7 +37,7 @@ def run(tmp_path):
   """A zero-shot row and two finished rounds."""
   root = tmp_path / "run"
   reopen(root)
-  record.write_metrics(root, [{"round": -1, "labeled": 0, "accuracy": 0.5}])
+  results.write_metrics(root, [{"round": -1, "labeled": 0, "accuracy": 0.5}])
   for round_ in range(2):
     picks = IDS[round_ * 2 : round_ * 2 + 2]
     record.write_selection(
@@ -48,7 +48,7 @@ def run(tmp_path):
     )
     record.write_labels(root, round_, picks, ["a", "b"], sources=["x", "x"])
     row = {"round": round_, "labeled": 2, "accuracy": 0.6}
-    record.write_metrics(root, [row])
+    results.write_metrics(root, [row])
     record.mark_done(root, round_)
   return root
 
@@ -156,7 +156,7 @@ def test_corrected_labels_are_refused_or_said(tmp_path):
 def test_results_are_made_anew(run):
   want = (run / "results.csv").read_bytes()
   (run / "results.csv").write_text("edited")
-  record.write_results(run)
+  results.write_results(run)
   assert (run / "results.csv").read_bytes() == want
 
 
