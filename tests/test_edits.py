@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.storage import files, record, results, workdir
+from cpeal_jax.storage import clearing, files, record, results, workdir
 
 CONFIG = {"seed": 1, "rounds": 3, "cache_dir": ""}
 IDS = [f"i{i}" for i in range(6)]
@@ -216,9 +216,14 @@ def test_an_interrupted_overwrite_can_be_repeated(run, monkeypatch, step):
 
     return call
 
+  calls = {
+    clearing: ("_remove", "_remove_if_empty"),
+    workdir: ("write_json", "write_parquet"),
+  }
   with monkeypatch.context() as patched:
-    for name in ("_remove", "_remove_if_empty", "write_json", "write_parquet"):
-      patched.setattr(workdir, name, counted(getattr(workdir, name)))
+    for module, names in calls.items():
+      for name in names:
+        patched.setattr(module, name, counted(getattr(module, name)))
     with pytest.raises(KeyboardInterrupt):
       reopen(run, overwrite=True, seed=2)
   reopen(run, overwrite=True, seed=2)
