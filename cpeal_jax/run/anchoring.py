@@ -12,7 +12,7 @@ from cpeal_jax import keys, scoring
 from cpeal_jax.data import batches
 from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import rowwise, sharding
-from cpeal_jax.run import feature_cache
+from cpeal_jax.run import feature_cache, precompile
 from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.training import anchored, gaussian, held_out
 from cpeal_jax.training.gaussian import LinearHead, PoolMoments
@@ -24,9 +24,6 @@ HELD = 1024
 # Labels that the strength of the anchor is chosen on. More would take time and
 # hardly change it, since it does not depend on how many labels there are.
 TRIED = 1024
-# Label rows are padded to a power of two of at least this, so that few programs
-# serve all rounds.
-LEAST_ROWS = 128
 
 
 def pool_moments(run: Run) -> PoolMoments:
@@ -75,6 +72,7 @@ def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
   tried = padded(rowwise.rows_at(features, few), labels[few])
   fold = np.zeros(len(tried.classes), np.int32)
   fold[: len(few)] = folds(labels[few])
+  precompile.wait_for(run.experiment.compiled, "head")
   tau = held_out.choose_tau(moments, tried, fold, scale)
   trained, loss = anchored.fit_head(moments, known, anchor, tau)
   return trained, terms | {"tau": float(tau), "loss": float(loss)}
@@ -143,7 +141,7 @@ def _logits(features, head):
 
 def padded(features: np.ndarray, classes: np.ndarray) -> anchored.Labels:
   """Pads labels to a number of rows that changes rarely."""
-  size = max(LEAST_ROWS, 1 << (len(classes) - 1).bit_length())
+  size = max(anchored.LEAST_ROWS, 1 << (len(classes) - 1).bit_length())
   gap = size - len(classes)
   return anchored.Labels(
     np.pad(features, [(0, gap), (0, 0)]),

@@ -98,6 +98,10 @@ def build(
     # a head that is solved for takes no steps.
     if not (plan.recipe.anchor or is_solved(config)):
       calls["fit"] = fit
+    else:
+      calls["head"] = partial(
+        precompile.compile_head, plan.zero_shot.model.config.dim, classes
+      )
     # If the decoded images of the split that is encoded first are in the cache,
     # their features probably are too, and then nothing has to be encoded.
     first = plan.dataset.test if test else plan.dataset.train

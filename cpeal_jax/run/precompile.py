@@ -16,6 +16,7 @@ import numpy as np
 from cpeal_jax import keys, scoring, training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.parallel import sharding
+from cpeal_jax.training import anchored
 from cpeal_jax.training.recipe import Recipe
 
 
@@ -77,6 +78,24 @@ def compile_encode(scorer: scoring.Scorer, params: dict, side: int) -> None:
   images = np.zeros((rows, side, side, 3), np.uint8)
   scorer.encode(params, {}, np.int32(0), images)
   scorer.embed.lower(params, {}).compile()
+
+
+def compile_head(features: int, classes: int) -> None:
+  """Compiles the search for an anchored head, for the first rounds' labels.
+
+  Args:
+    features: the length of an image's features.
+    classes: the number of classes.
+  """
+
+  def of(*shape: int, kind: Any = np.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, kind)
+
+  rows = anchored.LEAST_ROWS
+  labels = of(rows, kind=np.int32), of(rows)
+  task = anchored.Task(of(rows, features + 1), of(rows, classes), *labels)
+  start = of(features + 1, classes)
+  anchored.solve.lower(task, of(), start, of()).compile()
 
 
 def compile_fit(

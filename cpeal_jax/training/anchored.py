@@ -10,7 +10,9 @@ the mean over the pool is a quadratic form in the second moments of the
 features, so the pool itself is not needed any more.
 
 Labels come padded to any number of rows, with weight 0 for the padding, so that
-one compiled program serves several rounds.
+one compiled program serves several rounds. The search, `solve`, takes seconds
+to compile. So it is a program of its own, which the head, the cross-validation
+of its strength and the held-out logits all call.
 """
 
 from typing import Any, NamedTuple
@@ -36,6 +38,9 @@ TEXTLESS_SCALE, TEXTLESS_WIDTH = 0.3, 1.0
 SCALES = np.linspace(-3.0, 3.0, 241, dtype=np.float32)
 # A small ridge keeps the second moments invertible if features are duplicated.
 RIDGE = 1e-5
+# Label rows are padded to a power of two of at least this, so that few programs
+# serve all rounds.
+LEAST_ROWS = 128
 # L-BFGS ends when the norm of the gradient is below the tolerance.
 ITERATIONS, TOLERANCE = 500, 1e-3
 
@@ -148,6 +153,7 @@ def cross_entropy(
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
 
 
+@jax.jit
 def whitened(
   moments: PoolMoments, features: Float[Array | np.ndarray, "n D"]
 ) -> tuple[Float[Array, "n E"], Float[Array, "E E"]]:
@@ -165,7 +171,6 @@ def whitened(
   return rows.T, factor
 
 
-@jax.jit
 def fit_head(
   moments: PoolMoments,
   labels: Labels,
@@ -182,49 +187,88 @@ def fit_head(
       anchor.
   """
   rows, factor = whitened(moments, labels.features)
-  offsets = anchor.logits(labels.features)
-  start = jnp.zeros((rows.shape[1], offsets.shape[1]))
-  u = solve(rows, offsets, labels, tau, start, TOLERANCE)
+  task = make_task(rows, _logits(anchor, labels), labels)
+  tau = np.asarray(tau, np.float32)
+  u = solve(task, tau, task.no_change(), np.float32(TOLERANCE))
+  return _changed(anchor, factor, np.asarray(u)), objective(u, task, tau)
+
+
+@jax.jit
+def _logits(head: LinearHead, labels: Labels) -> Float[Array, "n C"]:
+  return head.logits(labels.features)
+
+
+@jax.jit
+def _changed(
+  head: LinearHead, factor: Float[Array, "E E"], u: Float[ArrayLike, "E C"]
+) -> LinearHead:
+  """Returns the head plus the change u, see `whitened`."""
   change = jax.scipy.linalg.solve_triangular(factor, u, lower=True, trans=1)
-  weights, bias = anchor.weights + change[:-1].T, anchor.bias + change[-1]
-  value = objective(u, rows, offsets, labels, tau)
-  return LinearHead(weights, bias), value
+  return LinearHead(head.weights + change[:-1].T, head.bias + change[-1])
 
 
-def objective(
-  u: Float[Array, "E C"],
-  rows: Float[Array, "n E"],
-  offsets: Float[Array, "n C"],
+class Task(NamedTuple):
+  """What a change of the anchor is sought for.
+
+  The arrays are NumPy's, since jax compiles a program once for each way in
+  which arrays lie on devices, and these come from several.
+
+  Attributes:
+    rows: whitened features of the labeled images.
+    offsets: their logits by the anchor.
+    classes: their classes.
+    weights: how much each counts; 0 for padding.
+  """
+
+  rows: Float[np.ndarray, "n E"]
+  offsets: Float[np.ndarray, "n C"]
+  classes: Int[np.ndarray, " n"]
+  weights: Float[np.ndarray, " n"]
+
+  def no_change(self) -> Float[np.ndarray, "E C"]:
+    """Returns a change of 0."""
+    shape = (self.rows.shape[1], self.offsets.shape[1])
+    return np.zeros(shape, np.float32)
+
+
+def make_task(
+  rows: Float[ArrayLike, "n E"],
+  offsets: Float[ArrayLike, "n C"],
   labels: Labels,
-  tau: Float[ArrayLike, ""],
+) -> Task:
+  """Returns the task for whitened features and logits of these labels."""
+  parts = (rows, offsets, labels.classes, labels.weights)
+  return Task(*map(np.asarray, parts))
+
+
+@jax.jit
+def objective(
+  u: Float[Array | np.ndarray, "E C"], task: Task, tau: Float[ArrayLike, ""]
 ) -> Float[Array, ""]:
   """Returns sum CE(offsets + rows @ u) + tau / 2 |u|^2, see `whitened`."""
-  logits = offsets + jnp.matmul(rows, u, precision=EXACT)
-  losses = cross_entropy(logits, labels.classes)
-  return jnp.sum(labels.weights * losses) + tau / 2 * jnp.sum(jnp.square(u))
+  logits = task.offsets + jnp.matmul(task.rows, u, precision=EXACT)
+  losses = cross_entropy(logits, task.classes)
+  return jnp.sum(task.weights * losses) + tau / 2 * jnp.sum(jnp.square(u))
 
 
+@jax.jit
 def solve(
-  rows: Float[Array, "n E"],
-  offsets: Float[Array, "n C"],
-  labels: Labels,
+  task: Task,
   tau: Float[ArrayLike, ""],
-  start: Float[Array, "E C"],
-  tolerance: float,
+  start: Float[Array | np.ndarray, "E C"],
+  tolerance: Float[ArrayLike, ""],
 ) -> Float[Array, "E C"]:
   """Minimizes `objective` over u by L-BFGS.
 
   Args:
-    rows: whitened features of the labeled images.
-    offsets: their logits by the anchor.
-    labels: the labels.
+    task: the labels, and the anchor's logits of them.
     tau: the strength of the anchor.
     start: where the search starts.
     tolerance: the norm of the gradient at which it ends.
   """
 
   def loss(u):
-    return objective(u, rows, offsets, labels, tau)
+    return objective(u, task, tau)
 
   solver = optax.lbfgs()
   value_and_grad = optax.value_and_grad_from_state(loss)

@@ -1,9 +1,8 @@
 """Cross-validation of the anchored head: its strength, and honest logits."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -11,7 +10,9 @@ from cpeal_jax.training import gaussian
 from cpeal_jax.training.anchored import (
   TOLERANCE,
   Labels,
+  Task,
   cross_entropy,
+  make_task,
   solve,
   whitened,
 )
@@ -28,7 +29,6 @@ FOLDS = 5
 FOLD_TOLERANCE = 1e-1
 
 
-@partial(jax.jit, static_argnames="folds")
 def choose_tau(
   moments: PoolMoments,
   labels: Labels,
@@ -36,7 +36,7 @@ def choose_tau(
   scale: Float[ArrayLike, ""],
   *,
   folds: int = FOLDS,
-) -> Float[Array, ""]:
+) -> float:
   """Returns the strength of the anchor that cross-validation prefers.
 
   Neither the head nor the anchor of a part sees the labels of the part.
@@ -48,48 +48,32 @@ def choose_tau(
     scale: the inverse temperature of the anchor.
     folds: how many parts there are.
   """
-  rows, _ = whitened(moments, labels.features)
-  taus = jnp.asarray(TAUS)
-  classes = moments.means.shape[0]
-  counts = jnp.zeros(classes).at[labels.classes].add(labels.weights)
-  allowed = (taus >= FLOOR) | jnp.all(counts > 0)
-
-  # One part at a time, as XLA multiplies batches of matrices slowly on a CPU.
-  parts = jnp.arange(folds)
-  offsets = jax.lax.map(
-    lambda part: _anchor_without(part, moments, labels, fold, scale)[1], parts
-  )
-
-  # The solution for one tau is where the search for the next lower one starts.
-  # A tau whose prior alone costs more than the best so far cannot be the best.
-  def at_tau(carry, of_tau):
-    starts, best = carry
-    tau, prior, is_allowed = of_tau
-
-    def held_out_loss(part_offsets_start):
-      part, offset, start = part_offsets_start
-      train = _without(part, labels, fold)
-      u = solve(rows, offset, train, tau, start, FOLD_TOLERANCE)
-      logits = offset + jnp.matmul(rows, u, precision=EXACT)
-      losses = cross_entropy(logits, labels.classes)
-      return u, jnp.sum(labels.weights * (fold == part) * losses)
-
-    starts, losses = jax.lax.cond(
-      is_allowed & (prior < best),
-      lambda: jax.lax.map(held_out_loss, (parts, offsets, starts)),
-      lambda: (starts, jnp.full(folds, jnp.inf)),
-    )
-    total = prior + jnp.sum(losses)
-    return (starts, jnp.minimum(best, total)), total
-
-  start = jnp.zeros((folds, rows.shape[1], classes))
-  prior = jnp.square(jnp.log(taus / CENTER)) / 2
-  carry = start, jnp.float32(jnp.inf)
-  _, totals = jax.lax.scan(at_tau, carry, (taus, prior, allowed))
-  return taus[jnp.argmin(totals)]
+  used = np.asarray(labels.classes)[np.asarray(labels.weights) > 0]
+  is_complete = len(np.unique(used)) == moments.means.shape[0]
+  parts = _parts(moments, labels, fold, scale, folds)
+  starts = [task.no_change() for task, _ in parts]
+  best, chosen = np.inf, TAUS[0]
+  for tau in TAUS:
+    prior = np.square(np.log(tau / CENTER)) / 2
+    # A tau whose prior alone costs more than the best so far is not the best.
+    if prior >= best or (tau < FLOOR and not is_complete):
+      continue
+    # The solution for one tau is where the search for the next lower one
+    # starts.
+    starts = [
+      solve(task, np.float32(tau), start, np.float32(FOLD_TOLERANCE))
+      for (task, _), start in zip(parts, starts, strict=True)
+    ]
+    losses = [
+      _loss(task, start, weights)
+      for (task, weights), start in zip(parts, starts, strict=True)
+    ]
+    total = prior + float(np.sum(jax.device_get(losses)))
+    if total < best:
+      best, chosen = total, tau
+  return chosen
 
 
-@partial(jax.jit, static_argnames="folds")
 def held_out_logits(
   moments: PoolMoments,
   labels: Labels,
@@ -109,27 +93,55 @@ def held_out_logits(
     tau: the strength of the anchor.
     folds: how many parts there are.
   """
+  by_part, tau = [], np.asarray(tau, np.float32)
+  for task, _ in _parts(moments, labels, fold, scale, folds):
+    u = solve(task, tau, task.no_change(), np.float32(TOLERANCE))
+    by_part.append(_logits(task, u))
+  rows = np.arange(len(labels.classes))
+  return jnp.stack(by_part)[np.asarray(fold), rows]
+
+
+def _parts(
+  moments: PoolMoments,
+  labels: Labels,
+  fold: Int[ArrayLike, " n"],
+  scale: Float[ArrayLike, ""],
+  folds: int,
+) -> list[tuple[Task, Float[np.ndarray, " n"]]]:
+  """Returns for each part the task without it, and the weights of the part.
+
+  In the task, labels of the part have weight 0.
+  """
   rows, _ = whitened(moments, labels.features)
-
-  def logits_of(part):
-    train, offset = _anchor_without(part, moments, labels, fold, scale)
-    start = jnp.zeros((rows.shape[1], offset.shape[1]))
-    u = solve(rows, offset, train, tau, start, TOLERANCE)
-    return offset + jnp.matmul(rows, u, precision=EXACT)
-
-  by_part = jax.lax.map(logits_of, jnp.arange(folds))
-  chosen = jnp.asarray(fold)[None, :, None]
-  return jnp.take_along_axis(by_part, chosen, axis=0)[0]
-
-
-def _without(part, labels: Labels, fold) -> Labels:
-  """Returns the labels with weight 0 for those of a part."""
-  return labels._replace(weights=labels.weights * (fold != part))
+  fold, weights = np.asarray(fold), np.asarray(labels.weights)
+  parts = []
+  # One after the other, as XLA multiplies batches of matrices slowly on a CPU.
+  for part in range(folds):
+    train = labels._replace(weights=weights * (fold != part))
+    offsets = _anchor_logits(moments, train, scale)
+    task = make_task(rows, offsets, train)
+    parts.append((task, weights * (fold == part)))
+  return parts
 
 
-def _anchor_without(part, moments, labels, fold, scale):
-  """Returns the labels without a part, and the logits of their anchor."""
-  train = _without(part, labels, fold)
-  means, _ = gaussian.class_means(moments, *train)
+@jax.jit
+def _anchor_logits(
+  moments: PoolMoments, labels: Labels, scale: Float[ArrayLike, ""]
+) -> Float[Array, "n C"]:
+  """Returns the logits of the anchor that knows these labels alone."""
+  means, _ = gaussian.class_means(moments, *labels)
   head = gaussian.gaussian_head(moments, means)
-  return train, jnp.asarray(scale * head.logits(labels.features))
+  return jnp.asarray(scale * head.logits(labels.features))
+
+
+@jax.jit
+def _logits(task: Task, u: Float[Array, "E C"]) -> Float[Array, "n C"]:
+  return jnp.asarray(task.offsets) + jnp.matmul(task.rows, u, precision=EXACT)
+
+
+@jax.jit
+def _loss(
+  task: Task, u: Float[Array, "E C"], weights: Float[ArrayLike, " n"]
+) -> Float[Array, ""]:
+  """Returns the weighted sum of cross entropies."""
+  return jnp.sum(weights * cross_entropy(_logits(task, u), task.classes))
