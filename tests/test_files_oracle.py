@@ -13,6 +13,7 @@ from runs import selections
 
 from cpeal_jax import main
 from cpeal_jax.data.digits import load_digits
+from cpeal_jax.errors import USAGE
 from cpeal_jax.labeling import answers
 from cpeal_jax.run import loop
 from cpeal_jax.storage import record, results
@@ -142,7 +143,7 @@ def test_one_bad_line_takes_nothing(here, tmp_path, capsys):
   assert play(root, workdir) == main.WAITING
   asked = fill(workdir, 0, truth)
   fill(workdir, 0, truth, **{asked[2]: "dragon"})
-  assert play(root, workdir) == main.USAGE
+  assert play(root, workdir) == USAGE
   error = capsys.readouterr().err
   assert "to_label.csv" in error
   assert "dragon" in error
@@ -230,7 +231,7 @@ def test_images_are_added_between_rounds(here, tmp_path, capsys):
   assert len(scored) == 80
   (root / "images" / later[0]).unlink()
   fill(workdir, 2, truth)
-  assert play(root, workdir) == main.USAGE
+  assert play(root, workdir) == USAGE
   assert "1 removed" in capsys.readouterr().err
 
 
@@ -246,7 +247,7 @@ def test_a_class_is_added_between_rounds(here, tmp_path, capsys):
   assert play(root, workdir) == main.WAITING
   assert f"1 class added: {names[9]}" in capsys.readouterr().out
   (root / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
-  assert play(root, workdir) == main.USAGE
+  assert play(root, workdir) == USAGE
   assert "the classes are not those" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from cpeal_jax import config as config_lib
 from cpeal_jax import load_run, main, quickstart
 from cpeal_jax.data.digits import CLASSES, load_digits
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import USAGE, InputError
 from cpeal_jax.run import loop
 
 # Images of the digits in the pool, in validation and in test.
@@ -199,7 +199,7 @@ def test_without_labels_a_person_is_needed(
   )
   # The workdir is named after the folder.
   workdir = tmp_path / "runs/photos/anchored/seed1"
-  assert main.main(["main", *flags]) == main.USAGE
+  assert main.main(["main", *flags]) == USAGE
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: no label for 20 of 20 images of the pool")
   assert not workdir.exists()

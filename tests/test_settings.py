@@ -7,7 +7,7 @@ import pytest
 from cpeal_jax import config as config_lib
 from cpeal_jax import main
 from cpeal_jax.config import KEYS, ranges
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import USAGE, InputError
 
 START = ["main", "--config=configs/quickstart.py", "--dry_run"]
 
@@ -58,7 +58,7 @@ def test_nonsense_is_refused_in_one_line(key, capsys):
   for value in bad_values(key):
     code = main.main([*START, f"--config.{key.name}={value}"])
     said = capsys.readouterr().err
-    assert code == main.USAGE, (value, said)
+    assert code == USAGE, (value, said)
     assert len(said.strip().splitlines()) == 1, (value, said)
     assert said.startswith("error: "), (value, said)
     assert key.name.rpartition(".")[2] in said, (value, said)
