@@ -31,7 +31,7 @@ from cpeal_jax.run.known import known
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.run.reopened import Reopened
 from cpeal_jax.run.tries import Request
-from cpeal_jax.storage import checkpoint, files, record
+from cpeal_jax.storage import checkpoint, files, markers, record
 
 ROUNDS = 6
 REQUESTS = {
@@ -58,7 +58,7 @@ def estimates(run, folder, last):
     if round_ + 1 < ROUNDS:
       predictions = np.array(record.predictions(folder, round_ + 1)[1])
     where, right = ~known(run, round_ + 1).taken, predictions == labels
-    path = record.round_dir(folder, round_) / record.ESTIMATE
+    path = markers.round_dir(folder, round_) / record.ESTIMATE
     said = files.read_json(path)
     for kind in ("exact", "ppi"):
       of = said if kind == "exact" else said["prediction_powered"]

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from page_person import Label, truth  # noqa: E402
 
 from cpeal_jax.labeling import answers  # noqa: E402
-from cpeal_jax.storage import record  # noqa: E402
+from cpeal_jax.storage import markers  # noqa: E402
 
 WORDS = ("--demo", "--no_browser", "--config.oracle.audit=5")
 PER_ROUND = 25
@@ -157,7 +157,7 @@ def main():
     for round_ in range(rounds + 1)
     if len(
       {
-        (record.round_dir(f"{cwd}/runs/demo/run", round_) / "selection.csv")
+        (markers.round_dir(f"{cwd}/runs/demo/run", round_) / "selection.csv")
         .read_bytes()
         .replace(str(cwd).encode(), b"")
         for cwd in (plain, killed)

@@ -47,7 +47,8 @@ from cpeal_jax import config as config_lib
 from cpeal_jax.acquisition import ACQUISITIONS
 from cpeal_jax.config.load import load as load_config
 from cpeal_jax.errors import FINISHED, InputError, one_of
-from cpeal_jax.storage import files, workdir
+from cpeal_jax.storage import files
+from cpeal_jax.storage.settings import config_hash
 
 
 def load(source: str, words: list[str]) -> config_lib.Config:
@@ -96,7 +97,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     folder = options.out / config.name / variant / f"seed{seed}"
     if any(folder == run.folder for run in runs):
       raise InputError(f"{folder} is the workdir of two runs; name each once.")
-    key = workdir.config_hash(config.to_dict(), config_lib.RUN_KEYS)
+    key = config_hash(config.to_dict(), config_lib.RUN_KEYS)
     words.append(f"--workdir={folder}")
     runs.append(Run(path, method, seed, config.rounds, folder, words, key))
   return runs

@@ -11,7 +11,8 @@ from etils import epath
 
 from cpeal_jax import config as config_lib
 from cpeal_jax.errors import InputError
-from cpeal_jax.storage import files, record, workdir
+from cpeal_jax.storage import files, record, results, workdir
+from cpeal_jax.storage.settings import config_hash
 
 # The state of a run after main exits with each of these codes. Any other code
 # is a preemption or a crash, after which the run is started again.
@@ -80,7 +81,7 @@ def look(run: Run, *, verify: bool = False) -> None:
   if not (run.folder / "config.json").exists():
     return
   try:
-    rows = record.read_metrics(run.folder)
+    rows = results.read_metrics(run.folder)
     if rows:
       run.done, run.accuracy = rows[-1]["round"] + 1, rows[-1].get("accuracy")
     if verify and record.finished_rounds(run.folder) >= run.rounds:
@@ -91,7 +92,7 @@ def look(run: Run, *, verify: bool = False) -> None:
         stored["model"].pop(key, None)
       # With other settings the run is not finished; it is started, and main
       # reports how the settings differ.
-      if workdir.config_hash(stored, config_lib.RUN_KEYS) == run.hash:
+      if config_hash(stored, config_lib.RUN_KEYS) == run.hash:
         run.state = "finished"
   except InputError as error:
     if verify:  # Otherwise the run is in progress and reports the error itself.
@@ -108,7 +109,7 @@ def write_table(runs: Sequence[Run], out: epath.Path) -> None:
     run_columns = {"config": run.config, "method": run.method, "seed": run.seed}
     run_columns |= {"state": run.state, "workdir": str(run.folder)}
     with contextlib.suppress(InputError):  # `look` reports damaged files.
-      rows += [run_columns | row for row in record.read_metrics(run.folder)]
+      rows += [run_columns | row for row in results.read_metrics(run.folder)]
   names = list(dict.fromkeys(name for row in rows for name in row))
   table = [
     ["" if row.get(name) is None else str(row[name]) for name in names]

@@ -6,7 +6,7 @@ from runs import picks, quickstart
 
 from cpeal_jax.audit import permutation
 from cpeal_jax.run import loop
-from cpeal_jax.storage import record
+from cpeal_jax.storage import record, results
 from cpeal_jax.storage.files import read_parquet
 
 HEAD = {
@@ -42,7 +42,7 @@ def by_round(workdir):
 def test_audits_are_bought_beside_the_others(audited):
   workdir, _ = audited
   bought, aside = 0, 0
-  rows = record.read_metrics(workdir)[1:]
+  rows = results.read_metrics(workdir)[1:]
   for chosen, row in zip(by_round(workdir), rows, strict=True):
     purposes = [pick["purpose"] for pick in chosen]
     assert purposes[10:] == ["audit"] * 60

@@ -173,7 +173,9 @@ def test_coop_refuses_broken_json(coop):
 
 def test_a_lost_first_file_is_reported_as_lost(coop):
   (coop / "images/b/1.png").unlink()
-  with pytest.raises(InputError, match=r"1 of 5 .*pets/images, e.g. b/1.png;"):
+  with pytest.raises(
+    InputError, match=r"pets/images lacks 1 of 5 .*, e.g. b/1.png;"
+  ):
     load_coop(coop)
 
 

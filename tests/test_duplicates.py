@@ -51,7 +51,7 @@ def test_one_picture_under_two_labels_is_said():
   contradiction, copies = check_duplicates(data, policy="refuse")
   assert contradiction.startswith("1 image has the same bytes as an image of")
   assert "(a = b)" in contradiction
-  assert copies.startswith("1 images of the pool repeat")
+  assert copies.startswith("1 image of the pool repeats")
 
 
 def test_the_same_picture_three_times_counts_twice():

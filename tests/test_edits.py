@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.storage import files, record, workdir
+from cpeal_jax.storage import clearing, files, record, results, workdir
 
 CONFIG = {"seed": 1, "rounds": 3, "cache_dir": ""}
 IDS = [f"i{i}" for i in range(6)]
@@ -37,7 +37,7 @@ def run(tmp_path):
   """A zero-shot row and two finished rounds."""
   root = tmp_path / "run"
   reopen(root)
-  record.write_metrics(root, [{"round": -1, "labeled": 0, "accuracy": 0.5}])
+  results.write_metrics(root, [{"round": -1, "labeled": 0, "accuracy": 0.5}])
   for round_ in range(2):
     picks = IDS[round_ * 2 : round_ * 2 + 2]
     record.write_selection(
@@ -48,7 +48,7 @@ def run(tmp_path):
     )
     record.write_labels(root, round_, picks, ["a", "b"], sources=["x", "x"])
     row = {"round": round_, "labeled": 2, "accuracy": 0.6}
-    record.write_metrics(root, [row])
+    results.write_metrics(root, [row])
     record.mark_done(root, round_)
   return root
 
@@ -142,21 +142,23 @@ def test_corrected_labels_are_refused_or_said(tmp_path):
 
   start(list("ababab"))
   assert start(list("ababab")) == ()
-  with pytest.raises(InputError, match=r"2 labels .* 'i1' in train: 'b' then"):
+  with pytest.raises(
+    InputError, match=r"2 changed, .* 'i1' in train: 'b' then"
+  ):
     start(list("aaabaa"))
   (line,) = start(list("aaabaa"), accept_labels=True)
-  assert line.startswith("2 labels")
+  assert "2 changed" in line
   # What was accepted is what counts from then on.
   assert start(list("aaabaa")) == ()
   # Exchanged class names are other labels.
-  with pytest.raises(InputError, match="6 labels"):
+  with pytest.raises(InputError, match="6 changed"):
     start(list("bbbabb"))
 
 
 def test_results_are_made_anew(run):
   want = (run / "results.csv").read_bytes()
   (run / "results.csv").write_text("edited")
-  record.write_results(run)
+  results.write_results(run)
   assert (run / "results.csv").read_bytes() == want
 
 
@@ -216,9 +218,14 @@ def test_an_interrupted_overwrite_can_be_repeated(run, monkeypatch, step):
 
     return call
 
+  calls = {
+    clearing: ("_remove", "_remove_if_empty"),
+    workdir: ("write_json", "write_parquet"),
+  }
   with monkeypatch.context() as patched:
-    for name in ("_remove", "_remove_if_empty", "write_json", "write_parquet"):
-      patched.setattr(workdir, name, counted(getattr(workdir, name)))
+    for module, names in calls.items():
+      for name in names:
+        patched.setattr(module, name, counted(getattr(module, name)))
     with pytest.raises(KeyboardInterrupt):
       reopen(run, overwrite=True, seed=2)
   reopen(run, overwrite=True, seed=2)

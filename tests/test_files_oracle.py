@@ -15,7 +15,7 @@ from cpeal_jax import errors, main
 from cpeal_jax.data.digits import load_digits
 from cpeal_jax.labeling import answers
 from cpeal_jax.run import loop
-from cpeal_jax.storage import record
+from cpeal_jax.storage import record, results
 
 SETTINGS = ("--config.budget=6", "--config.rounds=3")
 
@@ -163,7 +163,7 @@ def test_cannot_tell_is_never_offered_again(here, tmp_path):
   labels = record.read_labels(workdir, range(1))
   assert labels[asked[0]] == ("", "cannot_tell")
   assert labels[asked[1]] == ("", "unusable")
-  assert record.read_metrics(workdir)[-1]["labeled"] == 4
+  assert results.read_metrics(workdir)[-1]["labeled"] == 4
   fill(workdir, 1, truth)
   assert play(root, workdir) == main.WAITING
   later = {row["id"] for r in (1, 2) for row in questions(workdir, r)}
@@ -213,7 +213,7 @@ def test_images_that_have_a_label_are_given(here, tmp_path):
   assert not asked & kept.keys()
   labels = record.read_labels(workdir, range(1))
   assert {i: name for i, (name, s) in labels.items() if s == "given"} == kept
-  assert record.read_metrics(workdir)[-1]["labeled"] == 12 + len(kept)
+  assert results.read_metrics(workdir)[-1]["labeled"] == 12 + len(kept)
 
 
 def test_images_are_added_between_rounds(here, tmp_path, capsys):
@@ -284,6 +284,6 @@ def test_the_run_ends_when_nothing_is_left(here, tmp_path, capsys):
   more = ("--config.rounds=5", "--config.budget=2")
   assert finish(root, workdir, truth, 4, *more) == main.FINISHED
   assert "every image has an answer" in capsys.readouterr().out
-  last = record.read_metrics(workdir)[-1]
+  last = results.read_metrics(workdir)[-1]
   assert (last["round"], last["labeled"]) == (3, 10)
   assert len(questions(workdir, 3)) == 1

@@ -220,7 +220,7 @@ def test_what_is_not_finite_is_named(clip, name, value, word):
     tensors[name].reshape(-1)[-1] = value
 
   edit_tensors(clip, change)
-  refused(clip, "1 problems", f"{name} has {word}")
+  refused(clip, "1 problem: ", f"{name} has {word}")
 
 
 def test_a_double_beyond_float32_is_named(clip):

@@ -19,7 +19,7 @@ from cpeal_jax.labeling import answers, events, reasons
 from cpeal_jax.labeling.page import access, server
 from cpeal_jax.labeling.page.board import Board
 from cpeal_jax.labeling.questions import Question, for_page
-from cpeal_jax.storage import record
+from cpeal_jax.storage import markers
 
 TOKEN = access.new_token()
 
@@ -510,7 +510,7 @@ def test_the_estimate_is_shown_where_there_is_one(page, workdir):
   def estimate():
     return page.get("state").json()["batch"]["estimate"]
 
-  path = record.round_dir(workdir, 0) / "estimate.json"
+  path = markers.round_dir(workdir, 0) / "estimate.json"
   assert estimate() is None
   for text in ("", "[]", "{", '{"accuracy": "high"}', '{"accuracy": [1]}'):
     path.write_text(text)

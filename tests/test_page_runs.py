@@ -20,7 +20,7 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.labeling import answers
 from cpeal_jax.labeling.page import handle
 from cpeal_jax.run import loop, paging
-from cpeal_jax.storage import files, record
+from cpeal_jax.storage import files, markers, record
 
 DEMO = ("--demo", "--no_browser", "--config.oracle.audit=3")
 
@@ -91,7 +91,7 @@ def test_answers_are_what_the_person_gave(demo):
   assert saved == demo["person"].saved
   assert sum(event.purpose == "audit" for event in standing.values()) == 6
   for round_ in range(2):
-    path = record.round_dir(demo["workdir"], round_) / "labels.csv"
+    path = markers.round_dir(demo["workdir"], round_) / "labels.csv"
     with open(path) as file:
       for row in csv.DictReader(file):
         assert row["label"] == saved[row["id"]]
@@ -201,7 +201,7 @@ def play(config, workdir, script, **how):
 
 
 def labels_of(workdir, round_):
-  with open(record.round_dir(workdir, round_) / "labels.csv") as file:
+  with open(markers.round_dir(workdir, round_) / "labels.csv") as file:
     return {row["id"]: row for row in csv.DictReader(file)}
 
 

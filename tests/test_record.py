@@ -11,7 +11,7 @@ import pytest
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.run import table
-from cpeal_jax.storage import files, record, workdir
+from cpeal_jax.storage import files, record, results, workdir
 
 SELECTION = {
   "reason": ["rarest class 'a, b'", ""],
@@ -42,7 +42,7 @@ def finish(root, round_=0, **more):
     ["cat", "dog"],
     sources=["me", "pseudo"],
   )
-  record.write_metrics(root, [row(round_, **more)])
+  results.write_metrics(root, [row(round_, **more)])
   record.mark_done(root, round_)
 
 
@@ -121,7 +121,7 @@ def test_rounds_are_finished_by_their_marker(tmp_path):
   finish(tmp_path, 0)
   finish(tmp_path, 1)
   select(tmp_path, 2)
-  record.write_metrics(tmp_path, [row(2)])
+  results.write_metrics(tmp_path, [row(2)])
   assert record.finished_rounds(tmp_path) == 2
 
 
@@ -196,15 +196,15 @@ def test_labels_come_back_in_the_order_bought(tmp_path):
 
 
 def test_metrics_have_one_row_a_round_and_results_agree(tmp_path):
-  record.write_metrics(
+  results.write_metrics(
     tmp_path,
     [
       row(0, zeta=1, nll=np.float32(0.1), ece=float("nan"), accuracy=1 / 3),
       row(-1, labeled=0, accuracy=np.array(0.25)),
     ],
   )
-  record.write_metrics(tmp_path, [row(1)])
-  record.write_metrics(tmp_path, [row(1, name="redone", flag=True)])
+  results.write_metrics(tmp_path, [row(1)])
+  results.write_metrics(tmp_path, [row(1, name="redone", flag=True)])
   assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [
     '{"round": -1, "labeled": 0, "accuracy": 0.25, "seconds_fit": 1.5}',
     '{"round": 0, "labeled": 2, "accuracy": 0.3333333333333333, "nll": 0.1, '
@@ -212,7 +212,7 @@ def test_metrics_have_one_row_a_round_and_results_agree(tmp_path):
     '{"round": 1, "labeled": 4, "flag": true, "name": "redone", '
     '"seconds_fit": 1.5}',
   ]
-  assert [r["round"] for r in record.read_metrics(tmp_path)] == [-1, 0, 1]
+  assert [r["round"] for r in results.read_metrics(tmp_path)] == [-1, 0, 1]
   with open(tmp_path / "results.csv", newline="") as file:
     table = list(csv.DictReader(file))
   assert list(table[0]) == [
@@ -226,8 +226,8 @@ def test_metrics_have_one_row_a_round_and_results_agree(tmp_path):
 
 def test_infinite_metrics_are_refused(tmp_path):
   with pytest.raises(ValueError, match="not JSON compliant"):
-    record.write_metrics(tmp_path, [row(0, nll=float("inf"))])
-  assert record.read_metrics(tmp_path) == []
+    results.write_metrics(tmp_path, [row(0, nll=float("inf"))])
+  assert results.read_metrics(tmp_path) == []
 
 
 def test_a_torn_last_line_counts_only_if_its_round_is_done(tmp_path):
@@ -235,17 +235,17 @@ def test_a_torn_last_line_counts_only_if_its_round_is_done(tmp_path):
   path = tmp_path / "metrics.jsonl"
   done = path.read_bytes()
   path.write_bytes(done + b'{"round": 1, "lab')
-  assert [r["round"] for r in record.read_metrics(tmp_path)] == [0]
+  assert [r["round"] for r in results.read_metrics(tmp_path)] == [0]
   assert record.finished_rounds(tmp_path) == 1
-  record.write_metrics(tmp_path, [row(1)])
+  results.write_metrics(tmp_path, [row(1)])
   assert path.read_bytes().startswith(done)
 
   path.write_bytes(done[:-5])
   with pytest.raises(InputError, match=r"metrics\.jsonl.*no row for round 0"):
-    record.read_metrics(tmp_path)
+    results.read_metrics(tmp_path)
   path.write_bytes(b"\xff\n" + done)
   with pytest.raises(InputError, match=r"metrics\.jsonl.*line 1"):
-    record.read_metrics(tmp_path)
+    results.read_metrics(tmp_path)
 
 
 def test_an_edited_metric_of_a_done_round_is_found(tmp_path):

@@ -145,9 +145,10 @@ def test_only_the_table_knows_every_method():
     assert {*own_modules(path)} & methods <= allowed.get(me, set()), me
 
 
-def test_record_and_workdir_need_no_jax():
-  for name in ("files", "lease", "record", "workdir"):
-    path = PACKAGE / "storage" / f"{name}.py"
+def test_storage_needs_no_jax_but_for_checkpoints():
+  for path in (PACKAGE / "storage").glob("*.py"):
+    if path.stem.startswith("checkpoint"):
+      continue
     assert not {"jax", "flax"} & {x.partition(".")[0] for x in imported(path)}
 
 

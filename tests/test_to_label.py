@@ -367,7 +367,7 @@ def test_a_long_sheet_is_cut_and_says_so(tmp_path, monkeypatch):
   monkeypatch.setattr(contact_sheet, "MOST_SHOWN", 2)
   asked = [Question(f"{n}.jpg", 0) for n in range(5)]
   sheet = Sheet(contact_sheet.text(asked, classes=["a"], root=tmp_path))
-  assert "This page shows the first 2 images. The other 3 are in" in sheet.text
+  assert "This page shows the first 2 images. 3 others are in" in sheet.text
   assert len(sheet.all("figure")) == 2
 
 

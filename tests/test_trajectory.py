@@ -15,7 +15,7 @@ from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
 from cpeal_jax.run import build, describe, evaluation, loop, precompile
 from cpeal_jax.run.plan import make_plan
-from cpeal_jax.storage import record
+from cpeal_jax.storage import record, results
 
 STAGES = "score", "select", "fit", "evaluate"
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -312,7 +312,7 @@ def test_end_to_end_over_devices(cache, tmp_path, devices):
       print(f"first difference: {one['round']} {one['rank']}, gap {gap:.2e}")
       assert gap < 1e-3
       break
-  ends = [record.read_metrics(tmp_path / str(c))[-1] for c in (1, devices)]
+  ends = [results.read_metrics(tmp_path / str(c))[-1] for c in (1, devices)]
   assert ends[0]["nll"] == pytest.approx(ends[1]["nll"], rel=1e-2)
 
 

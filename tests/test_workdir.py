@@ -13,6 +13,7 @@ import pytest
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage import files, workdir
+from cpeal_jax.storage.settings import config_hash
 
 CONFIG = {
   "seed": 1,
@@ -124,7 +125,7 @@ def test_a_key_that_is_new_means_its_default(tmp_path):
 
 def test_config_hash_follows_the_result_keys_alone():
   def of(**more):
-    return workdir.config_hash({**CONFIG, **more}, RUN_KEYS)
+    return config_hash({**CONFIG, **more}, RUN_KEYS)
 
   assert of() == of(rounds=9, parallel={"backend": "pmap"})
   assert of() != of(seed=2)

@@ -55,7 +55,7 @@ from cpeal_jax.data.images import decode, image_spec
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import text, weights
 from cpeal_jax.models.tensors import read_tensors
-from cpeal_jax.storage import files, record, workdir
+from cpeal_jax.storage import files, record, results, workdir
 
 LIMIT_SECONDS = 10
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
@@ -486,7 +486,7 @@ def _finished(root: Path) -> dict:
       "status": ["ok"] * 9,
     },
   )
-  record.write_metrics(root, [{"round": -1, "labeled": 0, "accuracy": 0.5}])
+  results.write_metrics(root, [{"round": -1, "labeled": 0, "accuracy": 0.5}])
   for round_ in range(2):
     picks = ids[round_ * 3 : round_ * 3 + 3]
     record.write_selection(
@@ -499,7 +499,7 @@ def _finished(root: Path) -> dict:
       root, round_, picks, ["a", "b", "a"], sources=["simulated"] * 3
     )
     row = {"round": round_, "labeled": 3 * round_ + 3, "accuracy": 0.5}
-    record.write_metrics(root, [row])
+    results.write_metrics(root, [row])
     record.mark_done(root, round_)
   return _read(root)
 
@@ -508,7 +508,7 @@ def _read(root: Path) -> dict:
   workdir.read_config(root)
   record.restore_selected(root)
   done = record.finished_rounds(root)
-  record.read_metrics(root)
+  results.read_metrics(root)
   files.read_json(root / "environment.json")
   files.read_parquet(root / "manifest.parquet")
   return {

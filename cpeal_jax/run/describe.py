@@ -21,7 +21,7 @@ from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.plan import Plan, make_plan
-from cpeal_jax.storage.workdir import config_hash
+from cpeal_jax.storage.settings import config_hash
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
 MOST_LINES = 12

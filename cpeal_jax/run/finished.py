@@ -25,6 +25,7 @@ from cpeal_jax.run.models import (
   recipe_of,
 )
 from cpeal_jax.storage import checkpoint, files, record, workdir
+from cpeal_jax.storage.settings import config_hash
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ def read_start(directory: str | os.PathLike, round: int = -1) -> Start:
       "not among them."
     )
   settings = workdir.read_config(directory)
-  digest = workdir.config_hash(settings, config_lib.RUN_KEYS)
+  digest = config_hash(settings, config_lib.RUN_KEYS)
   sha256 = settings["model"].pop("sha256")
   descriptors = settings["model"].pop("descriptors_sha256", None)
   config = config_lib.base()

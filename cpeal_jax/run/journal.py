@@ -1,8 +1,8 @@
 """The rounds' record as the loop sees it, on one process or on many.
 
-Process 0 alone reads and writes a run's plain files. Each method here calls
-`storage.record` on process 0 and sends the answer to all processes, so the code
-of the loop is the same for any number of them.
+Process 0 alone reads and writes a run's plain files. Each method here calls a
+function of `storage` on process 0 and sends the answer to all processes, so the
+code of the loop is the same for any number of them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from etils import epath
 from cpeal_jax.labeling import answers, asked
 from cpeal_jax.labeling.questions import AUDIT, Question
 from cpeal_jax.parallel.processes import first
-from cpeal_jax.storage import record
+from cpeal_jax.storage import record, results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Journal:
 
   def rows(self) -> list[dict[str, Any]]:
     """The rows of metrics, ordered by round; round -1 is zero-shot."""
-    return self._first(record.read_metrics)
+    return self._first(results.read_metrics)
 
   def rebuild_results(self) -> None:
     """Writes results.csv again, in case it was edited or removed."""
-    self._first(record.write_results)
+    self._first(results.write_results)
 
   def write_row(self, row: Mapping[str, Any]) -> None:
     """Adds a row of metrics, or replaces that of the same round."""
-    self._first(record.write_metrics, [row])
+    self._first(results.write_metrics, [row])
 
   def selected(self, round_: int) -> list[str] | None:
     """The ids of a round's picks, best first; None if it has no picks yet."""

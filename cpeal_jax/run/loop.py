@@ -41,10 +41,11 @@ from cpeal_jax.run.known import Known
 from cpeal_jax.run.plan import make_plan, refuse_other_settings
 from cpeal_jax.run.stages import Run
 from cpeal_jax.scoring import PoolScores
-from cpeal_jax.storage import checkpoint, record
+from cpeal_jax.storage import checkpoint, markers, record
 from cpeal_jax.storage import workdir as workdirs
 from cpeal_jax.storage.files import reach
-from cpeal_jax.storage.record import PSEUDO, ZERO_SHOT
+from cpeal_jax.storage.record import PSEUDO
+from cpeal_jax.storage.results import ZERO_SHOT
 
 __all__ = ("Preempted", "Run", "Waiting", "play", "rounds", "run")
 
@@ -138,7 +139,7 @@ def _build(
 ) -> Experiment:
   """Plans and builds the run on every process, or fails on every one."""
   first(prepare_dataset, config)  # The other processes find it prepared.
-  last = record.round_dir(workdir, config.rounds - 1) / "DONE"
+  last = markers.round_dir(workdir, config.rounds - 1) / "DONE"
   # A finished run compiles nothing. Several processes compile nothing early,
   # since all of them must enter each compilation together.
   compiles = jax.process_count() == 1 and (overwrite or not last.exists())

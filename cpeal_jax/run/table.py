@@ -5,7 +5,7 @@ from typing import Any
 
 from cpeal_jax.config import Config
 from cpeal_jax.errors import counted
-from cpeal_jax.storage.record import ZERO_SHOT
+from cpeal_jax.storage.results import ZERO_SHOT
 
 # The preset that holds an adapter above zero-shot, by the kind of the adapter.
 HELD = {"lora": "cpeal_lora_anchored", "prompts": "cpeal_prompt_anchored"}

@@ -1,26 +1,28 @@
-"""The record of a workdir's rounds, as plain files.
+"""The record of the rounds in a workdir: what was selected, and how labeled.
 
-A round commits twice: it writes SELECTED after scores.parquet and
-selection.csv, and DONE after labels.csv and the round's row in metrics.jsonl.
-Both markers hold the size and sha256 of the files that they commit. A run that
-is started again repeats what came after the last marker. If a marker is removed
-later, its round is not lost: a missing SELECTED is restored from DONE, and a
-round without DONE goes on from its selection.
+A run that is started again repeats what came after the last marker (see
+`storage.markers`). If a marker is removed later, its round is not lost: a
+missing SELECTED is restored from DONE, and a round without DONE goes on from
+its selection.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.storage import files
+from cpeal_jax.storage import files, results
+from cpeal_jax.storage.markers import (
+  DONE_FILES,
+  done_rounds,
+  is_selected,
+  mark_selected,
+  round_dir,
+  verify,
+)
 
-# The number of the zero-shot row in metrics.jsonl.
-ZERO_SHOT = -1
 # Sources of labels in labels.csv, beside the names of oracles: a label that the
 # data set had already, a prediction that is taken as the label, and a label
 # that replaces an earlier one.
@@ -38,33 +40,11 @@ TRAIN, AUDIT, ASIDE = "train", "audit", "set aside"
 CALIBRATION, ESTIMATE = "calibration.json", "estimate.json"
 # Of a workdir: the certificates that were asked for.
 CERTIFICATE = "certificate.json"
-_SELECTED_FILES = ("scores.parquet", "selection.csv")
-_DONE_FILES = (*_SELECTED_FILES, "SELECTED", "labels.csv")
 
 # Columns of selection.csv that come first and last. All others are between
 # them.
 _SELECTION_FIRST = ("id", "path", "rank", "score")
 _SELECTION_LAST = ("prediction", "confidence", "reason")
-# The first columns of metrics.jsonl after `round` and `labeled`.
-METRICS = (
-  "accuracy",
-  "macro_f1",
-  "worst_class",
-  "nll",
-  "brier",
-  "ece",
-  "avu",
-  "error_auroc",
-  "ece_classwise",
-  "ece_adaptive",
-  "nll_ts",
-  "ece_ts",
-)
-
-
-def round_dir(workdir: str | os.PathLike, round_: int) -> epath.Path:
-  """Returns the folder with the files of a round, counted from 0."""
-  return epath.Path(workdir) / "rounds" / f"{round_:03d}"
 
 
 def finished_rounds(workdir: str | os.PathLike) -> int:
@@ -76,8 +56,8 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
   Raises:
     InputError: a file of a finished round was edited, truncated or removed.
   """
-  done = _done(workdir)
-  lines = _metric_lines(workdir)
+  done = done_rounds(workdir)
+  lines = results.lines_by_round(workdir)
   if lines and max(lines) > max(done, default=-1) + 1:
     raise files.damaged(
       epath.Path(workdir) / "metrics.jsonl", f"a row of round {max(lines)}"
@@ -91,32 +71,18 @@ def finished_rounds(workdir: str | os.PathLike) -> int:
         f"{workdir} has round {round_} but not round {count} before it. "
         "Restore it from a copy, or use another --workdir."
       )
-    marker = _verify(folder / "DONE")
+    marker = verify(folder / "DONE")
     committed = {round_: marker.get("metrics_sha256")}
     # The marker of round 0 commits the zero-shot row too. Markers of older
     # versions do not have it, nor do those of models without texts.
     if marker.get("zero_shot_sha256") is not None:
-      committed[ZERO_SHOT] = marker["zero_shot_sha256"]
+      committed[results.ZERO_SHOT] = marker["zero_shot_sha256"]
     for row, digest in committed.items():
       if digest != files.sha256(lines.get(row, "").encode()):
         raise files.damaged(
           epath.Path(workdir) / "metrics.jsonl", f"the row of round {row}"
         )
   return len(done)
-
-
-def _done(workdir: str | os.PathLike) -> list[int]:
-  """Returns the rounds that have a DONE, in order, without verifying any."""
-  rounds = epath.Path(workdir) / "rounds"
-  if not rounds.exists():
-    return []
-  if not rounds.is_dir():
-    raise files.damaged(rounds, "it is no directory")
-  return sorted(
-    int(folder.name)
-    for folder in rounds.iterdir()
-    if folder.name.isdecimal() and (folder / "DONE").exists()
-  )
 
 
 def restore_selected(workdir: str | os.PathLike) -> list[int]:
@@ -131,11 +97,11 @@ def restore_selected(workdir: str | os.PathLike) -> list[int]:
     InputError: a file of such a round was edited, truncated or removed.
   """
   rounds = []
-  for round_ in _done(workdir):
+  for round_ in done_rounds(workdir):
     folder = round_dir(workdir, round_)
     if not is_selected(workdir, round_):
-      _verify(folder / "DONE", skip="SELECTED")
-      _mark_selected(folder)
+      verify(folder / "DONE", skip="SELECTED")
+      mark_selected(folder)
       rounds.append(round_)
   return rounds
 
@@ -176,17 +142,7 @@ def write_selection(
   rows = zip(*(selection[name] for name in names), strict=True)
   files.write_parquet(folder / "scores.parquet", scores)
   files.write_atomic(folder / "selection.csv", files.csv_text(names, rows))
-  _mark_selected(folder)
-
-
-def _mark_selected(folder: epath.Path) -> None:
-  digests = files.digests(folder, _SELECTED_FILES)
-  files.write_json(folder / "SELECTED", {"files": digests})
-
-
-def is_selected(workdir: str | os.PathLike, round_: int) -> bool:
-  """Returns whether a round's picks are committed."""
-  return (round_dir(workdir, round_) / "SELECTED").exists()
+  mark_selected(folder)
 
 
 def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
@@ -198,7 +154,7 @@ def selected(workdir: str | os.PathLike, round_: int) -> list[str] | None:
   folder = round_dir(workdir, round_)
   if not is_selected(workdir, round_):
     return None
-  _verify(folder / "SELECTED")
+  verify(folder / "SELECTED")
   return [row["id"] for row in selection(workdir, round_)]
 
 
@@ -248,7 +204,7 @@ def temperature(workdir: str | os.PathLike, round_: int) -> float | None:
   path = round_dir(workdir, round_) / CALIBRATION
   if path.exists():
     return files.read_json(path)["temperature"]
-  rows = {row["round"]: row for row in read_metrics(workdir)}
+  rows = {row["round"]: row for row in results.read_metrics(workdir)}
   return rows.get(round_, {}).get("temperature")
 
 
@@ -310,143 +266,13 @@ def purposes(
   return ids
 
 
-def write_metrics(
-  workdir: str | os.PathLike, rows: Iterable[Mapping[str, Any]]
-) -> None:
-  """Adds rows to metrics.jsonl, or replaces those of the same round.
-
-  The whole file is written again, and results.csv is derived from it. Round -1
-  is the zero-shot row. An undefined metric (NaN) becomes null.
-
-  Raises:
-    ValueError: a value is infinite.
-  """
-  root = epath.Path(workdir)
-  lines = _metric_lines(workdir)
-  for row in rows:
-    plain = {key: _plain(row[key]) for key in sorted(row, key=_column)}
-    lines[plain["round"]] = json.dumps(plain, allow_nan=False)
-  ordered = [lines[round_] for round_ in sorted(lines)]
-  files.write_atomic(
-    root / "metrics.jsonl", "".join(line + "\n" for line in ordered)
-  )
-  write_results(workdir)
-
-
-def write_results(workdir: str | os.PathLike) -> None:
-  """Writes results.csv, which has the content of metrics.jsonl as a table."""
-  parsed = read_metrics(workdir)
-  names = sorted({key for row in parsed for key in row}, key=_column)
-  # Numbers become text here, to keep the digits of metrics.jsonl. `csv_text`
-  # would round floats to float32.
-  cells = [
-    ["" if row.get(name) is None else str(row[name]) for name in names]
-    for row in parsed
-  ]
-  path = epath.Path(workdir) / "results.csv"
-  files.write_atomic(path, files.csv_text(names, cells))
-
-
-def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """Returns the rows of metrics.jsonl in the order of rounds.
-
-  If the last line was cut short, it is left out.
-
-  Raises:
-    InputError: another line is damaged, or the row of a finished round is
-      missing.
-  """
-  lines = _metric_lines(workdir)
-  return [json.loads(lines[round_]) for round_ in sorted(lines)]
-
-
 def mark_done(workdir: str | os.PathLike, round_: int) -> None:
   """Writes a round's DONE, after its labels and metrics have been written."""
-  folder, lines = round_dir(workdir, round_), _metric_lines(workdir)
-  content: dict[str, Any] = {"files": files.digests(folder, _DONE_FILES)}
+  folder = round_dir(workdir, round_)
+  lines = results.lines_by_round(workdir)
+  content: dict[str, Any] = {"files": files.digests(folder, DONE_FILES)}
   content["metrics_sha256"] = files.sha256(lines[round_].encode())
-  if round_ == 0 and ZERO_SHOT in lines:
-    content["zero_shot_sha256"] = files.sha256(lines[ZERO_SHOT].encode())
+  if round_ == 0 and results.ZERO_SHOT in lines:
+    zero_shot = lines[results.ZERO_SHOT]
+    content["zero_shot_sha256"] = files.sha256(zero_shot.encode())
   files.write_json(folder / "DONE", content)
-
-
-def _column(name: str) -> tuple[int, int, str]:
-  """Returns the sort key of a column of metrics.
-
-  `round`, `labeled` and `METRICS` come first, in this order. Others follow by
-  name, and those that start with `seconds` come last.
-  """
-  first = ("round", "labeled", *METRICS)
-  if name in first:
-    return 0, first.index(name), name
-  return (2 if name.startswith("seconds") else 1), 0, name
-
-
-def _plain(value: Any) -> Any:
-  """Returns a value that JSON can hold.
-
-  A NumPy float becomes the number that its shortest text stands for, and NaN
-  becomes None.
-  """
-  if value is None or isinstance(value, str | bool):
-    return value
-  value = np.asarray(value)[()]
-  if isinstance(value, np.floating):
-    return None if np.isnan(value) else float(str(value))
-  return value.item()
-
-
-def _metric_lines(workdir: str | os.PathLike) -> dict[int, str]:
-  """Returns the lines of metrics.jsonl, by round.
-
-  If the last line was cut short, it is left out, since its round cannot be
-  finished. Older versions could leave such a line on a full disk.
-
-  Raises:
-    InputError: another line is damaged, or a finished round has none.
-  """
-  path = epath.Path(workdir) / "metrics.jsonl"
-  data = path.read_bytes() if path.exists() else b""
-  lines = data.splitlines()
-  cut_short = len(lines) - 1 if data and not data.endswith(b"\n") else None
-  done = _done(workdir)
-  by_round = {}
-  for number, line in enumerate(lines):
-    try:
-      round_ = json.loads(line)["round"]
-      text = line.decode()
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-      if number == cut_short:
-        continue
-      raise files.damaged(path, f"line {number + 1}") from error
-    if type(round_) is not int or round_ < ZERO_SHOT:
-      raise files.damaged(path, f"line {number + 1} is of round {round_!r}")
-    by_round[round_] = text
-  missing = [round_ for round_ in done if round_ not in by_round]
-  if missing:
-    raise files.damaged(path, f"no row for round {missing[0]}")
-  return by_round
-
-
-def _verify(marker: epath.Path, *, skip: str = "") -> dict[str, Any]:
-  """Reads a marker; returns its content if the files it lists are unchanged.
-
-  Args:
-    marker: the path of a SELECTED or a DONE.
-    skip: the name of a file that may differ or be missing.
-
-  Raises:
-    InputError: the marker or one of its files was changed.
-  """
-  content = files.read_json(marker)
-  try:
-    listed = {k: v for k, v in content["files"].items() if k != skip}
-    wanted = _SELECTED_FILES if marker.name == "SELECTED" else _DONE_FILES
-    if missing := set(wanted).difference(content["files"]):
-      raise files.damaged(marker, f"it does not list {min(missing)}")
-    change = files.first_change(marker.parent, listed)
-  except (KeyError, AttributeError, TypeError) as error:
-    raise files.damaged(marker, "no list of files") from error
-  if change:
-    raise files.damaged(marker.parent / change[0], change[1])
-  return content

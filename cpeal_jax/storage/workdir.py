@@ -1,4 +1,4 @@
-"""Locks, starts, continues and clears a workdir.
+"""Locks a workdir, and starts or continues the run in it.
 
 A workdir has one writer at a time, one configuration and one set of images.
 """
@@ -6,10 +6,8 @@ A workdir has one writer at a time, one configuration and one set of images.
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
-import re
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -18,7 +16,7 @@ import pyarrow as pa
 from etils import epath
 
 from cpeal_jax.errors import InputError, counted
-from cpeal_jax.storage import lease
+from cpeal_jax.storage import clearing, lease, settings
 from cpeal_jax.storage import manifest as manifest_lib
 from cpeal_jax.storage.files import (
   damaged,
@@ -30,36 +28,11 @@ from cpeal_jax.storage.files import (
   writing,
 )
 
-# The files that --overwrite removes. All others in a workdir are the user's.
-ROUND_FILES = (
-  "DONE",
-  "SELECTED",
-  "labels.csv",
-  "selection.csv",
-  "scores.parquet",
-  "calibration.json",
-  "estimate.json",
-  "to_label.csv",
-  "labelstudio_tasks.json",
-  "label_config.xml",
-  "to_label.html",
-)
-DERIVED_FILES = (
-  "report.html",
-  "results.csv",
-  "metrics.jsonl",
-  "certificate.json",
-  "certificate.txt",
-  "accepted.csv",
-)
 # A first start writes these files and then config.json, so a folder with a
 # config.json has them too. --overwrite replaces all three and never removes
 # them: without them, a folder with files of the user would be no workdir.
 FIRST_FILES = ("environment.json", "manifest.parquet")
 LOCK = "lock"
-# Matches the name of a checkpoint: a directory of orbax, complete or not, or an
-# object in a bucket.
-CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
 
 
 @contextlib.contextmanager
@@ -187,9 +160,9 @@ def open_workdir(
   root = epath.Path(workdir)
   refuse_foreign(root)
   if overwrite:
-    _refuse_links(root)
+    clearing.refuse_links(root)
     with writing(root):
-      _clear(root)
+      clearing.clear(root)
   config = json.loads(json.dumps(config, allow_nan=False))
   rows = {k: pa.array(v, pa.string()) for k, v in manifest.items()}
   if overwrite or not (root / "config.json").exists():
@@ -199,9 +172,9 @@ def open_workdir(
     return ()
 
   recorded = read_json(root / "environment.json")  # Raises if it was edited.
-  given, stored = _flat(config), _flat(read_config(root))
+  given, stored = settings.flat(config), settings.flat(read_config(root))
   older = {k: v for k, v in defaults.items() if k in given and k not in stored}
-  allowed, refused = _differences(stored | older, given, run_keys)
+  allowed, refused = settings.differences(stored | older, given, run_keys)
   if refused:
     raise InputError(
       f"{workdir} was started with other settings: {'; '.join(refused)}. Give "
@@ -217,7 +190,7 @@ def open_workdir(
     "" if more else manifest_lib.changed_classes(root, old, new)
   )
   if more:
-    _clear_checkpoints(root)
+    clearing.clear_checkpoints(root)
     classes = counted(len(more), "class", "classes")
     grown = (*grown, f"{classes} added: {', '.join(more)}")
   if (
@@ -241,120 +214,3 @@ def open_workdir(
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """Returns the nested settings that the workdir was last started with."""
   return read_json(epath.Path(workdir) / "config.json")
-
-
-def config_hash(config: Mapping[str, Any], run_keys: Collection[str]) -> str:
-  """Returns the sha256 of the settings that decide results, except `rounds`."""
-  result = {
-    key: value
-    for key, value in _flat(config).items()
-    if key != "rounds" and not _is_run_key(key, run_keys)
-  }
-  return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns the values of nested settings by their dotted names."""
-  out = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping) and value:
-      out |= _flat(value, f"{prefix}{key}.")
-    else:
-      out[prefix + key] = value
-  return out
-
-
-def _is_run_key(key: str, run_keys: Collection[str]) -> bool:
-  """Returns whether `run_keys` names a setting or a section around it."""
-  parts = key.split(".")
-  return any(".".join(parts[: i + 1]) in run_keys for i in range(len(parts)))
-
-
-def _differences(
-  stored: Mapping, given: Mapping, run_keys: Collection[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Returns the differences of flat settings: the allowed and the refused.
-
-  Each is a line such as "key: workdir has X, you gave Y".
-  """
-  allowed, refused = [], []
-  for key in sorted(stored.keys() | given.keys()):
-    had, got = (
-      json.dumps(side[key]) if key in side else "nothing"
-      for side in (stored, given)
-    )
-    if had == got:
-      continue
-    line = f"{key}: workdir has {had}, you gave {got}"
-    grows = key == "rounds" and _is_less(stored.get(key), given.get(key))
-    if grows or _is_run_key(key, run_keys):
-      allowed.append(line)
-    else:
-      refused.append(line + (" (may only grow)" if key == "rounds" else ""))
-  return tuple(allowed), tuple(refused)
-
-
-def _is_less(old: Any, new: Any) -> bool:
-  """Returns whether both are whole numbers and the second is greater."""
-  return type(old) is int and type(new) is int and old < new
-
-
-def _refuse_links(root: epath.Path) -> None:
-  """Refuses to remove a run if one of its folders is a symbolic link.
-
-  The files behind a link are the user's.
-
-  Raises:
-    InputError: there is such a link, which the message names.
-  """
-  if is_remote(root):
-    return
-  folders = [root / "rounds", root / "checkpoints"]
-  folders += list((root / "rounds").glob("*"))
-  for folder in folders:
-    if os.path.islink(folder):
-      raise InputError(
-        f"--overwrite would remove files through {folder}, which is a link. "
-        "Remove the link, or choose another --workdir."
-      )
-
-
-def _clear(root: epath.Path) -> None:
-  """Removes the rounds of an earlier run, starting with the last one.
-
-  Only files with the names that a run writes are removed.
-  """
-  rounds = root / "rounds"
-  if rounds.exists():
-    for folder in sorted(rounds.iterdir(), reverse=True):
-      if folder.is_dir() and folder.name.isdecimal():
-        _remove(folder, ROUND_FILES)
-        _remove_if_empty(folder)
-    _remove_if_empty(rounds)
-  _clear_checkpoints(root)
-  _remove(root, DERIVED_FILES)
-
-
-def _clear_checkpoints(root: epath.Path) -> None:
-  checkpoints = root / "checkpoints"
-  if not checkpoints.exists():
-    return
-  for path in checkpoints.iterdir():
-    if not CHECKPOINT.fullmatch(path.name):
-      continue
-    if path.is_dir():
-      path.rmtree()
-    else:
-      path.unlink()
-  _remove_if_empty(checkpoints)
-
-
-def _remove(folder: epath.Path, names: Collection[str]) -> None:
-  for name in names:
-    (folder / name).unlink(missing_ok=True)
-    (folder / f".{name}.tmp").unlink(missing_ok=True)
-
-
-def _remove_if_empty(folder: epath.Path) -> None:
-  if folder.is_dir() and not any(folder.iterdir()):
-    folder.rmdir()

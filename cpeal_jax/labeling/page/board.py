@@ -21,7 +21,7 @@ from cpeal_jax.labeling.answers import State
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.questions import Question, for_page
 from cpeal_jax.labeling.reasons import in_words
-from cpeal_jax.storage import files, record
+from cpeal_jax.storage import files, markers, record
 
 SOURCE = "page"
 ESTIMATE = "estimate.json"
@@ -113,7 +113,7 @@ class Board:
     An image that the model labels itself is not asked about.
     """
     with self.lock:
-      while record.is_selected(self.workdir, len(self._rounds)):
+      while markers.is_selected(self.workdir, len(self._rounds)):
         round_ = len(self._rounds)
         by_model = record.pseudo_labels(self.workdir, round_)
         questions = asked.of_round(self.workdir, round_)
@@ -193,7 +193,7 @@ class Board:
   def estimate(self) -> dict[str, Any] | None:
     """Returns how good the model is by the last round that has an estimate."""
     for round_ in reversed(range(len(self._rounds))):
-      path = record.round_dir(self.workdir, round_) / ESTIMATE
+      path = markers.round_dir(self.workdir, round_) / ESTIMATE
       try:
         content = json.loads(path.read_bytes())
         found: dict[str, Any] = {"round": round_}
@@ -229,7 +229,7 @@ class Board:
       number, round_ = self.classes.index(label), len(rounds) - 1
       asked_now = {question.id for question in self.open_questions()}
     # Without the lock, since a large pool takes a while, and no key may wait.
-    by_class = _predicted(os.fspath(record.round_dir(self.workdir, round_)))
+    by_class = _predicted(os.fspath(markers.round_dir(self.workdir, round_)))
     found = [
       {"id": id_, "confidence": confidence}
       for id_, confidence in by_class.get(number, ())

@@ -1,0 +1,99 @@
+"""Removes the files that a run wrote into a workdir, and no others."""
+
+import os
+import re
+from collections.abc import Collection
+
+from etils import epath
+
+from cpeal_jax.errors import InputError
+from cpeal_jax.storage.files import is_remote
+
+# The files that --overwrite removes from each round's folder, and from the
+# workdir. All others are the user's, among them the record of answers.
+ROUND_FILES = (
+  "DONE",
+  "SELECTED",
+  "labels.csv",
+  "selection.csv",
+  "scores.parquet",
+  "calibration.json",
+  "estimate.json",
+  "to_label.csv",
+  "labelstudio_tasks.json",
+  "label_config.xml",
+  "to_label.html",
+)
+DERIVED_FILES = (
+  "report.html",
+  "results.csv",
+  "metrics.jsonl",
+  "certificate.json",
+  "certificate.txt",
+  "accepted.csv",
+)
+# Matches the name of a checkpoint: a directory of orbax, complete or not, or an
+# object in a bucket.
+CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
+
+
+def refuse_links(root: epath.Path) -> None:
+  """Refuses to remove a run if one of its folders is a symbolic link.
+
+  The files behind a link are the user's.
+
+  Raises:
+    InputError: there is such a link, which the message names.
+  """
+  if is_remote(root):
+    return
+  folders = [root / "rounds", root / "checkpoints"]
+  folders += list((root / "rounds").glob("*"))
+  for folder in folders:
+    if os.path.islink(folder):
+      raise InputError(
+        f"--overwrite would remove files through {folder}, which is a link. "
+        "Remove the link, or choose another --workdir."
+      )
+
+
+def clear(root: epath.Path) -> None:
+  """Removes the rounds of an earlier run, starting with the last one.
+
+  Only files with the names that a run writes are removed.
+  """
+  rounds = root / "rounds"
+  if rounds.exists():
+    for folder in sorted(rounds.iterdir(), reverse=True):
+      if folder.is_dir() and folder.name.isdecimal():
+        _remove(folder, ROUND_FILES)
+        _remove_if_empty(folder)
+    _remove_if_empty(rounds)
+  clear_checkpoints(root)
+  _remove(root, DERIVED_FILES)
+
+
+def clear_checkpoints(root: epath.Path) -> None:
+  """Removes all checkpoints of a workdir, complete or not."""
+  checkpoints = root / "checkpoints"
+  if not checkpoints.exists():
+    return
+  for path in checkpoints.iterdir():
+    if not CHECKPOINT.fullmatch(path.name):
+      continue
+    if path.is_dir():
+      path.rmtree()
+    else:
+      path.unlink()
+  _remove_if_empty(checkpoints)
+
+
+def _remove(folder: epath.Path, names: Collection[str]) -> None:
+  for name in names:
+    (folder / name).unlink(missing_ok=True)
+    (folder / f".{name}.tmp").unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: epath.Path) -> None:
+  if folder.is_dir() and not any(folder.iterdir()):
+    folder.rmdir()
