@@ -230,7 +230,8 @@ def test_other_classes_of_images_without_labels_are_refused(
   for names, error, words in (
     (CLASSES, loop.Waiting, "10 images wait for a label"),
     (CLASSES, loop.Waiting, "10 images wait for a label"),
-    (CLASSES[::-1], InputError, "10 now, and class 0 was 'zero' and is 'nine'"),
+    (CLASSES[::-1], InputError, "class 'nine' has number 0 in the data and 9"),
+    (["ten", *CLASSES[1:]], InputError, "class 0 was 'zero' and is 'ten'"),
     (CLASSES[:9], InputError, "9 now, and class 9 was 'nine' and is 'none'"),
   ):
     (tmp_path / "names").write_text("\n".join(names))
