@@ -49,7 +49,7 @@ ADAPTERS: dict[str, dict] = {
     "train.learning_rate": 0.001,
   },
   "lora": LORA,
-  "lora+anchor": LORA | ANCHOR | {"train.epochs": 40},
+  "lora+anchor": LORA | ANCHOR | {"loss.anchor": 10.0, "train.epochs": 40},
 }
 CALIBRATIONS: dict[str, dict] = {
   "cal": {"loss.calibration": "balanced"},

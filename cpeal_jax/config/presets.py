@@ -121,7 +121,6 @@ def _anchored(config: Config) -> None:
 
 def _held(config: Config) -> None:
   _anchored(config)
-  config.loss.anchor = 1.0
   config.loss.anchor_unit = "fitted"
   config.train.optimizer = "adamw"
 
@@ -129,6 +128,7 @@ def _held(config: Config) -> None:
 def _cpeal_lora_anchored(config: Config) -> None:
   _held(config)
   config.adapter.kind = "lora"
+  config.loss.anchor = 10.0
   config.train.augment = True
   config.train.learning_rate = 5e-3
   config.train.epochs = 40
