@@ -181,7 +181,7 @@ def test_twenty_by_keyboard_two_taken_back_and_a_kill(browser, tmp_path, env):
     window.page.click("#stop")
     window.page.click("#really-stop")
     window.wait_until(lambda: window.text("wait-title") == "Stopped")
-    assert "`cpeal predict runs/demo/run` writes" in window.text("wait-text")
+    assert "cpeal predict runs/demo/run writes" in window.text("wait-text")
     window.close()
     assert run.end()[0] == 3
   for id_, label in standing(workdir).items():

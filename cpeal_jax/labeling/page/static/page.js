@@ -319,7 +319,11 @@ function renderWait() {
   const stage = progress.total > 1 ? `${words}: ${progress.done} of ${progress.total} ${progress.unit}.` : words && `${words}.`;
   // Programs are compiled at the first training after each start.
   const isFirst = !trained && (phase === "working" || begins === "fit round");
-  el("wait-text").textContent = ended || [stage, isFirst ? "The first time takes up to a minute." : ""].join(" ").trim();
+  const text = ended || [stage, isFirst ? "The first time takes up to a minute." : ""].join(" ").trim();
+  // What is between backticks is a command.
+  el("wait-text").replaceChildren(...text.split("`").map((part, place) => (
+    place % 2 ? Object.assign(document.createElement("code"), { textContent: part }) : part
+  )));
 }
 
 function renderQuestion(question) {
