@@ -347,7 +347,10 @@ def test_undo_correct_cannot_tell_and_none_of_these(page, workdir):
     *("cannot_tell", "unusable"),
   ]
   found = page.get("answered", params={"class": "unusable"}).json()
-  assert found == {"total": 1, "images": [{"id": three, "kind": "unusable"}]}
+  assert found == {
+    "total": 1,
+    "images": [{"id": three, "round": 0, "kind": "unusable"}],
+  }
   assert page.get("answered").json()["images"][0]["id"] == three
 
 
@@ -535,7 +538,14 @@ def test_the_run_tells_what_it_does_and_how_it_ended(desk, page):
   assert state["progress"]["done"] == 3
   desk.hear({"stage": "encode", "done": 9, "total": 9, "unit": "images"})
   assert page.get("state").json()["progress"] == {}
-  desk.hear({"ended": "All is saved."})
+  # The page says that the first training takes longer.
+  fit = {"stage": "fit round 0", "total": 9, "unit": "steps"}
+  desk.hear({**fit, "done": 3})
+  assert not page.get("state").json()["trained"]
+  desk.hear({**fit, "done": 9})
+  assert page.get("state").json()["trained"]
+  desk.hear({"ended": "All is saved.", "heading": "Stopped"})
   assert desk.waits()  # The page that is open has to hear of it.
-  assert page.get("state").json()["ended"] == "All is saved."
+  state = page.get("state").json()
+  assert (state["ended"], state["heading"]) == ("All is saved.", "Stopped")
   assert not desk.waits()

@@ -81,6 +81,7 @@ def test_a_certificate_is_asked_for_on_the_page(labeled, env):
     second = person.open_questions(2)
     assert {q["id"] for q in second} == {q["id"] for q in first[4:]}
     person.answer(second[0]["id"], labels[second[0]["id"]])
+    assert person.state()["certified"].startswith("0 of 1,")
     person.ask("stop", {})
     ended = person.wait_for_the_end()
     code, out, err = run.end()
@@ -88,16 +89,22 @@ def test_a_certificate_is_asked_for_on_the_page(labeled, env):
     assert "run the same command again" in out.splitlines()[-1]
     assert ended.startswith("No more is asked for the certificate")
   with Label(*CERTIFY, cwd=cwd, env=env, command="certify") as run:
-    person = run.person()
+    person, told = run.person(), []
     while True:
       try:
         questions = person.open_questions(2, patience=60)
       except (AssertionError, OSError):
         break  # All tests of the plan are done.
+      told.append(person.state()["certified"])
       for question in questions:
         person.answer(question["id"], labels[question["id"]])
     code, out, err = run.end()
   assert (code, err) == (0, "")
+  # With each test of the plan the page says how much is certified already.
+  counts = [int(text.split(" of ")[0].replace(",", "")) for text in told]
+  assert counts[0] == 0
+  assert counts == sorted(counts)
+  assert counts[-1] > 0
   assert "accepted predictions is right" in out
   now = audits(cwd)
   assert before.items() <= now.items()

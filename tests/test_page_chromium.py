@@ -4,13 +4,20 @@ The browser is the system's Chromium, without a display. Requests to any other
 address than the page's are refused and counted.
 """
 
+import json
 import shutil
+import threading
 import time
 
+import page_workdir
 import pytest
+import uvicorn
 from page_person import Label, truth
+from page_workdir import AUDITS, PICKS
 
 from cpeal_jax.labeling import answers, events
+from cpeal_jax.labeling.page import server
+from cpeal_jax.labeling.page.board import Board
 from cpeal_jax.storage import record
 
 sync_api = pytest.importorskip(
@@ -131,8 +138,10 @@ def test_twenty_by_keyboard_two_taken_back_and_a_kill(browser, tmp_path, env):
       window.press("1")  # A wrong key, which is taken back again.
       window.press("u")
       window.wait_until(lambda id_=id_: window.shown() == id_)
-      window.press("s" if id_ == last else "?")
       given.pop(id_)
+    window.press("?")
+    assert window.shown() == last
+    window.press("s")
     given[before] = events.CANNOT_TELL
     for _ in range(3):
       label_one()
@@ -173,7 +182,8 @@ def test_twenty_by_keyboard_two_taken_back_and_a_kill(browser, tmp_path, env):
     window.wait_until(lambda: "Round 4" in window.text("where"))
     window.page.click("#stop")
     window.page.click("#really-stop")
-    window.wait_until(lambda: "Stopped on the page" in window.text("wait"))
+    window.wait_until(lambda: window.text("wait-title") == "Stopped")
+    assert "cpeal predict runs/demo/run writes" in window.text("wait-text")
     window.close()
     assert run.end()[0] == 3
   for id_, label in standing(workdir).items():
@@ -257,7 +267,7 @@ def test_everything_has_a_name_for_a_screen_reader(browser, run):
   # What happens is said: the answer, how many are left, the next suggestion.
   assert window.page.get_attribute("#said", "aria-live") == "polite"
   window.press("4")
-  window.wait_until(lambda: "four. " in window.text("said"))
+  window.wait_until(lambda: "Answered: four. " in window.text("said"))
   assert " left." in window.text("said")
   window.press("u")
   window.close()
@@ -348,7 +358,18 @@ def test_a_class_is_checked_at_a_glance_and_an_answer_is_corrected(
   assert window.text("question") == "Your answer was: three"
   window.press("8")
   window.wait_until(lambda: standing(run.workdir)[ids[0]] == "eight")
-  # Back at what is asked.
+  # Back among the answers, for the next one.
+  window.wait("answers")
+  thumbnail = window.page.locator(f"#answers-images [data-id='{ids[0]}']")
+  assert thumbnail.inner_text() == "eight"
+  thumbnail.click()
+  window.wait()
+  assert window.text("question") == "Your answer was: eight"
+  assert window.page.get_attribute("#view-answers", "aria-pressed") == "true"
+  window.page.click("#cancel")
+  window.wait("answers")
+  assert standing(run.workdir)[ids[0]] == "eight"
+  window.page.click("#view-label")
   assert window.text("question") == "What is this?"
   window.close()
 
@@ -400,4 +421,140 @@ def test_an_image_that_cannot_be_shown_says_so(browser, run):
   for _ in range(8):
     window.page.click("#skip")
   window.wait("broken", timeout=5_000)
+  window.close()
+
+
+# --- On a workdir made by hand, while the test says what the run does
+
+
+class Served:
+  """A page without a run."""
+
+  def __init__(self, folder):
+    self.workdir = page_workdir.make(folder)
+    self.desk = server.Desk(Board(str(self.workdir)), phase="asking")
+    app = server.make_app(self.desk, token="token")
+    config = uvicorn.Config(app, log_level="critical", lifespan="off")
+    listener = server.listen(0)
+    self.address = f"http://127.0.0.1:{listener.getsockname()[1]}/token/"
+    self.server = uvicorn.Server(config)
+    self.thread = threading.Thread(target=self.server.run, args=([listener],))
+    self.thread.start()
+
+  def estimate(self, **numbers):
+    path = record.round_dir(self.workdir, 0) / "estimate.json"
+    path.write_text(json.dumps(numbers))
+
+  def end(self):
+    self.server.should_exit = True
+    self.thread.join()
+
+
+@pytest.fixture
+def served(tmp_path):
+  page = Served(tmp_path)
+  yield page
+  page.end()
+
+
+def test_a_skip_and_an_answer_of_an_earlier_round_are_taken_back(
+  browser, served
+):
+  window = Window(browser, served.address)
+  window.wait()
+  total = len(PICKS) + len(AUDITS)
+  first = window.shown()
+  window.press("s")
+  assert window.shown() != first
+  window.press("u")
+  assert window.shown() == first
+  assert window.text("said").startswith(f"Skip taken back. {total} left.")
+  for _ in range(total):
+    last = window.shown()
+    window.press("2")
+  window.wait_until(lambda: len(standing(served.workdir)) == total)
+  ids = [f"im {i:02}.png" for i in range(page_workdir.POOL)]
+  page_workdir.select(served.workdir, 1, ids, ids[10:14], ["im 25.png"])
+  window.wait_until(lambda: "Round 2: 0 of 5" in window.text("where"))
+  window.press("u")
+  assert window.text("said") == "Taken back your answer of round 1. 6 left."
+  # As many as are left, before the server says so and after.
+  for _ in range(2):
+    assert window.shown() == last
+    assert "Round 2: 0 of 6" in window.text("where")
+    window.wait_until(lambda: last not in standing(served.workdir))
+    window.page.wait_for_timeout(500)
+  window.close()
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_no_button_moves_and_the_estimate_is_in_sight(browser, served, size):
+  numbers = {"accuracy": 0.693, "low": 0.487, "high": 0.8465, "audits": 29}
+  served.estimate(**numbers, certified_share=0.0)
+  size = dict(zip(("width", "height"), size, strict=True))
+  window = Window(browser, served.address, viewport=size)
+  window.wait()
+  places, suggested = set(), set()
+  for _ in range(len(PICKS) + len(AUDITS)):
+    suggested.add(window.page.is_visible("#accept"))
+    boxes = map(window.page.locator, ("#classes", "#undo"))
+    places.add(tuple(box.bounding_box()["y"] for box in boxes))
+    window.press("s")
+  assert suggested == {True, False}
+  assert len(places) == 1
+  assert window.text("short") == "69 % right (49 to 85)"
+  box = window.page.locator("#short").bounding_box()
+  assert box["y"] + box["height"] < 200
+  assert window.text("accuracy") == (
+    "The model is right on 69 % (49 to 85 %, with 95 % confidence) of the "
+    "images not picked for training, judged by 29 audits."
+  )
+  assert window.text("certified").startswith("About 0 % could be taken as")
+  # No word touches the edge of its button.
+  room = window.page.evaluate(
+    """() => [...document.querySelectorAll("#others button")].map((button) => {
+      const words = document.createRange();
+      words.selectNodeContents(button);
+      const right = button.getBoundingClientRect().right;
+      return right - words.getBoundingClientRect().right;
+    })"""
+  )
+  assert min(room) >= 10
+  assert window.page.evaluate("document.body.scrollWidth") <= size["width"]
+  window.close()
+
+
+def test_what_the_run_does_is_said_in_words(browser, served):
+  window = Window(browser, served.address)
+  window.wait()
+  certified = "197 of 1,939 predictions are certified so far"
+  served.desk.hear({"certified": certified})
+  window.wait_until(lambda: f" {certified}. " in window.text("where"))
+  for _ in range(len(PICKS) + len(AUDITS)):
+    window.press("1")
+  window.wait_until(lambda: not served.desk.board.open_questions())
+  served.desk.hear({"phase": "working"})
+  first = "The first time takes up to a minute."
+  window.wait_until(lambda: window.text("wait-text") == first)
+  fit = {"stage": "fit round 0", "total": 9, "unit": "steps"}
+  served.desk.hear({**fit, "done": 3})
+  said = f"Training on your answers: 3 of 9 steps. {first}"
+  window.wait_until(lambda: window.text("wait-text") == said)
+  served.desk.hear({**fit, "done": 9})
+  window.wait_until(lambda: window.text("wait-text") == "")
+  images = {"done": 1, "total": 4, "unit": "images"}
+  served.desk.hear({"stage": "encode train", **images})
+  said = "Encoding the images: 1 of 4 images."
+  window.wait_until(lambda: window.text("wait-text") == said)
+  served.desk.hear({"stage": "another one", **images})
+  said = "another one: 1 of 4 images."
+  window.wait_until(lambda: window.text("wait-text") == said)
+  window.page.click("#stop")
+  window.page.click("#really-stop")
+  assert window.text("said") == "Stopping."
+  served.desk.hear({"ended": "All is saved.", "heading": "Stopped"})
+  window.wait_until(lambda: window.text("wait-title") == "Stopped")
+  assert window.text("wait-text") == "All is saved."
+  assert window.text("said") == ""
+  assert window.page.locator("header button:not(:disabled)").count() == 0
   window.close()

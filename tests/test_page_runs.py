@@ -76,7 +76,9 @@ def test_the_page_is_open_at_once_and_the_first_images_come(demo):
 def test_a_stop_on_the_page_ends_with_3_and_what_to_run(demo):
   code, out, err = demo["end"]
   assert (code, err) == (3, "")
-  assert out.splitlines()[-1] == paging.STOPPED == demo["said"]
+  last = out.splitlines()[-1]
+  assert last == f"Stopped on the page. {demo['said']}"
+  assert "run the same command again. `cpeal predict runs/demo/run`" in last
 
 
 def test_the_token_is_in_no_file(demo):
@@ -218,7 +220,8 @@ def test_it_goes_on_until_every_image_has_an_answer(tmp_path):
 
   rows = play(tiny(tmp_path), tmp_path / "run", script)
   assert [row["labeled"] for row in rows] == [5, 10, 14]
-  assert "all its rounds are done" in ended[0]
+  assert ended[0].startswith("Nothing is left to ask.")
+  assert f"`cpeal predict {tmp_path / 'run'}` writes" in ended[0]
 
 
 def test_what_was_not_asked_is_recorded_too(tmp_path):

@@ -88,6 +88,11 @@ def go_on(opened: Reopened, of: Try) -> Result:
     answered, labels = _answers(opened, of)
     ask, accepted, certified = _step(of, answered, labels)
     waiting = None
+    if isinstance(opened.run.oracle, OnPage):
+      count, all_ = int(accepted.sum()), len(of.ids)
+      opened.run.oracle.page.tell(
+        certified=f"{count:,} of {all_:,} predictions are certified so far"
+      )
     if len(ask):
       waiting = _ask(opened, of, ask)
       if waiting is None:

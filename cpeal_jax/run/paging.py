@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 
 import jax
@@ -12,14 +13,25 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.oracle import Waiting
 from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.run.fitting import Preempted
-from cpeal_jax.storage import files
+from cpeal_jax.storage import files, record
 from cpeal_jax.storage import workdir as workdirs
 
-STOPPED = (
-  "Stopped on the page. All answers are saved; to go on, run the same command "
-  "again."
-)
 SAVED = "All answers are saved."
+# The page's headings for how a run ended.
+STOPPED, DONE, ENDED = "Stopped", "Done", "The run has ended"
+
+
+def next_steps(workdir: str | os.PathLike) -> str:
+  """Returns what a person who stopped on the page can do next."""
+  return f"To go on, run the same command again.{_predict(workdir)}"
+
+
+def _predict(workdir: str | os.PathLike) -> str:
+  """Returns how to predict, if the run has a model to predict with."""
+  if not record.finished_rounds(workdir):
+    return ""
+  words = f"cpeal predict {shlex.quote(os.fspath(workdir))}"
+  return f" `{words}` writes predictions for all images."
 
 
 @contextlib.contextmanager
@@ -33,7 +45,10 @@ def for_certificate(config: config_lib.Config) -> Iterator[Page]:
   try:
     yield page
   finally:
-    page.end(f"No more is asked for the certificate for now. {SAVED}")
+    page.end(
+      f"No more is asked for the certificate for now. {SAVED}",
+      heading=STOPPED if page.stopped() else DONE,
+    )
 
 
 @contextlib.contextmanager
@@ -63,7 +78,7 @@ def opened(
   if config.oracle.kind != "page":
     yield None
     return
-  text = SAVED
+  text, heading = SAVED, ENDED
   try:
     if files.is_remote(workdir) or jax.process_count() > 1:
       raise InputError(
@@ -76,7 +91,8 @@ def opened(
       )
       progress.listen(page.progress)
       yield page
-      text = f"The run has ended: all its rounds are done. {SAVED}"
+      text = f"Nothing is left to ask. {SAVED}{_predict(workdir)}"
+      heading = DONE
   except Waiting as waiting:
     text = waiting.lines[0]
     raise
@@ -84,12 +100,12 @@ def opened(
     if page is None or not page.stopped():
       text = f"The run was stopped. {SAVED} Run the same command again."
       raise
-    text = STOPPED
-    raise Waiting([STOPPED]) from None
+    text, heading = f"{SAVED} {next_steps(workdir)}", STOPPED
+    raise Waiting([f"Stopped on the page. {text}"]) from None
   except Exception as error:
     text = f"The run ended with an error: {error} {SAVED}"
     raise
   finally:
     progress.listen(None)
     if page is not None:
-      page.end(text)
+      page.end(text, heading=heading)

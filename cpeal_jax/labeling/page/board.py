@@ -248,7 +248,7 @@ class Board:
       offset, count: as for `predicted`.
     """
     found = [
-      {"id": event.id, **says(event)}
+      {"id": event.id, "round": event.round_, **says(event)}
       for event in reversed(self.state().standing.values())
       if label in ("", event.label or event.kind)
     ]

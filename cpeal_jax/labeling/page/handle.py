@@ -113,12 +113,18 @@ class Page:
     message = {"stage": stage, "done": done, "total": total, "unit": unit}
     self._send(message, patience=0.0)
 
-  def end(self, text: str) -> None:
-    """Tells the page how the run ended, and ends the server, once."""
+  def end(self, text: str, *, heading: str = "The run has ended") -> None:
+    """Tells the page how the run ended, and ends the server, once.
+
+    Args:
+      text: what the person should know, such as how to go on.
+      heading: how it ended, in a word or two.
+    """
     if self._is_ended:
       return
     self._is_ended = True
-    self._send({"ended": text[:LONGEST]}, patience=SEND_SECONDS)
+    message = {"ended": text[:LONGEST], "heading": heading}
+    self._send(message, patience=SEND_SECONDS)
     assert self._process.stdin
     with contextlib.suppress(OSError):
       self._process.stdin.close()

@@ -60,7 +60,11 @@ class Desk:
     board: the workdir; None until the run has opened it.
     phase: what the run is doing: `starting`, `asking`, `working` or `ended`.
     progress: the stage of the run that is under way, and how far it is.
+    trained: whether the run has trained since it started. The first time takes
+      longer, since programs are compiled.
+    certified: how much is certified so far; empty outside of a certificate.
     ended: how the run ended, for the person; empty while it runs.
+    heading: the same in a word or two.
     heard: when each tab asked last, in seconds of the monotonic clock.
     told: the tabs that have learned how the run ended.
     done: the number of the last operation of each tab, so that a request that
@@ -70,7 +74,10 @@ class Desk:
   board: Board | None = None
   phase: str = "starting"
   progress: dict[str, Any] = dataclasses.field(default_factory=dict)
+  trained: bool = False
+  certified: str = ""
   ended: str = ""
+  heading: str = ""
   heard: dict[str, float] = dataclasses.field(default_factory=dict)
   told: set[str] = dataclasses.field(default_factory=set)
   done: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -98,10 +105,13 @@ class Desk:
           self.board.ask_apart(path)
       case {"phase": phase}:
         self.phase, self.progress = phase, {}
-      case {"stage": _}:
-        self.progress = message if message["total"] != message["done"] else {}
-      case {"ended": text}:
-        self.phase, self.ended = "ended", text
+      case {"stage": name, "done": done, "total": total}:
+        self.progress = message if total != done else {}
+        self.trained |= name.startswith("fit round") and total == done
+      case {"certified": text}:
+        self.certified = text
+      case {"ended": text, "heading": heading}:
+        self.phase, self.ended, self.heading = "ended", text, heading
 
 
 def make_app(
@@ -226,7 +236,10 @@ def _state(desk: Desk, known: str) -> dict[str, Any]:
   answer: dict[str, Any] = {
     "phase": desk.phase,
     "progress": desk.progress,
+    "trained": desk.trained,
+    "certified": desk.certified,
     "ended": desk.ended,
+    "heading": desk.heading,
   }
   if desk.board is not None:
     # The phase is in it, since an estimate is written without a new answer.

@@ -1,11 +1,11 @@
 // Many images at a time: all that the model takes for a class, to be confirmed,
 // and all that have an answer, to be answered again.
 
-import { ask, counted, picture, sharpen } from "./link.js";
+import { ask, counted, percent, picture, sharpen } from "./link.js";
 
 const AT_ONCE = 48;
 const el = (id) => document.getElementById(id);
-const WORDS = { cannot_tell: "cannot tell", unusable: "none of these" };
+export const WORDS = { cannot_tell: "cannot tell", unusable: "none of these" };
 
 function thumbnail(entry, text) {
   const button = document.createElement("button");
@@ -51,7 +51,7 @@ export class Check {
     this.offset = offset;
     this.name = name;
     el("check-images").replaceChildren(...content.images.map((entry) => {
-      const button = thumbnail(entry, `${Math.round(100 * entry.confidence)} %`);
+      const button = thumbnail(entry, `${percent(entry.confidence)} %`);
       button.setAttribute("aria-pressed", "false");
       button.setAttribute("aria-label", `${entry.id} is wrong`);
       return button;
@@ -128,16 +128,31 @@ export class Answers {
     const name = el("answers-class").value;
     const { content } = await ask(`answered?class=${encodeURIComponent(name)}&offset=${offset}&count=${AT_ONCE}`);
     if (!content?.images) return;
-    const buttons = content.images.map((entry) => {
-      const button = thumbnail(entry, entry.label ?? WORDS[entry.kind]);
-      button.setAttribute("aria-label", `${entry.id}: ${entry.label ?? WORDS[entry.kind]}`);
-      button.addEventListener("click", () => this.choose(entry));
-      return button;
-    });
+    const buttons = content.images.map((entry) => this.button(entry));
     if (offset) el("answers-images").append(...buttons);
     else el("answers-images").replaceChildren(...buttons);
     const count = el("answers-images").children.length;
     el("answers-count").textContent = `${count} of ${content.total}, the last first`;
     el("answers-more").hidden = count >= content.total;
+  }
+
+  button(entry) {
+    const answer = entry.label ?? WORDS[entry.kind];
+    const button = thumbnail(entry, answer);
+    button.setAttribute("aria-label", `${entry.id}: ${answer}`);
+    button.addEventListener("click", () => this.choose(entry));
+    return button;
+  }
+
+  // Goes back to an image, which has another answer now if one is given. The
+  // others stay where they are, so that a series of them can be corrected.
+  back(entry, value) {
+    let button = [...el("answers-images").children].find((other) => other.dataset.id === entry.id);
+    if (button && value) {
+      const changed = this.button({ id: entry.id, round: entry.round, ...value });
+      button.replaceWith(changed);
+      button = changed;
+    }
+    button?.focus();
   }
 }

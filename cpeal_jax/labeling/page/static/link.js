@@ -125,6 +125,14 @@ export function sharpen(event) {
   event.target.classList.toggle("tiny", event.target.naturalWidth < 33);
 }
 
+// A share in percent. Near 0 and 1 it has a decimal, so that it is not rounded to
+// what it is not.
+export function percent(share) {
+  const value = 100 * share;
+  if ((value <= 0 || value >= 1) && (value <= 99 || value >= 100)) return String(Math.round(value));
+  return Math.min(Math.max(value, 0.1), 99.9).toFixed(1);
+}
+
 // A number with the words for it, such as "1 image" or "2 images".
 export function counted(number, one, many = `${one}s`) {
   return `${number} ${number === 1 ? one : many}`;

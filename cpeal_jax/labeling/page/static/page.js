@@ -1,26 +1,37 @@
 // One image at a time. What the person does is shown at once, sent in order, and
 // shown again if the server does not take it.
 
-import { Link, ask, counted, picture, sharpen } from "./link.js";
-import { Answers, Check } from "./grid.js";
+import { Link, ask, counted, percent, picture, sharpen } from "./link.js";
+import { Answers, Check, WORDS } from "./grid.js";
 
 const KEYS = "1234567890";
 const AHEAD = 6; // Images that are loaded before they are shown.
 const LONGEST_PAUSE = 60; // Seconds; longer ones are no time spent on an image.
 const HIDDEN = "Shown without a suggestion, so that the answer is yours alone.";
-const WORDS = { cannot_tell: "cannot tell", unusable: "none of these" };
+// What a stage of the run is called here, by how its name begins.
+const STAGES = {
+  "read": "Reading the images",
+  "decode": "Preparing the images",
+  "encode": "Encoding the images",
+  "neighbors": "Comparing the images with each other",
+  "score": "Predicting the classes of the images",
+  "stochastic passes": "Finding out how sure the model is",
+  "fit round": "Training on your answers",
+};
 const el = (id) => document.getElementById(id);
 
 let batch = { classes: [], counts: {}, questions: [], round: -1, asks: "", title: "" };
 let news = { phase: "starting", progress: {} };
 let view = "label";
 let again = null; // An image that is answered again; null for the next open one.
+let fixes = false; // Whether `again` was chosen among the answers.
+let scrolled = 0; // Where the answers were scrolled to.
 let marked = 0; // Which of the listed classes Enter takes while one is typed.
 let pauses = [];
 let lastAnswer = 0;
 const latest = new Map(); // The answer of an image that is not in `batch` yet.
 const skipped = []; // Images that come last, in the order of the skips.
-const history = []; // Images that this page has answered, for undo.
+let history = []; // What undo takes back: an image, and whether it was skipped.
 
 const link = new Link({
   state(answer, saved) {
@@ -50,6 +61,7 @@ const link = new Link({
 function take(fresh) {
   if (fresh.asks !== batch.asks) {
     skipped.length = 0;
+    history = history.filter((step) => !step.skips);
     if (batch.asks && fresh.round >= 0) say(`${fresh.title}: ${counted(fresh.questions.length, "new image")}.`);
   }
   batch = fresh;
@@ -62,8 +74,14 @@ function answerOf(question) {
   return latest.has(question.id) ? latest.get(question.id).answer : question.answer;
 }
 
+// The questions, and an image whose answer was just taken back.
+function questions() {
+  const isNew = again && !answerOf(again) && !batch.questions.some(({ id }) => id === again.id);
+  return isNew ? [again, ...batch.questions] : batch.questions;
+}
+
 function open() {
-  const rest = batch.questions.filter((question) => !answerOf(question));
+  const rest = questions().filter((question) => !answerOf(question));
   const place = (question) => skipped.lastIndexOf(question.id);
   return rest.sort((a, b) => place(a) - place(b));
 }
@@ -98,24 +116,50 @@ function answer(value) {
   const operation = { op: "answer", id: question.id, seen: answerOf(question) ?? null, ...value };
   latest.set(question.id, { answer: value, operation });
   link.send(operation);
-  history.push(question);
+  history.push({ question, skips: false });
   const now = performance.now() / 1000;
   if (lastAnswer && now - lastAnswer < LONGEST_PAUSE) pauses = [...pauses.slice(-19), now - lastAnswer];
   lastAnswer = now;
+  const words = value.label ?? WORDS[value.kind];
+  if (fixes) return leave(`Changed to: ${words}.`, value);
   again = null;
-  next(`${value.label ?? WORDS[value.kind]}.`);
+  next(`Answered: ${words}.`);
+}
+
+// Goes back to where an image was chosen to be answered again.
+function leave(said, value) {
+  const entry = again;
+  again = null;
+  el("filter").value = "";
+  if (!fixes) return render();
+  fixes = false;
+  render();
+  window.scrollTo(0, scrolled);
+  answers.back(entry, value);
+  say(said);
 }
 
 function skip() {
   const question = current();
   if (!question) return;
-  if (!answerOf(question)) skipped.push(question.id);
+  if (fixes) return leave("Left as it was.");
+  if (!answerOf(question)) {
+    skipped.push(question.id);
+    history.push({ question, skips: true });
+  }
   again = null;
   next("Skipped; it comes again at the end.");
 }
 
 async function undo() {
-  let question = history.pop();
+  const step = history.pop();
+  let question = step?.question;
+  if (step?.skips) {
+    skipped.splice(skipped.lastIndexOf(question.id), 1);
+    show("label");
+    again = batch.questions.find((other) => other.id === question.id && !answerOf(other)) ?? null;
+    return next("Skip taken back.");
+  }
   if (!question) {
     const { content } = await ask("answered?count=1");
     question = content?.images[0];
@@ -124,9 +168,10 @@ async function undo() {
   const operation = { op: "undo", id: question.id };
   latest.set(question.id, { answer: null, operation });
   link.send(operation);
-  again = batch.questions.find((other) => other.id === question.id) ?? { ...question, answer: null };
   show("label");
-  next("Taken back.");
+  again = batch.questions.find((other) => other.id === question.id) ?? { ...question, answer: null };
+  const isEarlier = question.round < batch.round && batch.title.startsWith("Round");
+  next(isEarlier ? `Taken back your answer of round ${question.round + 1}.` : "Taken back.");
 }
 
 function next(said) {
@@ -165,11 +210,11 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || el("really").open) return;
   if (view === "check") return check.onKey(event);
   if (event.key === "Escape") {
-    if (again && !el("filter").value) again = null;
+    if (again && !el("filter").value) return leave("Left as it was.");
     el("filter").value = "";
     return render();
   }
-  if (view !== "label" || el("label").hidden || event.target === el("name")) return;
+  if (el("label").hidden || event.target === el("name")) return;
   // A key that is held down must not answer all that follows.
   if (event.repeat && !event.key.startsWith("Arrow") && event.key !== "Backspace") return event.preventDefault();
   if (event.key === "Enter") {
@@ -216,6 +261,8 @@ function say(text) {
 
 function show(name) {
   view = name;
+  if (fixes) again = null;
+  fixes = false;
   for (const other of ["label", "check", "answers"]) {
     el(`view-${other}`).setAttribute("aria-pressed", String(other === name));
   }
@@ -229,13 +276,14 @@ function render() {
   const asks = Boolean(question) && news.phase !== "ended";
   const waits = news.phase === "ended" || (view === "label" && !asks);
   el("wait").hidden = !waits;
-  el("label").hidden = waits || view !== "label";
+  el("label").hidden = waits || !(view === "label" || fixes);
   el("check").hidden = waits || view !== "check";
-  el("answers").hidden = waits || view !== "answers";
-  el("stop").disabled = news.phase === "ended";
+  el("answers").hidden = waits || view !== "answers" || fixes;
+  for (const button of document.querySelectorAll("header button")) button.disabled = news.phase === "ended";
+  if (news.phase === "ended") say("");
   if (waits) renderWait();
   if (!el("label").hidden) renderQuestion(question);
-  const total = batch.questions.length;
+  const total = questions().length;
   const done = total - open().length;
   el("bar").setAttribute("aria-valuemax", total);
   el("bar").setAttribute("aria-valuenow", done);
@@ -249,12 +297,13 @@ function whereText(done, total) {
   const sorted = [...pauses].sort((a, b) => a - b);
   const seconds = (total - done) * (sorted[sorted.length >> 1] ?? 0);
   const time = seconds >= 90 ? `, about ${Math.round(seconds / 60)} min to go` : seconds >= 5 ? `, about ${Math.round(seconds)} s to go` : "";
-  return `${batch.title}: ${done} of ${total}${time}. ${batch.answered} of ${batch.pool} images have an answer.`;
+  const certified = news.certified ? ` ${news.certified}.` : "";
+  return `${batch.title}: ${done} of ${total}${time}.${certified} ${batch.answered} of ${batch.pool} images have an answer.`;
 }
 
 function renderWait() {
-  const { phase, progress, ended } = news;
-  const titles = { starting: "Getting ready", asking: "Getting ready", working: "Learning from your answers", ended: "The run has ended" };
+  const { phase, progress, ended, heading, trained } = news;
+  const titles = { starting: "Getting ready", asking: "Getting ready", working: "Learning from your answers", ended: heading };
   el("wait-title").textContent = titles[phase];
   const bar = el("wait-bar");
   bar.hidden = phase === "ended";
@@ -264,8 +313,17 @@ function renderWait() {
   } else {
     bar.removeAttribute("value");
   }
-  const stage = progress.total > 1 ? `${progress.stage}: ${progress.done} of ${progress.total} ${progress.unit}` : progress.stage ?? "";
-  el("wait-text").textContent = ended || stage;
+  const name = progress.stage ?? "";
+  const begins = Object.keys(STAGES).find((beginning) => name.startsWith(beginning));
+  const words = STAGES[begins] ?? name;
+  const stage = progress.total > 1 ? `${words}: ${progress.done} of ${progress.total} ${progress.unit}.` : words && `${words}.`;
+  // Programs are compiled at the first training after each start.
+  const isFirst = !trained && (phase === "working" || begins === "fit round");
+  const text = ended || [stage, isFirst ? "The first time takes up to a minute." : ""].join(" ").trim();
+  // What is between backticks is a command.
+  el("wait-text").replaceChildren(...text.split("`").map((part, place) => (
+    place % 2 ? Object.assign(document.createElement("code"), { textContent: part }) : part
+  )));
 }
 
 function renderQuestion(question) {
@@ -279,11 +337,14 @@ function renderQuestion(question) {
   image.alt = `The image to label: ${question.id}`;
   el("caption").textContent = question.id;
   const before = answerOf(question);
-  const confidence = question.confidence ? `, ${Math.round(100 * question.confidence)} %` : "";
+  const confidence = question.confidence ? `, ${percent(question.confidence)} %` : "";
   el("question").textContent = before ? `Your answer was: ${before.label ?? WORDS[before.kind]}` : "What is this?";
   el("accept").hidden = Boolean(before) || !question.suggestion;
-  el("suggestion").textContent = `${question.suggestion}${confidence}`;
-  el("why").textContent = before ? "Answer it again, or press Esc." : question.suggestion ? `Why this one: ${question.why}` : question.why || HIDDEN;
+  el("cancel").hidden = !before;
+  // Without a suggestion a space keeps the button's height.
+  el("suggestion").textContent = `${question.suggestion}${confidence}` || "\u00a0";
+  el("suggestion").title = question.suggestion ?? "";
+  el("why").textContent = before ? "Answer it again, or cancel." : question.suggestion ? `Why this one: ${question.why}` : question.why || HIDDEN;
   el("filter").hidden = small();
   el("classes").classList.toggle("many", !small());
   for (const [id, letter] of Object.entries({ unusable: "N", skip: "S", undo: "U" })) {
@@ -332,14 +393,18 @@ function renderClasses(question) {
 
 function renderEstimate(estimate) {
   el("estimate").hidden = !estimate;
+  el("short").hidden = !estimate || estimate.accuracy === null;
   if (!estimate) return;
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
-  const { accuracy, low, high, audits, certified_share: certified } = estimate;
+  const { accuracy, low, high, audits, certified_share: share } = estimate;
+  const isBetween = low !== null && high !== null;
+  const [right, least, most] = [accuracy, low, high].map(percent);
+  const between = isBetween ? ` (${least} to ${most} %, with 95 % confidence)` : "";
+  const judged = audits === null ? "" : `, judged by ${counted(audits, "audit")}`;
+  el("short").textContent = `${right} % right${isBetween ? ` (${least} to ${most})` : ""}`;
   el("accuracy").textContent = accuracy === null ? "" :
-    `The model is right on ${percent(accuracy)} of the images` +
-    (low === null ? "" : `, between ${percent(low)} and ${percent(high)} with 95 % confidence`) +
-    (audits === null ? "." : `, by ${counted(audits, "checked image")}.`);
-  el("certified").textContent = certified === null ? "" : `${percent(certified)} of the images have a certified prediction.`;
+    `The model is right on ${right} %${between} of the images not picked for training${judged}.`;
+  el("certified").hidden = share === null;
+  el("share").textContent = percent(share);
   el("sentence").textContent = estimate.sentence;
 }
 
@@ -347,8 +412,12 @@ function renderEstimate(estimate) {
 
 const check = new Check(link, say);
 const answers = new Answers((entry) => {
-  again = { ...entry, answer: { label: entry.label, kind: entry.kind } };
-  show("label");
+  scrolled = window.scrollY;
+  again = { ...entry, answer: entry.label ? { label: entry.label } : { kind: entry.kind } };
+  fixes = true;
+  el("filter").value = "";
+  render();
+  window.scrollTo(0, 0);
 });
 for (const name of ["label", "check", "answers"]) {
   el(`view-${name}`).addEventListener("click", () => show(name));
@@ -358,6 +427,7 @@ el("cannot_tell").addEventListener("click", cannotTell);
 el("unusable").addEventListener("click", unusable);
 el("skip").addEventListener("click", skip);
 el("undo").addEventListener("click", undo);
+el("cancel").addEventListener("click", () => leave("Left as it was."));
 el("image").addEventListener("load", sharpen);
 el("image").addEventListener("error", () => { el("broken").hidden = false; });
 el("filter").addEventListener("input", () => { marked = 0; renderClasses(current()); });
