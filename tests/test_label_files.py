@@ -12,6 +12,7 @@ import pytest
 
 from cpeal_jax.labeling import (
   answers,
+  folding,
   found,
   label_file,
   texts,
@@ -50,8 +51,8 @@ def given_back(folder, data, *, name="labels.csv", run="this run"):
   assert contents(folder) == before, "reading changed something"
   assert not (reading.answers and reading.problems)
   events = label_file.to_events(reading.answers, time=TIME)
-  state = answers.fold(answers.read(folder))
-  answers.append(folder, answers.changes(state, events))
+  state = folding.known_in(folder)
+  answers.append(folder, folding.changes(state, events))
   if reading.problems:
     assert contents(folder) == before, "a refused file changed something"
   return reading
@@ -671,7 +672,7 @@ def test_an_unusual_file_is_used_with_a_note(name, tmp_path):
   reading = given_back(tmp_path, data)
   assert lines(reading, tmp_path) == notes
   assert said(reading) == want
-  known = answers.fold(answers.read(tmp_path)).standing
+  known = folding.known_in(tmp_path).standing
   assert {id_: e.label or e.kind for id_, e in known.items()} == want
   assert {e.source for e in known.values()} == {"files:labels.csv"}
 

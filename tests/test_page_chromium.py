@@ -10,7 +10,10 @@ import time
 import pytest
 from page_person import Label, truth
 
-from cpeal_jax.labeling import answers, events
+from cpeal_jax.labeling import (
+  events,
+  folding,
+)
 from cpeal_jax.storage import record
 
 sync_api = pytest.importorskip(
@@ -97,7 +100,7 @@ class Window:
 def standing(workdir):
   return {
     id_: event.label or event.kind
-    for id_, event in answers.fold(answers.read(workdir)).standing.items()
+    for id_, event in folding.known_in(workdir).standing.items()
   }
 
 

@@ -12,6 +12,7 @@ from cpeal_jax.labeling import (
   addresses,
   answers,
   events,
+  folding,
   found,
   label_file,
   to_label,
@@ -56,7 +57,7 @@ class Files:
   def ask(self, questions: Sequence[Question]) -> Mapping[str, Reply]:
     round_ = max(question.round_ for question in questions)
     self._take(round_, questions)
-    standing = answers.fold(answers.read(self.workdir)).standing
+    standing = folding.known_in(self.workdir).standing
     known = {id_: reply(e, self.source) for id_, e in standing.items()}
     now = [question for question in questions if question.round_ == round_]
     if any(question.id not in known for question in now):
@@ -116,6 +117,6 @@ class Files:
       raise InputError("\n".join(found.report(reading.problems)))
     for note in reading.notes:
       say(f"note: {note}")
-    state = answers.fold(answers.read(self.workdir))
+    state = folding.known_in(self.workdir)
     new = label_file.to_events(reading.answers, time=events.now())
-    answers.append(self.workdir, answers.changes(state, new))
+    answers.append(self.workdir, folding.changes(state, new))

@@ -10,7 +10,12 @@ from jaxtyping import Bool
 from cpeal_jax.audit import certificate
 from cpeal_jax.audit.certificate import Certificate
 from cpeal_jax.audit.conformal_labeling import conformal_labels
-from cpeal_jax.labeling import answers, asked, events
+from cpeal_jax.labeling import (
+  answers,
+  asked,
+  events,
+  folding,
+)
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Waiting
@@ -141,7 +146,7 @@ def _answers(
   run = opened.run
   done = record.finished_rounds(run.journal.workdir)
   known = {id_: name for id_, (name, _) in run.journal.answers(done).items()}
-  standing = answers.fold(answers.read(run.journal.workdir)).standing
+  standing = folding.known_in(run.journal.workdir).standing
   # Others may have been confirmed beside a prediction.
   audits = {i: event for i, event in standing.items() if event.purpose == AUDIT}
   known |= {id_: event.label for id_, event in audits.items()}
@@ -170,7 +175,7 @@ def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
     oracle = dataclasses.replace(oracle, apart=os.fspath(path))
   replies = oracle.ask(questions)
   missing = [q for q in questions if q.id not in replies]
-  state = answers.fold(answers.read(workdir))
+  state = folding.known_in(workdir)
   new = [
     Event(
       kind=events.ANSWER if replies[q.id].label else replies[q.id].source,
