@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from asked_questions import QUESTIONS as ASKED
 
 from cpeal_jax.labeling import (
   answers,
@@ -22,18 +23,7 @@ from cpeal_jax.labeling.questions import Question
 
 GOLDEN = Path(__file__).parent / "golden" / "label_studio"
 CLASSES = ("cat", "dog", "Käse", "Emu", "emU", "=1+1")
-QUESTIONS = {
-  q.id: q
-  for q in (
-    Question("a.jpg", 1, "cat", 0.5, "near a border"),
-    Question("b.jpg", 1, "dog", 0.25),
-    Question("dir/c d.jpg", 1, "cat", 0.75),
-    Question("ä.jpg", 1, "cat", 0.75),
-    Question("=e.jpg", 1, "=1+1", 0.5),
-    Question("audit.jpg", 1, "cat", 0.9, "not to be seen", "audit"),
-    Question("old.jpg", 0, "dog", 0.9),
-  )
-}
+QUESTIONS = ASKED | {"old.jpg": Question("old.jpg", 0, "dog", 0.9)}
 POOL = ("a.jpg", "unasked.jpg")
 TIME = "2026-11-03T12:00:00Z"
 PLAIN = "id,label\n"
