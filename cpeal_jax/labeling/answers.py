@@ -213,7 +213,7 @@ def _events(path: str, lines: list[bytes], same: dict[str, str]) -> list[Event]:
 def _events_at_once(
   path: str, lines: list[bytes], start: int, same: dict[str, str]
 ) -> list[Event]:
-  """Does the same for a few lines; `start` lines come before them."""
+  """Returns the events of a few lines, which `start` other lines precede."""
   # Parsing them together takes half as long as parsing each alone.
   with contextlib.suppress(ValueError, RecursionError):
     parsed = json.loads(b"[" + b",".join(lines) + b"]")

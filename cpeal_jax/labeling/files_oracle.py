@@ -21,7 +21,7 @@ from cpeal_jax.labeling.oracle import Reply, Waiting, reply
 from cpeal_jax.labeling.questions import Question
 from cpeal_jax.progress import say
 
-# In the workdir, beside what each round's folder has.
+# A file with answers that a person may put into the workdir.
 LABELS = "labels.csv"
 
 
@@ -34,12 +34,14 @@ class Files:
     root: the data root, below which the images are.
     classes: the class names.
     given: class names by id that the data set has already.
-    answers: files that were given on the command line.
-    run: a name of the run, which its question files carry.
+    answers: the paths of files with answers, as given on the command line.
+    run: the name of the run. It stands in the files for Label Studio, so that
+      the answers of another run are refused.
     document_root: the folder that Label Studio's addresses are relative to.
     value_range: black and white of deep images.
     pool: the ids of all images.
-    folder: where questions go that no round asks; empty for those of rounds.
+    folder: the folder in the workdir for questions that no round asks, such as
+      those of a certificate; empty for the folder of the round.
   """
 
   workdir: str

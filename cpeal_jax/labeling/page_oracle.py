@@ -33,7 +33,7 @@ class OnPage:
     workdir: of the run.
     given: class names by id that the data set has already.
     page: the page, which is open already.
-    stop: asked again and again while it waits, whether to return.
+    stop: asked again and again while it waits, whether to stop waiting.
     value_range: black and white of deep images.
     apart: a file with the ids of questions that no round asks, see
       `asked.write_apart`; empty for those of rounds.
