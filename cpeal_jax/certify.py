@@ -125,6 +125,8 @@ def plan_lines(opened: Reopened, attempt: Try) -> list[str]:
 
 def certificate_text(result: Result) -> str:
   """Returns the content of certificate.txt."""
+  if result.waiting is not None and not result.accepted.any():
+    return "Nothing is certified yet: more labels are needed first.\n"
   paragraphs = [_claim(result), _scope(result), _limits(result)]
   if result.waiting is not None:
     paragraphs.insert(
@@ -140,8 +142,6 @@ def _claim(result: Result) -> str:
   accepted, share = int(result.accepted.sum()), result.accepted.mean()
   target = f"{attempt.request.target:.4g}"
   if attempt.plan is None:
-    if result.waiting is not None:
-      return "Nothing is accepted yet."
     looked = int(result.answered[attempt.sample].sum())
     others = len(attempt.ids) - len(attempt.sample)
     return (
@@ -176,8 +176,8 @@ def _scope(result: Result) -> str:
   text = (
     f"It is about the model of round {attempt.round_} and about the images of "
     "this pool, taken together: not about new images, and not about a single "
-    "class. accepted.csv lists them. Where a person gave an answer, the label there "
-    "is this answer and not the prediction."
+    "class. accepted.csv lists them. Where a person gave an answer, the label "
+    "there is this answer and not the prediction."
   )
   if unknown:
     text += (

@@ -80,7 +80,8 @@ def report(error: Exception) -> int:
     The exit code: `USAGE` after an `InputError`, and `FAILED` after any other.
   """
   if reason := _in_one_line(error):
-    sys.stderr.write(f"error: {reason}\n")
+    lines = (f"error: {reason}", *getattr(error, "more", ()))
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
   else:
     traceback.print_exception(error)
   return USAGE if isinstance(error, InputError) else FAILED

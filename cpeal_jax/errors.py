@@ -15,10 +15,14 @@ class InputError(ValueError):
   which values are allowed, and what to do. `main` prints it without a traceback
   and exits with code 2. Line breaks and control characters, which names of
   files and classes may hold, are escaped.
+
+  Attributes:
+    more: lines that are printed below, where a file has several problems.
   """
 
-  def __init__(self, message: object = "") -> None:
+  def __init__(self, message: object = "", more: Iterable[str] = ()) -> None:
     super().__init__(escaped(str(message)))
+    self.more = tuple(map(escaped, more))
 
 
 class Failure(RuntimeError):

@@ -9,8 +9,17 @@ page, trains, and picks again, until you stop or every image has an answer. The
 page is only served on this machine. All answers are saved at once: stop
 whenever you like, and go on by the same command.
 
-Any setting of `cpeal run` may be given, such as --config.budget=20, the number
-of images that are asked about at a time.
+Any setting of `cpeal run` may be given too. Those that you will want:
+
+  --config.model.weights=CLIP   a folder with a CLIP; the default is OpenAI's
+                                ViT-B/32, which is downloaded once
+  --config.model.template="a satellite photo of {}."
+                                what your pictures are; {} is a class
+  --config.budget=20            how many images it picks at a time; default 10
+  --config.oracle.audit=5       how many more it draws at random each time, to
+                                tell how good the model is
+
+Give the same settings when you go on.
 
 Exit codes: 0 every image has an answer, 3 stopped on the page, 2 wrong usage or
 input, 75 stopped by SIGTERM, 130 stopped by Ctrl-C. After 3, 75 and 130 nothing
@@ -27,13 +36,19 @@ from typing import NoReturn
 
 from cpeal_jax import command_line, quickstart
 from cpeal_jax.data import class_names, digits
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, nearest
 from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.run import interrupts
 
+HELP = " `cpeal label --help` explains the command."
 DEMO = "runs/demo"
+# Settings that nearly everybody needs.
+SETTINGS = ("model.weights", "model.template", "budget", "oracle.audit")
 # No pool needs as many rounds, so the run goes on until it is told to stop.
 ENDLESS = 1_000_000
+# Images that are asked about before the model is trained again. One a class,
+# which is the default of other runs, would be few for a person or very many.
+AT_A_TIME = 10
 TEMPLATE = "a photo of the digit {}."
 # Name, type, default and help of each flag that has a value.
 VALUES = (
@@ -84,10 +99,11 @@ def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
   options, rest = parser.parse_known_args(argv)
   for word in rest:
     if not word.startswith(("--config.", "--noconfig.")):
-      parser.error(f"unknown argument {word!r}")
+      raise InputError(f"unknown argument {word!r}.{_meant(word)}{HELP}")
   if options.demo and (options.root or options.classes):
     parser.error("--demo has its own images and classes: leave DIR out")
   settings = ["--config.oracle.kind=page", f"--config.rounds={ENDLESS}"]
+  settings.append(f"--config.budget={AT_A_TIME}")
   if options.demo:
     settings += _demo(Path(DEMO))
     options.workdir = options.workdir or f"{DEMO}/run"
@@ -103,6 +119,19 @@ def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
   passed_on = ("dry_run", "overwrite")
   out += [f"--{name}" for name in passed_on if getattr(options, name)]
   return out, options
+
+
+def _meant(word: str) -> str:
+  """Returns a question whether another argument was meant, if one is alike."""
+  flag = word.partition("=")[0]
+  if not flag.startswith("-"):
+    is_file = os.path.isfile(word)
+    return f" Did you mean --classes={word}?" if is_file else ""
+  key = flag.strip("-")
+  if alike := [k for k in SETTINGS if key in (k, k.rpartition(".")[2])]:
+    return f" Did you mean --config.{alike[0]}?"
+  flags = [name for name, *_ in (*VALUES, *FLAGS)]
+  return nearest(flag, flags)
 
 
 def _own(root: str, classes: str) -> list[str]:

@@ -82,6 +82,10 @@ def predict(
   """
   table = _target(to or os.path.join(workdir, DEFAULT))
   beside = table.with_name(f"{table.stem}_files")
+  if to and not os.path.isdir(table.parent):
+    raise InputError(
+      f"--to={to}: there is no folder {table.parent}; make it first."
+    )
   if to and not overwrite:
     for path in (table, beside):
       if os.path.lexists(path):

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import main, quickstart
+from cpeal_jax import errors, main, quickstart
 from cpeal_jax.config import load
 from cpeal_jax.data import catalogue
-from cpeal_jax.errors import USAGE, InputError, escaped
+from cpeal_jax.errors import InputError, escaped
 from cpeal_jax.run.plan import make_plan
 
 OWN = ("--config.dataset.name=", "--config.dataset.layout=folders")
@@ -83,7 +83,7 @@ def test_the_same_bytes_in_pool_and_test_are_refused_or_said(tmp_path, capsys):
     fill(root / split, "cat", "dog", n=6 - i)
   # fill draws the same pictures for the same numbers.
   code, _, said = dry_run(root, capsys, "--config.budget=2")
-  assert code == USAGE
+  assert code == errors.USAGE
   assert "the bytes of 8 of 8 images of split test are also" in said
   assert "dataset.duplicates=allow" in said
   code, lines, _ = dry_run(
@@ -153,7 +153,7 @@ def test_names_with_line_breaks_stay_in_their_line(tmp_path, capsys):
   shutil.rmtree(root / "do\rg")
   (root / "x\ny").mkdir()
   code, _, said = dry_run(root, capsys)
-  assert code == USAGE
+  assert code == errors.USAGE
   assert len(said.splitlines()) == 1
 
 

@@ -11,13 +11,9 @@ import pytest
 from own_data import config
 from runs import selections
 
-from cpeal_jax import main
+from cpeal_jax import errors, main
 from cpeal_jax.data.digits import load_digits
-from cpeal_jax.errors import USAGE
-from cpeal_jax.labeling import (
-  answers,
-  folding,
-)
+from cpeal_jax.labeling import answers, folding
 from cpeal_jax.run import loop
 from cpeal_jax.storage import record, results
 
@@ -145,11 +141,14 @@ def test_one_bad_line_takes_nothing(here, tmp_path, capsys):
   workdir = tmp_path / "run"
   assert play(root, workdir) == main.WAITING
   asked = fill(workdir, 0, truth)
-  fill(workdir, 0, truth, **{asked[2]: "dragon"})
-  assert play(root, workdir) == USAGE
-  error = capsys.readouterr().err
-  assert "to_label.csv" in error
-  assert "dragon" in error
+  fill(workdir, 0, truth, **{asked[2]: "dragon", asked[1]: "griffin"})
+  assert play(root, workdir) == errors.USAGE
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0].startswith(f"error: {workdir}/rounds/000/to_label.csv, line")
+  assert "griffin" in lines[0]
+  assert "dragon" in lines[1]
+  assert lines[2].startswith("No answer was taken. Mend these problems")
+  assert len(lines) == 3
   assert not answers.read(workdir)
 
 
@@ -234,7 +233,7 @@ def test_images_are_added_between_rounds(here, tmp_path, capsys):
   assert len(scored) == 80
   (root / "images" / later[0]).unlink()
   fill(workdir, 2, truth)
-  assert play(root, workdir) == USAGE
+  assert play(root, workdir) == errors.USAGE
   assert "1 removed" in capsys.readouterr().err
 
 
@@ -250,8 +249,13 @@ def test_a_class_is_added_between_rounds(here, tmp_path, capsys):
   assert play(root, workdir) == main.WAITING
   assert f"1 class added: {names[9]}" in capsys.readouterr().out
   (root / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
-  assert play(root, workdir) == USAGE
-  assert "the classes are not those" in capsys.readouterr().err
+  assert play(root, workdir) == errors.USAGE
+  says = f"error: class {names[9]!r} has number 0 in the data and 9 in"
+  assert capsys.readouterr().err.startswith(says)
+  # Its models would name other classes, whatever is accepted.
+  words = "--config.dataset.accept_labels=True"
+  assert play(root, workdir, words) == errors.USAGE
+  assert capsys.readouterr().err.startswith(says)
 
 
 def test_overwrite_starts_over_and_loses_no_answer(here, tmp_path):

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from own_data import config, read, saved, write
 
-from cpeal_jax import main, quickstart
-from cpeal_jax.errors import USAGE, InputError
+from cpeal_jax import errors, main, quickstart
+from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.oracles import oracle_of
 from cpeal_jax.labeling.questions import Question
 
@@ -287,7 +287,7 @@ def test_the_command_ends_with_one_line_and_code_2(tmp_path, capsys):
   images(tmp_path / "data")
   flags = [f"--config.dataset.root={tmp_path / 'data'}", "--dry_run"]
   flags += [f"--config.model.weights={quickstart.CLIP}"]
-  assert main.main(["main", "--config=own_images", *flags]) == USAGE
+  assert main.main(["main", "--config=own_images", *flags]) == errors.USAGE
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: no image has a label, and dataset.class_names")
 

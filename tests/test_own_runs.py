@@ -12,9 +12,9 @@ from runs import metrics, selections
 from safetensors.numpy import load_file, save_file
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import load_run, main, quickstart
+from cpeal_jax import errors, load_run, main, quickstart
 from cpeal_jax.data.digits import CLASSES, load_digits
-from cpeal_jax.errors import USAGE, InputError
+from cpeal_jax.errors import InputError
 from cpeal_jax.run import loop
 
 # Images of the digits in the pool, in validation and in test.
@@ -199,7 +199,7 @@ def test_without_labels_a_person_is_needed(
   )
   # The workdir is named after the folder.
   workdir = tmp_path / "runs/photos/anchored/seed1"
-  assert main.main(["main", *flags]) == USAGE
+  assert main.main(["main", *flags]) == errors.USAGE
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: no label for 20 of 20 images of the pool")
   assert not workdir.exists()
@@ -230,7 +230,8 @@ def test_other_classes_of_images_without_labels_are_refused(
   for names, error, words in (
     (CLASSES, loop.Waiting, "10 images wait for a label"),
     (CLASSES, loop.Waiting, "10 images wait for a label"),
-    (CLASSES[::-1], InputError, "10 now, and class 0 was 'zero' and is 'nine'"),
+    (CLASSES[::-1], InputError, "class 'nine' has number 0 in the data and 9"),
+    (["ten", *CLASSES[1:]], InputError, "class 0 was 'zero' and is 'ten'"),
     (CLASSES[:9], InputError, "9 now, and class 9 was 'nine' and is 'none'"),
   ):
     (tmp_path / "names").write_text("\n".join(names))

@@ -236,6 +236,7 @@ def test_a_round_of_an_older_version_has_no_temperature(run, tmp_path, capsys):
     (["RUN", "--to=table.txt"], "ends in .csv or .parquet"),
     (["RUN", "--to=gs://bucket/x.csv"], "not local"),
     (["RUN", "--to=there.csv"], "--overwrite"),
+    (["RUN", "--to=typo/x.csv"], "there is no folder typo; make it first"),
     (["RUN", "--images=nowhere", "--to=x.csv"], "does not exist"),
     (["RUN", "--images=empty", "--to=x.csv"], "no image"),
     (["RUN", "--round=9"], "finished rounds"),

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from cpeal_jax import config as config_lib
-from cpeal_jax import main
+from cpeal_jax import errors, main
 from cpeal_jax.config import KEYS, ranges
-from cpeal_jax.errors import USAGE, InputError
+from cpeal_jax.errors import InputError
 
 START = ["main", "--config=configs/quickstart.py", "--dry_run"]
 
@@ -58,7 +58,7 @@ def test_nonsense_is_refused_in_one_line(key, capsys):
   for value in bad_values(key):
     code = main.main([*START, f"--config.{key.name}={value}"])
     said = capsys.readouterr().err
-    assert code == USAGE, (value, said)
+    assert code == errors.USAGE, (value, said)
     assert len(said.strip().splitlines()) == 1, (value, said)
     assert said.startswith("error: "), (value, said)
     assert key.name.rpartition(".")[2] in said, (value, said)

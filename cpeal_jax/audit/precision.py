@@ -125,8 +125,10 @@ def check_level(target: float, confidence: float) -> None:
   """Raises InputError unless both are between 0 and 1."""
   check_confidence(confidence)
   if not 0 < target < 1:
+    meant = f" Did you mean {target / 100:g}?" if 1 < target < 100 else ""
     raise InputError(
-      f"target {target}; give a number between 0 and 1, such as 0.95."
+      f"target precision {target:g}; give a number between 0 and 1, such as "
+      f"0.95.{meant}"
     )
 
 

@@ -87,8 +87,8 @@ def on_splits(dataset: Dataset) -> tuple[str, ...]:
   parts = []
   if not len(dataset.val):
     parts.append(
-      "there is no validation split, so no temperature is fitted and val_*, "
-      "nll_ts and ece_ts are left out"
+      "there is no validation split, so the temperature comes from the labels "
+      "and val_*, nll_ts and ece_ts are left out"
     )
   if not len(dataset.test):
     parts.append("there is no test split, so no accuracy is measured")

@@ -15,6 +15,7 @@ from cpeal_jax.data import formats, reading
 from cpeal_jax.errors import InputError, counted, escaped
 from cpeal_jax.labeling import thumbnails
 from cpeal_jax.labeling.questions import Question
+from cpeal_jax.labeling.reasons import in_words
 from cpeal_jax.labeling.words import offered
 
 # A page with more pictures would be slow to open. The CSV file has them all.
@@ -67,7 +68,7 @@ of <code>to_label.csv</code>:
 {%- if question.confidence is not none %},
 {{ "%.0f" | format(100 * question.confidence) }}&nbsp;%{% endif %}.</p>
 {% endif %}
-{% if question.reason %}<p>Why: {{ question.reason }}</p>{% endif %}
+{% if question.reason %}<p>Why: {{ question.reason | in_words }}</p>{% endif %}
 </figcaption>
 </figure></li>
 {% endfor %}
@@ -82,7 +83,7 @@ _environment = jinja2.Environment(
   trim_blocks=True,
   lstrip_blocks=True,
 )
-_environment.filters["printable"] = escaped
+_environment.filters |= {"printable": escaped, "in_words": in_words}
 _page = _environment.from_string(PAGE)
 
 

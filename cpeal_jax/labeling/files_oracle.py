@@ -116,7 +116,8 @@ class Files:
       run=self.run,
     )
     if reading.problems:
-      raise InputError("\n".join(found.report(reading.problems)))
+      first, *more = found.report(reading.problems)
+      raise InputError(first, more)
     for note in reading.notes:
       say(f"note: {note}")
     state = folding.known_in(self.workdir)

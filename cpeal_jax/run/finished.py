@@ -154,6 +154,11 @@ def read_start(directory: str | os.PathLike, round: int = -1) -> Start:
   if not (directory / "config.json").exists():
     raise InputError(f"{directory} is no workdir: it has no config.json.")
   done = record.finished_rounds(directory)
+  if not done:
+    raise InputError(
+      f"{directory} has no finished round yet, and so no model. Give the first "
+      "answers, or let the first round end, and try again."
+    )
   number = done + round if round < 0 else round
   if not 0 <= number < done:
     raise InputError(

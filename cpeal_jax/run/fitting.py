@@ -188,7 +188,8 @@ def adapter_of(run: Run, round_: int, labels: Labels) -> dict | None:
     state, _ = run.checkpoints.restore(round_, last, fresh_state(run, round_))
     return state.adapter
   say(
-    f"note: round {round_} has no checkpoint of its end, so it is trained again"
+    f"note: the model of round {round_} is not in the workdir, as after a new "
+    "class, so it is trained again on the same labels"
   )
   return fit(run, round_, labels)[0]
 

@@ -76,6 +76,28 @@ def _labels(table: pa.Table) -> dict[tuple[str, str], str]:
   return {(row["split"], row["id"]): row["label"] for row in table.to_pylist()}
 
 
+def refuse_moved_classes(
+  root: epath.Path, old: Sequence[str], new: Sequence[str]
+) -> None:
+  """Refuses classes that are those of before in another order.
+
+  Models of finished rounds know classes by their numbers, so their predictions
+  would get the names of other classes.
+
+  Raises:
+    InputError: a class of before has another number now.
+  """
+  places = {name: number for number, name in enumerate(old)}
+  for number, name in enumerate(new):
+    if places.get(name, number) != number:
+      raise InputError(
+        f"class {name!r} has number {number} in the data and {places[name]} in "
+        f"{root}, whose models know classes by number. Restore the order, with "
+        "new classes behind all others (a file for dataset.class_names can "
+        "give it), or use another --workdir."
+      )
+
+
 def changed_classes(
   root: epath.Path, old: Sequence[str], new: Sequence[str]
 ) -> str:

@@ -65,7 +65,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
         file.seek(0)
         raise InputError(
           f"{workdir} is in use by {file.read().strip() or 'another process'}. "
-          "Wait for it to end, or use another --workdir."
+          "Stop it or wait for its end, or use another --workdir."
         ) from error
       if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         raise  # Some network file systems have no locks: go on without one.
@@ -177,12 +177,14 @@ def open_workdir(
   allowed, refused = settings.differences(stored | older, given, run_keys)
   if refused:
     raise InputError(
-      f"{workdir} was started with other settings: {'; '.join(refused)}. Use "
-      "another --workdir, or --overwrite to start over."
+      f"{workdir} was started with other settings: {'; '.join(refused)}. Give "
+      "the workdir's values to go on, use another --workdir, or --overwrite to "
+      "start over."
     )
   table = pa.table(rows)
   grown = manifest_lib.check_manifest(root, table, may_grow=may_grow)
   old, new = (x.get("classes", []) for x in (recorded, environment))
+  manifest_lib.refuse_moved_classes(root, old, new)
   more = new[len(old) :] if may_grow and old and new[: len(old)] == old else []
   corrected = manifest_lib.changed_labels(root, table, may_grow=may_grow) or (
     "" if more else manifest_lib.changed_classes(root, old, new)
@@ -199,7 +201,7 @@ def open_workdir(
     if corrected and not accept_labels:
       raise InputError(
         f"{corrected}. Restore them, use another --workdir, or go on with the "
-        "new ones by dataset.accept_labels=True."
+        "new ones by --config.dataset.accept_labels=True."
       )
     write_json(root / "environment.json", environment)
     write_parquet(root / "manifest.parquet", rows)
