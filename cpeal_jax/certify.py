@@ -81,35 +81,35 @@ def certify(
 
 def conclude(opened: Reopened, request: Request, *, planned: int = 1) -> Result:
   """Does what `certify` does, for a run that is open and locked."""
-  of = tries.begin(opened, request, planned=planned)
-  for line in plan_lines(opened, of):
+  attempt = tries.begin(opened, request, planned=planned)
+  for line in plan_lines(opened, attempt):
     say(line)
-  _, most = certifying.needed(opened, of)
+  _, most = certifying.needed(opened, attempt)
   if opened.run.config.oracle.kind == "page" and most:
     with paging.for_certificate(opened.run.config) as page:
-      result = certifying.go_on(certifying.on_page(opened, page), of)
+      result = certifying.go_on(certifying.on_page(opened, page), attempt)
   else:
-    result = certifying.go_on(opened, of)
+    result = certifying.go_on(opened, attempt)
   text, table = certificate_text(result), accepted_table(result)
   root = Path(opened.run.journal.workdir)
-  for folder in (root / tries.FOLDER / f"try{of.number}", root):
+  for folder in (root / tries.FOLDER / f"try{attempt.number}", root):
     files.write_atomic(folder / ACCEPTED, table)
     files.write_atomic(folder / TEXT, text)
   return result
 
 
-def plan_lines(opened: Reopened, of: Try) -> list[str]:
+def plan_lines(opened: Reopened, attempt: Try) -> list[str]:
   """Returns what a person should know before the first label is given."""
-  least, most = certifying.needed(opened, of)
-  images = f"{len(of.ids):,} images were never picked for training"
-  have = len(of.sample) - most
+  least, most = certifying.needed(opened, attempt)
+  images = f"{len(attempt.ids):,} images were never picked for training"
+  have = len(attempt.sample) - most
   counts = f"{counted(have, 'label is', 'labels are')} there already"
-  if of.plan is None:
+  if attempt.plan is None:
     return [
-      f"{images}; it looks at {len(of.sample)} of them, drawn at random: "
+      f"{images}; it looks at {len(attempt.sample)} of them, drawn at random: "
       f"{counted(most, 'more label')}, {counts}"
     ]
-  stages = of.plan.stages
+  stages = attempt.plan.stages
   tried = counted(
     len(stages),
     "threshold is tried, which accepts",
@@ -138,17 +138,18 @@ def certificate_text(result: Result) -> str:
 
 
 def _claim(result: Result) -> str:
-  of, found = result.of, result.certificate
+  attempt, found = result.attempt, result.certificate
   accepted, share = int(result.accepted.sum()), result.accepted.mean()
-  target = f"{of.request.target:.4g}"
-  if of.plan is None:
-    looked = result.answered[of.sample]
+  target = f"{attempt.request.target:.4g}"
+  if attempt.plan is None:
+    looked = int(result.answered[attempt.sample].sum())
+    others = len(attempt.ids) - len(attempt.sample)
     return (
-      f"Of the {len(of.ids) - len(of.sample):,} images that were neither "
-      f"picked for training nor looked at, the predictions of {accepted:,} are "
-      f"accepted as labels. On average over draws of the {int(looked.sum())} "
-      f"images that were looked at, at least the share {target} of the "
-      "accepted predictions is right. In a single draw it can be less."
+      f"Of the {others:,} images that were neither picked for training nor "
+      f"looked at, the predictions of {accepted:,} are accepted as labels. On "
+      f"average over draws of the {looked} images that were looked at, at "
+      f"least the share {target} of the accepted predictions is right. In a "
+      "single draw it can be less."
     )
   if found is None:
     return (
@@ -157,26 +158,26 @@ def _claim(result: Result) -> str:
       "or label more and try with the model of a later round."
     )
   return (
-    f"With a probability of at least {1 - of.risk:.4g}, at least the share "
-    f"{target} of the {accepted:,} accepted predictions is right. These are "
-    f"the predictions with a confidence of at least {found.threshold:.6g}, on "
-    f"{share:.1%} of the {len(of.ids):,} images that were never picked for "
-    f"training. Of {found.labels} of them, drawn at random, "
+    f"With a probability of at least {1 - attempt.risk:.4g}, at least the "
+    f"share {target} of the {accepted:,} accepted predictions is right. These "
+    f"are the predictions with a confidence of at least {found.threshold:.6g}, "
+    f"on {share:.1%} of the {len(attempt.ids):,} images that were never picked "
+    f"for training. Of {found.labels} of them, drawn at random, "
     f"{found.labels - found.wrong} predictions were right and {found.wrong} "
     "wrong."
   )
 
 
 def _scope(result: Result) -> str:
-  of = result.of
+  attempt = result.attempt
   if not result.accepted.any():
     return ""
   unknown = int(np.sum(result.accepted & result.answered & _no_label(result)))
   text = (
-    f"It is about the model of round {of.round_} and about the images of this "
-    "pool, taken together: not about new images, and not about a single class. "
-    "accepted.csv lists them. Where a person gave an answer, the label there "
-    "is this answer and not the prediction."
+    f"It is about the model of round {attempt.round_} and about the images of "
+    "this pool, taken together: not about new images, and not about a single "
+    "class. accepted.csv lists them. Where a person gave an answer, the label "
+    "there is this answer and not the prediction."
   )
   if unknown:
     text += (
@@ -187,19 +188,20 @@ def _scope(result: Result) -> str:
 
 
 def _limits(result: Result) -> str:
-  of = result.of
+  attempt = result.attempt
   text = (
     "It would not hold if the answers are wrong, if the model was trained or "
     "tuned on the images looked at, or for predictions other than those in "
-    f"certify/try{of.number}/predictions.parquet. What was known before does "
-    "not matter, since the images looked at were drawn anew for this try."
+    f"certify/try{attempt.number}/predictions.parquet. What was known before "
+    "does not matter, since the images looked at were drawn anew for this try."
   )
-  if of.plan is None:
+  if attempt.plan is None:
     return text
   return text + (
-    f" This is try {of.number} in this workdir. Each try may certify wrongly, "
-    f"this one with a probability of at most {of.risk:.4g}; that any of them "
-    f"does has at most {result.joint_risk:.4g}."
+    f" This is try {attempt.number} in this workdir. Each try may certify "
+    f"wrongly, this one with a probability of at most {attempt.risk:.4g}. The "
+    "probability that any of them does is at most "
+    f"{result.joint_risk:.4g}."
   )
 
 
@@ -212,14 +214,16 @@ def accepted_table(result: Result) -> str:
 
   Accepted images that nobody could label are left out.
   """
-  of = result.of
+  attempt = result.attempt
   rows = []
   for row in np.flatnonzero(result.accepted).tolist():
-    label = result.labels[row] if result.answered[row] else of.predictions[row]
+    label = (
+      result.labels[row] if result.answered[row] else attempt.predictions[row]
+    )
     source = "label" if result.answered[row] else "model"
     if label:
-      words = (of.ids[row], of.paths[row], label)
-      rows.append((*map(neutralized, words), of.confidences[row], source))
+      words = (attempt.ids[row], attempt.paths[row], label)
+      rows.append((*map(neutralized, words), attempt.confidences[row], source))
   return files.csv_text(("id", "path", "class", "confidence", "source"), rows)
 
 

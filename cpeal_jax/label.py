@@ -160,8 +160,8 @@ def _demo(folder: Path) -> list[str]:
       random.Random(0).shuffle(rows)
       for number, (split, index) in enumerate(rows):
         (images / f"{number:04}.png").write_bytes(split.read(index))
-      # Last, so that where it is, all images are.
-      # Zero is the last, so that each digit is on its own key.
+      # Zero is the last class, so that each digit is on its own key. This file
+      # is written last: where it is, all images are.
       order = (*digits.CLASSES[1:], digits.CLASSES[0])
       names.write_text("".join(f"{name}\n" for name in order))
   except OSError as error:

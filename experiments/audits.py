@@ -83,7 +83,7 @@ def certificates(run, folder, of, last):
     (folder / "answers.jsonl").unlink(missing_ok=True)
     result = certify.conclude(of, request)
     place = {id_: row for row, id_ in enumerate(ids)}
-    rows = np.array([place[id_] for id_ in result.of.ids])
+    rows = np.array([place[id_] for id_ in result.attempt.ids])
     accepted = rows[result.accepted]
     actual = float(right[accepted].mean()) if len(accepted) else 1.0
     yield {

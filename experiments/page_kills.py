@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from page_person import Label, truth  # noqa: E402
 
-from cpeal_jax.labeling import answers  # noqa: E402
+from cpeal_jax.labeling import folding  # noqa: E402
 from cpeal_jax.storage import markers  # noqa: E402
 
 WORDS = ("--demo", "--no_browser", "--config.oracle.audit=5")
@@ -126,7 +126,7 @@ def disturbed(cwd, cache, rounds, kills, labels, rng):
         thread.join()
         person.open_questions(rounds)
         run.kill()
-    standing = answers.fold(answers.read(workdir)).standing
+    standing = folding.known_in(workdir).standing
     kept = {id_: event.label for id_, event in standing.items()}
     lost += sum(kept.get(id_) != label for id_, label in saved.items())
     line = {"kill": count, "at": how, "saved": len(saved), "lost": lost}

@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.labeling import answers
+from cpeal_jax.labeling import (
+  answers,
+  folding,
+)
 from cpeal_jax.labeling.events import KINDS, Event, now, to_line
 
 TIME = "2026-11-03T12:00:00.125Z"
@@ -97,7 +100,7 @@ def test_a_wrong_event_is_refused_and_nothing_is_written(tmp_path, wrong):
 
 
 def state(*events):
-  return answers.fold(events)
+  return folding.fold(events)
 
 
 def known(*events):
@@ -138,7 +141,7 @@ def test_the_deciding_event_says_who_and_when():
 
 def test_added_classes_are_in_order_and_once():
   added = [event("class_added", label=x) for x in ("emu", "ant", "emu")]
-  assert state(*added) == answers.State({}, ("emu", "ant"))
+  assert state(*added) == folding.State({}, ("emu", "ant"))
 
 
 def test_an_audit_remains_one():
@@ -182,7 +185,7 @@ def piled(events):
   )
 )
 def test_folding_is_piling(events):
-  assert answers.fold(events).standing == piled(events)
+  assert folding.fold(events).standing == piled(events)
 
 
 @settings(derandomize=True, database=None, deadline=None)
@@ -205,11 +208,11 @@ def test_folding_is_piling(events):
   st.integers(0, 12),
 )
 def test_folding_on_is_folding_all(events, known):
-  before = answers.fold(events[:known])
+  before = folding.fold(events[:known])
   standing = dict(before.standing)
-  after = answers.fold_on(before, events[known:])
-  assert after == answers.fold(events)
-  assert [*after.standing] == [*answers.fold(events).standing]
+  after = folding.fold_on(before, events[known:])
+  assert after == folding.fold(events)
+  assert [*after.standing] == [*folding.fold(events).standing]
   assert before.standing == standing  # It is not changed.
 
 
@@ -235,11 +238,11 @@ def test_reading_on_is_reading_all(tmp_path):
 def test_what_stands_already_is_no_change():
   before = state(CAT, event("unusable", "b"), event("given", "c", "cat"))
   again = [CAT, event("unusable", "b"), event("answer", "c", "cat")]
-  assert answers.changes(before, again) == []
+  assert folding.changes(before, again) == []
   new = [event("answer", "d", "cat"), event("cannot_tell", "a")]
-  assert answers.changes(before, new) == new
+  assert folding.changes(before, new) == new
   other = event("answer", "b", "dog")
-  (correction,) = answers.changes(before, [other])
+  (correction,) = folding.changes(before, [other])
   assert correction == other._replace(kind="correction")
 
 

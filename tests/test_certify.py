@@ -11,7 +11,9 @@ from scipy.stats import hypergeom
 
 from cpeal_jax import certify, errors, main
 from cpeal_jax.data.digits import load_digits
-from cpeal_jax.labeling import answers
+from cpeal_jax.labeling import (
+  folding,
+)
 from cpeal_jax.run import certifying, loop, reopened, tries
 from cpeal_jax.run.tries import Request
 from cpeal_jax.storage import files, record
@@ -68,7 +70,7 @@ def test_the_guarantee_is_the_exact_test_of_a_new_draw(run, capsys):
   assert {*table["id"]} == {*truth} - picked
   confidence = dict(zip(table["id"], table["confidence"], strict=True))
   prediction = dict(zip(table["id"], table["prediction"], strict=True))
-  state = answers.fold(answers.read(workdir))
+  state = folding.known_in(workdir)
   certified, asked = None, set()
   for stage in tried["stages"]:
     above = [i for i, c in confidence.items() if c >= stage["threshold"]]
@@ -133,7 +135,7 @@ def test_no_later_round_is_trained_on_its_answers(run, finished):
   folder, _ = finished
   words = ["--precision=0.9", "--on_average", "--most_labels=100"]
   assert call(workdir, *words) == 0
-  state = answers.fold(answers.read(workdir))
+  state = folding.known_in(workdir)
   asked = {*state.standing}
   assert len(asked) > 40
   before = purposes(workdir)
@@ -298,7 +300,7 @@ def test_a_person_answers_by_files(person, tmp_path, capsys):
   assert photos.read(workdir / "accepted.csv")
   # The simulated oracle comes to the same end.
   opened = reopened.reopen(workdir)
-  state = answers.fold(answers.read(workdir)).standing
+  state = folding.known_in(workdir).standing
   assert all(event.label == truth[id_] for id_, event in state.items())
   result = certifying.go_on(opened, tries.begin(opened, Request(TARGET)))
   assert result.waiting is None

@@ -52,6 +52,14 @@ def _pool(size, *, accuracy=0.8, seed=0):
   return answers, predictions, rng.uniform(0.4, 1, size)
 
 
+def _of_all(order, answered, answers, predictions, confidences):
+  """The estimate if no image was ever picked for training."""
+  where = np.ones(len(order), bool)
+  return estimate(
+    order, where, answered, answers, predictions, confidences, classes="abc"
+  )
+
+
 def test_the_interval_is_that_of_the_hypergeometric_distribution():
   answers, predictions, confidences = _pool(300)
   order = permutation.order(range(300), seed=5)
@@ -82,18 +90,9 @@ def test_cannot_tell_counts_as_wrong_and_classes_have_their_counts():
   order = permutation.order(range(90), seed=1)
   answered = np.zeros(90, bool)
   answered[order[:40]] = True
-  everywhere = np.ones(90, bool)
 
   def of(answers):
-    return estimate(
-      order,
-      everywhere,
-      answered,
-      answers,
-      predictions,
-      confidences,
-      classes=("a", "b", "c"),
-    )
+    return _of_all(order, answered, answers, predictions, confidences)
 
   found = of(answers)
   right = next(i for i in order[:40] if predictions[i] == answers[i])
@@ -112,16 +111,7 @@ def test_without_an_audit_in_its_turn_nothing_is_said():
   order = np.arange(20)
   answered = np.zeros(20, bool)
   answered[3] = True
-  everywhere = np.ones(20, bool)
-  found = estimate(
-    order,
-    everywhere,
-    answered,
-    answers,
-    predictions,
-    confidences,
-    classes="abc",
-  )
+  found = _of_all(order, answered, answers, predictions, confidences)
   assert found is None
 
 
@@ -147,20 +137,11 @@ def test_the_sentence_claims_no_more_than_a_sign_test():
 def test_the_share_that_could_be_accepted_needs_enough_audits():
   answers, predictions, confidences = _pool(400, accuracy=1.0)
   order = permutation.order(range(400), seed=1)
-  everywhere = np.ones(400, bool)
   shares = []
   for m in (5, 18, 19, 60):
     answered = np.zeros(400, bool)
     answered[order[:m]] = True
-    found = estimate(
-      order,
-      everywhere,
-      answered,
-      answers,
-      predictions,
-      confidences,
-      classes="abc",
-    )
+    found = _of_all(order, answered, answers, predictions, confidences)
     shares.append(found.certified_share)
   # p = 1 / (m + 1) must be at most 5 %, even if everything is right.
   assert shares == [0, 0, 1, 1]

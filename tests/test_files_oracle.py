@@ -13,7 +13,7 @@ from runs import selections
 
 from cpeal_jax import errors, main
 from cpeal_jax.data.digits import load_digits
-from cpeal_jax.labeling import answers
+from cpeal_jax.labeling import answers, folding
 from cpeal_jax.run import loop
 from cpeal_jax.storage import record, results
 
@@ -129,7 +129,7 @@ def test_an_unfinished_table_waits_and_answers_are_kept(here, tmp_path):
   fill(workdir, 0, truth, **{asked[0]: "", asked[1]: ""})
   before = selections(workdir)
   assert play(root, workdir) == main.WAITING
-  assert len(answers.fold(answers.read(workdir)).standing) == 4
+  assert len(folding.known_in(workdir).standing) == 4
   assert selections(workdir) == before
   fill(workdir, 0, truth)
   assert play(root, workdir) == main.WAITING

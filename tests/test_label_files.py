@@ -9,9 +9,11 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from asked_questions import QUESTIONS as ASKED
 
 from cpeal_jax.labeling import (
   answers,
+  folding,
   found,
   label_file,
   texts,
@@ -21,18 +23,7 @@ from cpeal_jax.labeling.questions import Question
 
 GOLDEN = Path(__file__).parent / "golden" / "label_studio"
 CLASSES = ("cat", "dog", "Käse", "Emu", "emU", "=1+1")
-QUESTIONS = {
-  q.id: q
-  for q in (
-    Question("a.jpg", 1, "cat", 0.5, "near a border"),
-    Question("b.jpg", 1, "dog", 0.25),
-    Question("dir/c d.jpg", 1, "cat", 0.75),
-    Question("ä.jpg", 1, "cat", 0.75),
-    Question("=e.jpg", 1, "=1+1", 0.5),
-    Question("audit.jpg", 1, "cat", 0.9, "not to be seen", "audit"),
-    Question("old.jpg", 0, "dog", 0.9),
-  )
-}
+QUESTIONS = ASKED | {"old.jpg": Question("old.jpg", 0, "dog", 0.9)}
 POOL = ("a.jpg", "unasked.jpg")
 TIME = "2026-11-03T12:00:00Z"
 PLAIN = "id,label\n"
@@ -50,8 +41,8 @@ def given_back(folder, data, *, name="labels.csv", run="this run"):
   assert contents(folder) == before, "reading changed something"
   assert not (reading.answers and reading.problems)
   events = label_file.to_events(reading.answers, time=TIME)
-  state = answers.fold(answers.read(folder))
-  answers.append(folder, answers.changes(state, events))
+  state = folding.known_in(folder)
+  answers.append(folder, folding.changes(state, events))
   if reading.problems:
     assert contents(folder) == before, "a refused file changed something"
   return reading
@@ -671,7 +662,7 @@ def test_an_unusual_file_is_used_with_a_note(name, tmp_path):
   reading = given_back(tmp_path, data)
   assert lines(reading, tmp_path) == notes
   assert said(reading) == want
-  known = answers.fold(answers.read(tmp_path)).standing
+  known = folding.known_in(tmp_path).standing
   assert {id_: e.label or e.kind for id_, e in known.items()} == want
   assert {e.source for e in known.values()} == {"files:labels.csv"}
 

@@ -15,9 +15,16 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cpeal_jax.acquisition import ACQUISITIONS
-from cpeal_jax.labeling import answers, events, reasons
-from cpeal_jax.labeling.page import access, server
+from cpeal_jax.labeling import (
+  answers,
+  events,
+  folding,
+  reasons,
+)
+from cpeal_jax.labeling.page import access
+from cpeal_jax.labeling.page import app as page_app
 from cpeal_jax.labeling.page.board import Board
+from cpeal_jax.labeling.page.desk import Desk
 from cpeal_jax.labeling.questions import Question, for_page
 from cpeal_jax.storage import markers
 
@@ -31,7 +38,7 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def desk(workdir):
-  return server.Desk(Board(str(workdir)), phase="asking")
+  return Desk(Board(str(workdir)), phase="asking")
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def page(desk):
 
 
 def client(desk, token=TOKEN, **how):
-  app = server.make_app(desk, token=TOKEN, **how)
+  app = page_app.make_app(desk, token=TOKEN, **how)
   return TestClient(app, base_url=f"http://127.0.0.1:80/{token}/")
 
 
@@ -75,7 +82,7 @@ def kinds(workdir):
 def test_the_page_loads_nothing_from_elsewhere(page):
   html = page.get("")
   assert html.status_code == 200
-  for name in (None, *server.TYPES):
+  for name in (None, *page_app.TYPES):
     reply = page.get(f"static/{name}" if name else "")
     assert reply.status_code == 200
     assert "default-src 'self'" in reply.headers["content-security-policy"]
@@ -89,7 +96,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
   )
   # All that is used is served.
   for used in re.findall(r"static/([\w.]+)", html.text):
-    assert used in server.TYPES
+    assert used in page_app.TYPES
   assert page.get("static/server.py").status_code == 404
   assert page.get("static/..%2fserver.py").status_code == 404
 
@@ -150,7 +157,7 @@ def test_another_site_may_not_answer(page, workdir, origin, allowed):
 
 
 def test_the_browsers_address_leads_to_the_page_once(desk):
-  app = server.make_app(desk, token=TOKEN, once="once")
+  app = page_app.make_app(desk, token=TOKEN, once="once")
   browser = TestClient(app, base_url="http://127.0.0.1")
   first = browser.get("/once", follow_redirects=False)
   assert first.headers["location"] == f"/{TOKEN}/"
@@ -233,7 +240,7 @@ def test_images_are_shown_upright_and_small(page, workdir, desk):
   data = photo("red", (3000, 1000), kind="JPEG", exif=exif)
   with open(path, "wb") as file:
     file.write(data)
-  for side, pixels in server.SIDES.items():
+  for side, pixels in page_app.SIDES.items():
     reply = page.get("image", params={"id": PICKS[0], "side": side})
     shown = Image.open(io.BytesIO(reply.content))
     assert reply.headers["content-type"] == "image/jpeg"
@@ -251,7 +258,7 @@ def test_images_are_shown_upright_and_small(page, workdir, desk):
 
 
 def test_before_the_workdir_is_there_it_says_so():
-  page = client(server.Desk())
+  page = client(Desk())
   assert page.get("state").json()["phase"] == "starting"
   body = {"tab": "t", "operations": [{"n": 0, "op": "class", "name": "x"}]}
   assert page.post("record", json=body).status_code == 409
@@ -327,7 +334,7 @@ def test_an_answer_is_on_the_disk_when_it_is_acknowledged(page, workdir):
   assert (event.source, event.round_, event.purpose) == ("page", 0, "audit")
   assert questions(page)[AUDITS[0]]["answer"] == {"label": "dog"}
   # Another server over the same workdir knows it.
-  again = client(server.Desk(Board(str(workdir))))
+  again = client(Desk(Board(str(workdir))))
   assert questions(again)[AUDITS[0]]["answer"] == {"label": "dog"}
 
 
@@ -368,7 +375,7 @@ def test_a_class_that_is_added_can_be_chosen(page, workdir):
   batch = page.get("state").json()["batch"]
   assert batch["classes"] == [*CLASSES, "wild goat"]
   assert batch["counts"] == {"wild goat": 1}
-  assert answers.fold(answers.read(workdir)).added == ("wild goat",)
+  assert folding.known_in(workdir).added == ("wild goat",)
 
 
 def test_two_tabs_are_both_recorded_and_the_later_one_is_told(page, workdir):
@@ -430,7 +437,7 @@ def test_a_thousand_keys_at_once(page, workdir):
   with concurrent.futures.ThreadPoolExecutor(8) as people:
     assert list(people.map(press, range(1000))) == [True] * 1000
   assert time.monotonic() - start < 60
-  standing = answers.fold(answers.read(workdir)).standing
+  standing = folding.known_in(workdir).standing
   assert {*standing} == {*ids}
   assert page.get("state").json()["open"] == 0
 
@@ -481,7 +488,7 @@ def test_labels_of_the_data_set_count_unless_all_have_one(tmp_path):
     workdir = page_workdir.make(
       tmp_path / name, label=lambda i, first=first: "cow" if i >= first else ""
     )
-    page = client(server.Desk(Board(str(workdir))))
+    page = client(Desk(Board(str(workdir))))
     counts = page.get("state").json()["batch"]["counts"]
     total = page.get("grid?class=cat").json()["total"]
     assert (counts, total) == (({"cow": 5}, 5) if first else ({}, 6))
@@ -494,7 +501,7 @@ def test_an_answer_of_an_earlier_round_that_is_taken_back_is_asked_again(
   tmp_path,
 ):
   workdir = page_workdir.make(tmp_path)
-  page = client(server.Desk(Board(str(workdir))))
+  page = client(Desk(Board(str(workdir))))
   send(page, *(answer(i) for i in (*PICKS, *AUDITS)))
   ids = [f"im {i:02}.png" for i in range(30)]
   page_workdir.select(workdir, 1, ids, ids[10:14], ["im 25.png"])

@@ -5,7 +5,10 @@ import csv
 import pytest
 from page_person import Label, truth
 
-from cpeal_jax.labeling import answers, events
+from cpeal_jax.labeling import (
+  events,
+  folding,
+)
 from cpeal_jax.storage import record
 
 DEMO = ("--demo", "--no_browser", "--config.oracle.audit=3")
@@ -36,7 +39,7 @@ def labeled(tmp_path_factory, env):
 
 
 def audits(cwd):
-  standing = answers.fold(answers.read(cwd / WORKDIR)).standing
+  standing = folding.known_in(cwd / WORKDIR).standing
   return {
     id_: event.label
     for id_, event in standing.items()

@@ -15,9 +15,11 @@ import uvicorn
 from page_person import Label, truth
 from page_workdir import AUDITS, PICKS
 
-from cpeal_jax.labeling import answers, events
+from cpeal_jax.labeling import events, folding
+from cpeal_jax.labeling.page import app as apps
 from cpeal_jax.labeling.page import server
 from cpeal_jax.labeling.page.board import Board
+from cpeal_jax.labeling.page.desk import Desk
 from cpeal_jax.storage import record
 
 sync_api = pytest.importorskip(
@@ -104,7 +106,7 @@ class Window:
 def standing(workdir):
   return {
     id_: event.label or event.kind
-    for id_, event in answers.fold(answers.read(workdir)).standing.items()
+    for id_, event in folding.known_in(workdir).standing.items()
   }
 
 
@@ -166,8 +168,7 @@ def test_twenty_by_keyboard_two_taken_back_and_a_kill(browser, tmp_path, env):
     window.wait_until(lambda: len(standing(workdir)) == 24)
     run.kill()
     window.press("1")  # Nobody hears this one, and the page says so.
-    window.wait("trouble")
-    assert "1 not saved yet" in window.text("trouble")
+    window.wait_until(lambda: "1 not saved yet" in window.text("trouble"))
     window.context.close()
     assert window.faults == []
 
@@ -432,8 +433,8 @@ class Served:
 
   def __init__(self, folder):
     self.workdir = page_workdir.make(folder)
-    self.desk = server.Desk(Board(str(self.workdir)), phase="asking")
-    app = server.make_app(self.desk, token="token")
+    self.desk = Desk(Board(str(self.workdir)), phase="asking")
+    app = apps.make_app(self.desk, token="token")
     config = uvicorn.Config(app, log_level="critical", lifespan="off")
     listener = server.listen(0)
     self.address = f"http://127.0.0.1:{listener.getsockname()[1]}/token/"

@@ -17,7 +17,9 @@ from tiny_tfds import png
 
 from cpeal_jax import quickstart
 from cpeal_jax.errors import InputError
-from cpeal_jax.labeling import answers
+from cpeal_jax.labeling import (
+  folding,
+)
 from cpeal_jax.labeling.page import handle
 from cpeal_jax.run import loop, paging
 from cpeal_jax.storage import files, markers, record
@@ -88,7 +90,7 @@ def test_the_token_is_in_no_file(demo):
 
 
 def test_answers_are_what_the_person_gave(demo):
-  standing = answers.fold(answers.read(demo["workdir"])).standing
+  standing = folding.known_in(demo["workdir"]).standing
   saved = {id_: event.label for id_, event in standing.items()}
   assert saved == demo["person"].saved
   assert sum(event.purpose == "audit" for event in standing.values()) == 6

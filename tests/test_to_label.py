@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from asked_questions import QUESTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,17 +29,6 @@ from cpeal_jax.labeling import (
 from cpeal_jax.labeling.questions import Question
 
 CLASSES = ("cat", "dog", "Käse", "=1+1")
-QUESTIONS = {
-  q.id: q
-  for q in (
-    Question("a.jpg", 1, "cat", 0.5, "near a border"),
-    Question("b.jpg", 1, "dog", 0.25),
-    Question("dir/c d.jpg", 1, "cat", 0.75),
-    Question("ä.jpg", 1, "Käse", 0.75),
-    Question("=e.jpg", 1, "=1+1", 0.5),
-    Question("audit.jpg", 1, "cat", 0.875, "not to be seen", "audit"),
-  )
-}
 
 
 def contents(folder):

@@ -19,6 +19,7 @@ The exit code is 1 if anything did. `--keep=DIR` keeps the inputs that did.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import posixpath
@@ -37,6 +38,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from altered import altered_bytes, altered_json
 
 from cpeal_jax import config as config_lib
 from cpeal_jax import quickstart
@@ -110,40 +115,7 @@ def limited(seconds: int) -> Iterator[None]:
 # --- Alterations
 
 
-def altered_bytes(rng: random.Random, data: bytes) -> bytes:
-  """Flips, cuts, repeats or inserts a few bytes."""
-  data = bytearray(data)
-  for _ in range(rng.randint(1, 4)):
-    at = rng.randrange(len(data) + 1)
-    match rng.randrange(6):
-      case 0:
-        del data[at:]
-      case 1:
-        data[at : at + rng.randint(1, 9)] = b""
-      case 2:
-        data[at:at] = rng.randbytes(rng.randint(1, 9))
-      case 3 if at < len(data):
-        data[at] ^= 1 << rng.randrange(8)
-      case 4:
-        data[at:at] = data[at : at + 40]
-      case _:
-        data[at:at] = rng.choice((b"\xef\xbb\xbf", b"\r\n", b"\x00", b"\r"))
-  return bytes(data)
-
-
-def altered_json(rng: random.Random, value: object) -> object:
-  """Puts an odd value somewhere, or removes or repeats an entry."""
-  if isinstance(value, dict) and value and rng.random() < 0.85:
-    key = rng.choice(list(value))
-    if rng.random() < 0.15:
-      return {k: v for k, v in value.items() if k != key}
-    return value | {key: altered_json(rng, value[key])}
-  if isinstance(value, list) and value and rng.random() < 0.85:
-    at = rng.randrange(len(value))
-    entry = altered_json(rng, value[at])
-    repeated = [value[at]] * rng.choice((0, 0, 1))
-    return [*value[:at], entry, *repeated, *value[at + 1 :]]
-  return rng.choice(ODD)
+odd_json = functools.partial(altered_json, odd=ODD)
 
 
 def picture(rng: random.Random, path: Path) -> None:
@@ -194,7 +166,7 @@ def split_json(rng: random.Random, folder: Path) -> None:
   if mild:
     text = milder(rng, entries)
   elif rng.random() < 0.7:
-    text = json.dumps(altered_json(rng, entries)).encode()
+    text = json.dumps(odd_json(rng, entries)).encode()
   else:
     text = altered_bytes(rng, json.dumps(entries).encode())
   if rng.random() < 0.1:
@@ -285,7 +257,7 @@ def image_list(rng: random.Random, folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), source)
   elif suffix == ".jsonl":
     if rng.random() < 0.5:
-      rows = [altered_json(rng, row) for row in rows]
+      rows = [odd_json(rng, row) for row in rows]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
   else:
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
@@ -304,7 +276,7 @@ def own_exports(rng: random.Random, folder: Path) -> None:
     for stem in "abcd":
       picture(rng, folder / f"data/{stem}.png")
     labels = {"a": 0, "b": 1, "c": None}
-    content = altered_json(rng, {"classes": ["cat", "dog"], "labels": labels})
+    content = odd_json(rng, {"classes": ["cat", "dog"], "labels": labels})
     (folder / "labels.json").write_text(json.dumps(content))
     refuse_outside(fiftyone.load_fiftyone(folder), folder)
     return
@@ -317,7 +289,7 @@ def own_exports(rng: random.Random, folder: Path) -> None:
     )
   )
   if path.suffix == ".json" and rng.random() < 0.7:
-    content = altered_json(rng, json.loads(path.read_text()))
+    content = odd_json(rng, json.loads(path.read_text()))
     path.write_text(json.dumps(content))
   else:
     path.write_bytes(altered_bytes(rng, path.read_bytes()))
@@ -352,7 +324,7 @@ def clip_config(rng: random.Random, folder: Path) -> None:
   """config.json of a CLIP: it loads with the sizes it states, or is refused."""
   source = quickstart.CLIP / "config.json"
   _copy_clip(folder)
-  content = altered_json(rng, json.loads(source.read_text()))
+  content = odd_json(rng, json.loads(source.read_text()))
   (folder / "config.json").write_text(json.dumps(content))
   weights.load_pretrained(str(folder))
 
@@ -373,7 +345,7 @@ def clip_files(rng: random.Random, folder: Path) -> None:
   if rng.random() < 0.1:
     path.unlink()
   elif name.endswith(".json") and rng.random() < 0.5:
-    content = altered_json(rng, json.loads(path.read_text()))
+    content = odd_json(rng, json.loads(path.read_text()))
     path.write_text(json.dumps(content))
   else:
     data = path.read_bytes()
@@ -431,7 +403,7 @@ def workdir_files(rng: random.Random, folder: Path) -> None:
     lines = data.decode().splitlines()
     at = rng.randrange(len(lines)) if path.suffix == ".jsonl" else 0
     body = lines[at] if path.suffix == ".jsonl" else data.decode()
-    new = json.dumps(altered_json(rng, json.loads(body)))
+    new = json.dumps(odd_json(rng, json.loads(body)))
     lines = [*lines[:at], new, *lines[at + 1 :]]
     path.write_text("\n".join(lines) + "\n" if len(lines) > 1 else new)
   elif rng.random() < 0.1:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cpeal_jax.data import assemble, class_names, files, pools, scan
+from cpeal_jax.data import assemble, pools, scan
 from cpeal_jax.data.folders import split_named
 from cpeal_jax.data.reading import read_object, shown
 from cpeal_jax.errors import InputError
@@ -62,23 +62,22 @@ def load_fiftyone(
     prefix = (folder.relative_to(root) / DATA / "x").as_posix()[:-1]
     labels = _by_id(folder / LABELS, labels, prefix, images.images)
     rows += [assemble.Row(id_, label, split) for id_, label in labels.items()]
-  if all(declared):
-    every = dict.fromkeys(itertools.chain(*declared))
-    names = class_names.display_names(every, source=names_file)
-  else:
-    names = class_names.every_class(
-      filter(None, (row.label for row in rows)),
-      source=names_file,
-      where=lambda label: f"{folders[0] / LABELS}: the label {label!r}",
-    )
-  splits, notes = assemble.splits_of(rows, names, shares=shares, seed=seed)
-  return files.from_files(
-    name or root.resolve().name,
-    assemble.classes_of(names),
+  every = dict.fromkeys(itertools.chain(*declared)) if all(declared) else ()
+  names = assemble.names_of(
+    rows,
+    every,
+    source=names_file,
+    where=lambda label: f"{folders[0] / LABELS}: the label {label!r}",
+  )
+  return assemble.dataset_of(
     root,
-    splits,
+    rows,
+    names,
+    name=name,
+    shares=shares,
+    seed=seed,
     progress=progress,
-    notes=(*notes, *scan.notes(found)),
+    notes=scan.notes(found),
   )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cpeal_jax.data import assemble, class_names, files, pools
+from cpeal_jax.data import assemble, files, pools
 from cpeal_jax.data.folders import UNLABELED, split_named
 from cpeal_jax.data.reading import (
   explained,
@@ -97,14 +97,12 @@ def load_saved(
   lists = {split.classes for split in saved.values()}
   if len(lists) > 1:
     raise InputError(f"the splits of {root} have different classes; cast them")
-  if declared := lists.pop():
-    names = class_names.display_names(declared, source=names_file)
-  else:
-    names = class_names.every_class(
-      filter(None, (row.label for row in rows)),
-      source=names_file,
-      where=lambda label: f"{root}: the label {label!r}",
-    )
+  names = assemble.names_of(
+    rows,
+    lists.pop(),
+    source=names_file,
+    where=lambda label: f"{root}: the label {label!r}",
+  )
   splits, more = assemble.splits_of(rows, names, shares=shares, seed=seed)
   classes = assemble.classes_of(names)
   files.check_classes(classes)

@@ -5,7 +5,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
-from cpeal_jax.data import assemble, class_names, files, lists, pools, scan
+from cpeal_jax.data import assemble, files, lists, pools, scan
 from cpeal_jax.data.folders import SPLIT_NAMES, split_named
 from cpeal_jax.errors import InputError, counted
 
@@ -62,19 +62,21 @@ def load_manifest(
   for source, lines in read.items():
     for line in lines:
       first.setdefault(line.label, lists.place(source, line.number))
-  names = class_names.every_class(
-    filter(None, first),
+  names = assemble.names_of(
+    rows,
+    (),
     source=names_file,
     where=lambda label: f"{first[label]}: the label {label!r}",
   )
-  splits, notes = assemble.splits_of(rows, names, shares=shares, seed=seed)
-  return files.from_files(
-    name or root.resolve().name,
-    assemble.classes_of(names),
+  return assemble.dataset_of(
     root,
-    splits,
+    rows,
+    names,
+    name=name,
+    shares=shares,
+    seed=seed,
     progress=progress,
-    notes=(*notes, *_unlisted(root, [id_ for id_, _ in located])),
+    notes=_unlisted(root, [id_ for id_, _ in located]),
   )
 
 

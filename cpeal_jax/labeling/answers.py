@@ -2,10 +2,9 @@
 
 `answers.jsonl` in a workdir has one event on each line. An event is never
 changed afterwards; a correction or a withdrawal is an event of its own. What is
-known now follows from all events, see `fold`.
+known now follows from all events, see `folding`.
 """
 
-import collections
 import contextlib
 import errno
 import fcntl
@@ -13,8 +12,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling import events as events_lib
@@ -28,20 +26,6 @@ LINES_AT_A_TIME = 1_000
 PATIENCE_SECONDS = 30
 # What a file system without locks says, as some network file systems do.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-
-
-class State(NamedTuple):
-  """What the events say together.
-
-  Attributes:
-    standing: for each image that anything is known of, the event that counts.
-      Its `label` is the class name; without one, its `kind` is `CANNOT_TELL` or
-      `UNUSABLE`. They are in the order of the events.
-    added: the classes that were added later, in their order.
-  """
-
-  standing: dict[str, Event]
-  added: tuple[str, ...]
 
 
 def append(workdir: str | os.PathLike, events: Sequence[Event]) -> None:
@@ -91,21 +75,10 @@ def read(workdir: str | os.PathLike) -> list[Event]:
     InputError: another line is damaged, or the record cannot be read.
   """
   path = _path(workdir)
-  try:
-    with open(path, "rb", opener=files.no_link) as file:
-      data = file.read()
-  except FileNotFoundError:
-    return []
-  except OSError as error:
-    raise InputError(
-      f"cannot read {path}: {error.strerror}. Mend its permissions."
-    ) from error
-  whole, end, rest = data.rpartition(b"\n")
-  lines = whole.split(b"\n") if end else []
+  data, _ = _bytes_behind(path, 0)
+  *lines, rest = data.split(b"\n")
   same: dict[str, str] = {}
-  events = []
-  for start in range(0, len(lines), LINES_AT_A_TIME):
-    events += _events(path, lines, start, same)
+  events = _events(path, lines, same)
   if _is_event(rest):
     events.append(_event(rest, same))
   return events
@@ -126,99 +99,31 @@ def read_on(workdir: str | os.PathLike, offset: int) -> tuple[list[Event], int]:
     InputError: a line is damaged, or the record cannot be read.
   """
   path = _path(workdir)
+  data, start = _bytes_behind(path, offset)
+  *lines, rest = data.split(b"\n")
+  return _events(path, lines, {}), start + len(data) - len(rest)
+
+
+def _bytes_behind(path: str, offset: int) -> tuple[bytes, int]:
+  """Returns the bytes behind an offset in the record, and where they start.
+
+  They start at 0 if the record is shorter than the offset. There are none if
+  there is no record.
+
+  Raises:
+    InputError: the record cannot be read.
+  """
   try:
     with open(path, "rb", opener=files.no_link) as file:
-      size = os.fstat(file.fileno()).st_size
-      file.seek(offset if offset <= size else 0)
-      data = file.read()
+      start = offset if offset <= os.fstat(file.fileno()).st_size else 0
+      file.seek(start)
+      return file.read(), start
   except FileNotFoundError:
-    return [], 0
+    return b"", 0
   except OSError as error:
     raise InputError(
       f"cannot read {path}: {error.strerror}. Mend its permissions."
     ) from error
-  whole, end, _ = data.rpartition(b"\n")
-  lines = whole.split(b"\n") if end else []
-  start = offset if offset <= size else 0
-  events = []
-  for first in range(0, len(lines), LINES_AT_A_TIME):
-    events += _events(path, lines, first, {})
-  return events, start + len(whole) + len(end)
-
-
-def fold(events: Sequence[Event]) -> State:
-  """Returns what is known after all events.
-
-  The last event about an image counts. A withdrawal takes back the last event
-  about its image that stands, so that the one before it counts again. An image
-  that was answered for an audit remains one for audits, whoever corrects it
-  later, since nothing may be trained on it.
-  """
-  standing: dict[str, Event] = {}
-  withdrawn = collections.Counter[str]()
-  # From the end, where a withdrawal comes before what it takes back.
-  for event in reversed(events):
-    id_ = event.id
-    if event.kind == events_lib.WITHDRAWN:
-      withdrawn[id_] += 1
-    elif event.kind == events_lib.CLASS_ADDED:
-      continue
-    elif withdrawn and withdrawn[id_]:
-      withdrawn[id_] -= 1
-    elif id_ not in standing:
-      standing[id_] = event
-    elif event.purpose == events_lib.AUDIT:
-      standing[id_] = standing[id_]._replace(purpose=events_lib.AUDIT)
-  added = (e.label for e in events if e.kind == events_lib.CLASS_ADDED)
-  return State(
-    standing=dict(reversed(standing.items())),
-    added=tuple(dict.fromkeys(added)),
-  )
-
-
-def fold_on(state: State, events: Sequence[Event]) -> State:
-  """Returns what is known after some more events, as `fold` of all would.
-
-  It takes no longer for a long record, where `fold` does.
-
-  Args:
-    state: what is known before them.
-    events: the new ones, none of which is a withdrawal.
-  """
-  standing, added = dict(state.standing), dict.fromkeys(state.added)
-  for event in events:
-    if event.kind == events_lib.CLASS_ADDED:
-      added[event.label] = None
-      continue
-    before = standing.pop(event.id, None)  # The last event stands at the end.
-    if before is not None and before.purpose == events_lib.AUDIT:
-      event = event._replace(purpose=events_lib.AUDIT)
-    standing[event.id] = event
-  return State(standing=standing, added=tuple(added))
-
-
-def changes(state: State, events: Iterable[Event]) -> list[Event]:
-  """Returns the events that would change what is known.
-
-  Answers that already stand are left out, so taking the same file twice adds
-  nothing. An `ANSWER` about an image that has another one becomes a
-  `CORRECTION`.
-  """
-  out = []
-  for event in events:
-    before = state.standing.get(event.id)
-    if before is None:
-      out.append(event)
-    elif _says(before) != _says(event):
-      corrects = event.kind == events_lib.ANSWER
-      kind = events_lib.CORRECTION if corrects else event.kind
-      out.append(event._replace(kind=kind))
-  return out
-
-
-def _says(event: Event) -> tuple[str, str]:
-  """Returns what an event says of its image, however it came about."""
-  return (event.label, "") if event.label else ("", event.kind)
 
 
 def _path(workdir: str | os.PathLike) -> str:
@@ -291,22 +196,31 @@ def _sync_folder(folder: str | os.PathLike) -> None:
     os.close(descriptor)
 
 
-def _events(
-  path: str, lines: list[bytes], start: int, same: dict[str, str]
-) -> list[Event]:
-  """Returns the events of up to `LINES_AT_A_TIME` lines, from line `start`.
+def _events(path: str, lines: list[bytes], same: dict[str, str]) -> list[Event]:
+  """Returns the events of some lines.
 
   Raises:
     InputError: a line is damaged; the message says which and how.
   """
-  chosen = lines[start : start + LINES_AT_A_TIME]
+  events = []
+  for start in range(0, len(lines), LINES_AT_A_TIME):
+    events += _events_at_once(
+      path, lines[start : start + LINES_AT_A_TIME], start, same
+    )
+  return events
+
+
+def _events_at_once(
+  path: str, lines: list[bytes], start: int, same: dict[str, str]
+) -> list[Event]:
+  """Returns the events of a few lines, which `start` other lines precede."""
   # Parsing them together takes half as long as parsing each alone.
   with contextlib.suppress(ValueError, RecursionError):
-    parsed = json.loads(b"[" + b",".join(chosen) + b"]")
-    if len(parsed) == len(chosen):
+    parsed = json.loads(b"[" + b",".join(lines) + b"]")
+    if len(parsed) == len(lines):
       return [events_lib.from_fields(fields, same) for fields in parsed]
   events = []
-  for number, line in enumerate(chosen, start=start + 1):
+  for number, line in enumerate(lines, start=start + 1):
     try:
       events.append(_event(line, same))
     except ValueError as error:

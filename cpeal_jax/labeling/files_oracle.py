@@ -12,6 +12,7 @@ from cpeal_jax.labeling import (
   addresses,
   answers,
   events,
+  folding,
   found,
   label_file,
   to_label,
@@ -20,7 +21,7 @@ from cpeal_jax.labeling.oracle import Reply, Waiting, reply
 from cpeal_jax.labeling.questions import Question
 from cpeal_jax.progress import say
 
-# In the workdir, beside what each round's folder has.
+# A file with answers that a person may put into the workdir.
 LABELS = "labels.csv"
 
 
@@ -33,12 +34,14 @@ class Files:
     root: the data root, below which the images are.
     classes: the class names.
     given: class names by id that the data set has already.
-    answers: files that were given on the command line.
-    run: a name of the run, which its question files carry.
+    answers: the paths of files with answers, as given on the command line.
+    run: the name of the run. It stands in the files for Label Studio, so that
+      the answers of another run are refused.
     document_root: the folder that Label Studio's addresses are relative to.
     value_range: black and white of deep images.
     pool: the ids of all images.
-    folder: where questions go that no round asks; empty for those of rounds.
+    folder: the folder in the workdir for questions that no round asks, such as
+      those of a certificate; empty for the folder of the round.
   """
 
   workdir: str
@@ -56,7 +59,7 @@ class Files:
   def ask(self, questions: Sequence[Question]) -> Mapping[str, Reply]:
     round_ = max(question.round_ for question in questions)
     self._take(round_, questions)
-    standing = answers.fold(answers.read(self.workdir)).standing
+    standing = folding.known_in(self.workdir).standing
     known = {id_: reply(e, self.source) for id_, e in standing.items()}
     now = [question for question in questions if question.round_ == round_]
     if any(question.id not in known for question in now):
@@ -117,6 +120,6 @@ class Files:
       raise InputError(first, more)
     for note in reading.notes:
       say(f"note: {note}")
-    state = answers.fold(answers.read(self.workdir))
+    state = folding.known_in(self.workdir)
     new = label_file.to_events(reading.answers, time=events.now())
-    answers.append(self.workdir, answers.changes(state, new))
+    answers.append(self.workdir, folding.changes(state, new))

@@ -11,7 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from cpeal_jax.errors import escaped
-from cpeal_jax.labeling import checks, studio, tables, texts
+from cpeal_jax.labeling import (
+  checks,
+  studio,
+  tables,
+  texts,
+)
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.found import Answer, Note, Parsed, Problem, Row
 from cpeal_jax.labeling.questions import Question
@@ -82,7 +87,7 @@ def read(
 def to_events(answers: Sequence[Answer], *, time: str) -> list[Event]:
   """Returns the events that record the answers.
 
-  `answers.changes` leaves out what is known already.
+  `folding.changes` leaves out what is known already.
 
   Args:
     answers: what `read` returned.

@@ -34,9 +34,10 @@ def oracle_of(
     answer_file: a file with answers beside those in the workdir; empty for
       none.
     document_root: as in `addresses.settings`.
-    run: a name of the run, which files with questions carry.
+    run: the name of the run, as in `files_oracle.Files`.
     page: the page that is open, for `oracle.kind=page`.
-    stop: asked while a person is waited for, whether to end.
+    stop: asked again and again while a person has not answered, whether to
+      stop waiting.
   """
   pool = dataset.train
   known = {

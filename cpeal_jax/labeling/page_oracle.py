@@ -7,7 +7,12 @@ from typing import ClassVar
 
 from cpeal_jax.data.formats import Range
 from cpeal_jax.errors import counted
-from cpeal_jax.labeling import answers, asked, events
+from cpeal_jax.labeling import (
+  answers,
+  asked,
+  events,
+  folding,
+)
 from cpeal_jax.labeling.oracle import Reply, Waiting, reply
 from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.labeling.questions import Question
@@ -28,7 +33,7 @@ class OnPage:
     workdir: of the run.
     given: class names by id that the data set has already.
     page: the page, which is open already.
-    stop: asked again and again while it waits, whether to return.
+    stop: asked again and again while it waits, whether to stop waiting.
     value_range: black and white of deep images.
     apart: a file with the ids of questions that no round asks, see
       `asked.write_apart`; empty for those of rounds.
@@ -51,12 +56,12 @@ class OnPage:
       self.page.tell(apart=self.apart)
     self.page.tell(phase="asking")
     seen: list[events.Event] = []
-    offset, state = -1, answers.fold([])
+    offset, state = -1, folding.fold([])
     while True:
       new, end = answers.read_on(self.workdir, max(offset, 0))
       if end != offset:
         seen = new if end < offset else seen + new
-        offset, state = end, answers.fold(seen)
+        offset, state = end, folding.fold(seen)
         if not asked.still_open(now, state.standing):
           break
       if self.stop() or not self.page.is_served():

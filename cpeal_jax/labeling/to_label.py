@@ -42,8 +42,8 @@ def write(
   """Writes the files of a round that are not there yet.
 
   A file that is there stays, since a person may have begun to fill it in.
-  Audits are put at random places among the other images, and none of the files
-  says anything about them but what they are.
+  Audits are put at random places among the other images. The files show no
+  prediction, confidence or reason for them.
 
   Args:
     folder: the folder of the round.
@@ -74,7 +74,7 @@ def write(
     SHEET: lambda: contact_sheet.text(
       asked, classes=classes, root=root, value_range=value_range
     ),
-    # Last: where it is, all are.
+    # The table is written last: where it is, the other files are too.
     TABLE: lambda: table_text(asked, root),
   }
   written = []

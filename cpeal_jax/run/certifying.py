@@ -10,7 +10,12 @@ from jaxtyping import Bool
 from cpeal_jax.audit import certificate
 from cpeal_jax.audit.certificate import Certificate
 from cpeal_jax.audit.conformal_labeling import conformal_labels
-from cpeal_jax.labeling import answers, asked, events
+from cpeal_jax.labeling import (
+  answers,
+  asked,
+  events,
+  folding,
+)
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Waiting
@@ -22,7 +27,7 @@ from cpeal_jax.run.reopened import Reopened
 from cpeal_jax.run.tries import FOLDER, Try
 from cpeal_jax.storage import record
 
-# Has the questions that the page asks.
+# The file with the questions of a certificate, which the page asks.
 APART = "questions.json"
 
 
@@ -31,7 +36,7 @@ class Result:
   """Where a try stands.
 
   Attributes:
-    of: the try.
+    attempt: the try.
     accepted: which of its images have an accepted prediction.
     certificate: what is certified; None if nothing is, or with `on_average`.
     answered: which images have an answer.
@@ -41,7 +46,7 @@ class Result:
       wrongly, those with `on_average` left out.
   """
 
-  of: Try
+  attempt: Try
   accepted: Bool[np.ndarray, " M"]
   certificate: Certificate | None
   answered: Bool[np.ndarray, " M"]
@@ -50,21 +55,21 @@ class Result:
   joint_risk: float
 
 
-def needed(opened: Reopened, of: Try) -> tuple[int, int]:
+def needed(opened: Reopened, attempt: Try) -> tuple[int, int]:
   """Returns how many more labels the try needs at least and at most.
 
   With at least so many, something can be certified. Fewer may be asked for if
   errors end the first test early.
   """
-  answered, _ = _answers(opened, of)
-  most = int(np.sum(~answered[of.sample]))
-  if of.plan is None:
+  answered, _ = _answers(opened, attempt)
+  most = int(np.sum(~answered[attempt.sample]))
+  if attempt.plan is None:
     return most, most
-  return int(np.sum(~answered[of.plan.stages[0].sample])), most
+  return int(np.sum(~answered[attempt.plan.stages[0].sample])), most
 
 
 def on_page(opened: Reopened, page: Page) -> Reopened:
-  """Returns the same, but asking on a page that is open."""
+  """Returns the run with an oracle that asks on a page that is open."""
   run = opened.run
   oracle = OnPage(
     workdir=os.fspath(run.journal.workdir),
@@ -78,29 +83,29 @@ def on_page(opened: Reopened, page: Page) -> Reopened:
   )
 
 
-def go_on(opened: Reopened, of: Try) -> Result:
+def go_on(opened: Reopened, attempt: Try) -> Result:
   """Asks for the labels that the try still needs, and concludes.
 
   A simulated oracle answers at once. While a person has to answer, the result
   says so and what is certified so far.
   """
   while True:
-    answered, labels = _answers(opened, of)
-    ask, accepted, certified = _step(of, answered, labels)
+    answered, labels = _answers(opened, attempt)
+    ask, accepted, certified = _step(attempt, answered, labels)
     waiting = None
     if isinstance(opened.run.oracle, OnPage):
-      count, all_ = int(accepted.sum()), len(of.ids)
+      count, all_ = int(accepted.sum()), len(attempt.ids)
       opened.run.oracle.page.tell(
         certified=f"{count:,} of {all_:,} predictions are certified so far"
       )
     if len(ask):
-      waiting = _ask(opened, of, ask)
+      waiting = _ask(opened, attempt, ask)
       if waiting is None:
         continue
     listed = tries.read(opened.run.journal.workdir)["tries"]
     risks = [t["risk"] for t in listed if not t["request"]["on_average"]]
     return Result(
-      of=of,
+      attempt=attempt,
       accepted=accepted,
       certificate=certified,
       answered=answered,
@@ -111,50 +116,50 @@ def go_on(opened: Reopened, of: Try) -> Result:
 
 
 def _step(
-  of: Try, answered: np.ndarray, labels: tuple[str, ...]
+  attempt: Try, answered: np.ndarray, labels: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray, Certificate | None]:
-  """Returns whom to ask about, what is accepted, and the certificate."""
+  """Returns the rows to ask about, what is accepted, and the certificate."""
   right = np.array(
-    [a == b for a, b in zip(labels, of.predictions, strict=True)]
+    [a == b for a, b in zip(labels, attempt.predictions, strict=True)]
   )
   right &= answered
-  nothing = np.zeros(len(of.ids), bool)
-  if of.plan is not None:
-    ask, certified = certificate.next_step(of.plan, answered, right)
+  nothing = np.zeros(len(attempt.ids), bool)
+  if attempt.plan is not None:
+    ask, certified = certificate.next_step(attempt.plan, answered, right)
     if certified is not None:
-      return ask, of.confidences >= certified.threshold, certified
+      return ask, attempt.confidences >= certified.threshold, certified
     return ask, nothing, None
-  missing = of.sample[~answered[of.sample]]
+  missing = attempt.sample[~answered[attempt.sample]]
   if len(missing):
     return missing, nothing, None
-  is_rest = np.ones(len(of.ids), bool)
-  is_rest[of.sample] = False
+  is_rest = np.ones(len(attempt.ids), bool)
+  is_rest[attempt.sample] = False
   accepted = nothing
   accepted[is_rest] = conformal_labels(
-    right[of.sample],
-    of.confidences[of.sample],
-    of.confidences[is_rest],
-    wrong_share=1 - of.request.target,
+    right[attempt.sample],
+    attempt.confidences[attempt.sample],
+    attempt.confidences[is_rest],
+    wrong_share=1 - attempt.request.target,
   )
   return missing, accepted, None
 
 
 def _answers(
-  opened: Reopened, of: Try
+  opened: Reopened, attempt: Try
 ) -> tuple[Bool[np.ndarray, " M"], tuple[str, ...]]:
-  """Returns which images have an answer, and the class names."""
+  """Returns which images have an answer, and its class name or "" for each."""
   run = opened.run
   done = record.finished_rounds(run.journal.workdir)
   known = {id_: name for id_, (name, _) in run.journal.answers(done).items()}
-  standing = answers.fold(answers.read(run.journal.workdir)).standing
-  # Others may have been confirmed beside a prediction.
+  standing = folding.known_in(run.journal.workdir).standing
+  # Other answers may have been given beside a prediction, which biases them.
   audits = {i: event for i, event in standing.items() if event.purpose == AUDIT}
   known |= {id_: event.label for id_, event in audits.items()}
-  answered = np.array([id_ in known for id_ in of.ids], bool)
-  return answered, tuple(known.get(id_, "") for id_ in of.ids)
+  answered = np.array([id_ in known for id_ in attempt.ids], bool)
+  return answered, tuple(known.get(id_, "") for id_ in attempt.ids)
 
 
-def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
+def _ask(opened: Reopened, attempt: Try, rows: np.ndarray) -> Waiting | None:
   """Asks the run's oracle; returns None if it has answered everything.
 
   The questions are audits: they show no prediction, and the answers are
@@ -162,11 +167,12 @@ def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
   """
   workdir, oracle = opened.run.journal.workdir, opened.run.oracle
   questions = [
-    Question(of.ids[row], of.round_, purpose=AUDIT) for row in rows.tolist()
+    Question(attempt.ids[row], attempt.round_, purpose=AUDIT)
+    for row in rows.tolist()
   ]
   # Each test of the plan has a folder of its own, since a table that a person
   # has begun to fill in is never written again.
-  folder = f"{FOLDER}/try{of.number}/step{1 + _stage_of(of, rows)}"
+  folder = f"{FOLDER}/try{attempt.number}/step{1 + _stage_of(attempt, rows)}"
   if isinstance(oracle, Files):
     oracle = dataclasses.replace(oracle, folder=folder)
   if isinstance(oracle, OnPage):
@@ -175,7 +181,7 @@ def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
     oracle = dataclasses.replace(oracle, apart=os.fspath(path))
   replies = oracle.ask(questions)
   missing = [q for q in questions if q.id not in replies]
-  state = answers.fold(answers.read(workdir))
+  state = folding.known_in(workdir)
   new = [
     Event(
       kind=events.ANSWER if replies[q.id].label else replies[q.id].source,
@@ -193,9 +199,9 @@ def _ask(opened: Reopened, of: Try, rows: np.ndarray) -> Waiting | None:
   return oracle.waiting(missing) if missing else None
 
 
-def _stage_of(of: Try, rows: np.ndarray) -> int:
+def _stage_of(attempt: Try, rows: np.ndarray) -> int:
   """Returns the number of the test that needs the labels of these rows."""
-  stages = of.plan.stages if of.plan else ()
+  stages = attempt.plan.stages if attempt.plan else ()
   for number, stage in enumerate(stages):
     if np.isin(rows, stage.sample).all():
       return number

@@ -124,7 +124,7 @@ def audit_line(config: config_lib.Config, plan: Plan) -> str:
 
 
 def run_name(config: config_lib.Config, plan: Plan) -> str:
-  """Returns a name of the run, which files with questions carry.
+  """Returns the name of the run that stands in files with questions.
 
   It does not change when images or classes are added.
   """

@@ -51,14 +51,15 @@ def measure(
   if known.drawn.any() or calibrating.needs_scores(run):
     scores = stages.score(run, adapter, "train", known.taken)
   sure = np.where(known.pseudo, -1, known.labels)
+  # With pseudo-labels, the terms belong to other labels than these.
   same = {} if known.pseudo.any() else terms
-  found = calibrating.calibrate(run, adapter, sure, scores, row, same)
-  run.journal.write_calibration(round_, found._asdict())
+  calibration = calibrating.calibrate(run, adapter, sure, scores, row, same)
+  run.journal.write_calibration(round_, calibration._asdict())
   if known.drawn.any() and scores is not None:
-    found_out = estimate(run, round_, known, scores, found.temperature)
-    if found_out is not None:
-      run.journal.write_estimate(round_, content(found_out))
-      row = row | columns(found_out)
+    audited = estimate(run, round_, known, scores, calibration.temperature)
+    if audited is not None:
+      run.journal.write_estimate(round_, content(audited))
+      row = row | columns(audited)
   return row, scores
 
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from etils import epath
 
-from cpeal_jax.labeling import answers, asked
+from cpeal_jax.labeling import (
+  asked,
+  folding,
+)
 from cpeal_jax.labeling.questions import AUDIT, Question
 from cpeal_jax.parallel.processes import first
 from cpeal_jax.storage import record, results
@@ -123,5 +126,5 @@ def _reserved(workdir: epath.Path) -> list[str]:
   # Only a certificate asks about images that no round has drawn.
   if not (workdir / record.CERTIFICATE).exists():
     return []
-  standing = answers.fold(answers.read(workdir)).standing
+  standing = folding.known_in(workdir).standing
   return [id_ for id_, event in standing.items() if event.purpose == AUDIT]

@@ -16,7 +16,10 @@ import numpy as np
 from etils import epath
 
 from cpeal_jax import config as config_lib
-from cpeal_jax.labeling import answers, oracles
+from cpeal_jax.labeling import (
+  folding,
+  oracles,
+)
 from cpeal_jax.labeling.oracle import Reply, Waiting
 from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.parallel.processes import agree, first, first_holds, together
@@ -146,7 +149,7 @@ def _build(
 
   added: tuple[str, ...] = ()
   if config.oracle.kind != "simulated":
-    added = first(lambda: answers.fold(answers.read(workdir)).added)
+    added = first(lambda: folding.known_in(workdir).added)
 
   def build_all() -> Experiment:
     plan = make_plan(config, added=added)

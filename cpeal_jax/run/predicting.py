@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from cpeal_jax import scoring
 from cpeal_jax.data import store
 from cpeal_jax.data.unlabeled import load_unlabeled
-from cpeal_jax.labeling import answers
+from cpeal_jax.labeling import (
+  folding,
+)
 from cpeal_jax.parallel import sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import calibrating, finished, reopened
@@ -80,7 +82,7 @@ def _since(opened: Reopened) -> dict[str, str]:
   workdir = opened.run.journal.workdir
   if files.is_remote(workdir):
     return {}
-  standing = answers.fold(answers.read(workdir)).standing
+  standing = folding.known_in(workdir).standing
   return {id_: event.label for id_, event in standing.items()}
 
 

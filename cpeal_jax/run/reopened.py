@@ -16,7 +16,10 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import scoring
 from cpeal_jax.config import overrides
 from cpeal_jax.errors import InputError
-from cpeal_jax.labeling import answers, oracles
+from cpeal_jax.labeling import (
+  folding,
+  oracles,
+)
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import describe, finished, fitting, stages
 from cpeal_jax.run import known as known_lib
@@ -67,7 +70,7 @@ def reopen(
   config = with_changes(start.config, changes)
   added = ()
   if not files.is_remote(workdir):
-    added = answers.fold(answers.read(workdir)).added
+    added = folding.known_in(workdir).added
   plan = make_plan(config, added=added)
   finished.refuse_other_weights(start._replace(config=config), plan.pretrained)
   root = epath.Path(workdir)

@@ -36,8 +36,8 @@ class Request:
     confidence: with which probability that is to hold; with `on_average` it has
       no meaning.
     most_labels: the largest sample of one test.
-    on_average: whether the share is to be reached on average over draws of the
-      audits only, by conformal labeling.
+    on_average: whether it is enough that the share is reached on average over
+      draws of the audits, by conformal labeling.
   """
 
   target: float
@@ -165,6 +165,11 @@ def read(workdir: epath.Path) -> dict[str, Any]:
 def _planned(
   opened: Reopened, request: Request, number: int, planned: int
 ) -> Try:
+  """Returns a new try, which is not written yet.
+
+  Raises:
+    InputError: there is no image to certify, or no sample can be large enough.
+  """
   run = opened.run
   dataset = run.experiment.plan.dataset
   pool, taken = dataset.train, opened.known.taken.copy()
@@ -218,6 +223,11 @@ def _planned(
 
 
 def _stored(workdir: epath.Path, listed: Mapping[str, Any]) -> Try:
+  """Returns a try of certificate.json, with the predictions kept beside it.
+
+  Raises:
+    InputError: the file of predictions was edited, truncated or removed.
+  """
   folder = workdir / FOLDER / f"try{listed['number']}"
   if change := files.first_change(folder, listed["files"]):
     raise files.damaged(folder / change[0], change[1])

@@ -16,15 +16,19 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cpeal_jax.data.formats import Range
-from cpeal_jax.labeling import answers, asked, events
-from cpeal_jax.labeling.answers import State
+from cpeal_jax.labeling import (
+  answers,
+  asked,
+  events,
+  folding,
+)
 from cpeal_jax.labeling.events import Event
+from cpeal_jax.labeling.folding import State
 from cpeal_jax.labeling.questions import Question, for_page
 from cpeal_jax.labeling.reasons import in_words
 from cpeal_jax.storage import files, markers, record
 
 SOURCE = "page"
-ESTIMATE = "estimate.json"
 # What the page takes from a round's estimate.json.
 NUMBERS = ("accuracy", "low", "high", "audits", "certified_share")
 NOTHING = State({}, ())
@@ -102,9 +106,9 @@ class Board:
       self._offset = offset
       self._events += new
       if any(event.kind == events.WITHDRAWN for event in new):
-        self._state = answers.fold(self._events)
+        self._state = folding.fold(self._events)
       elif new:
-        self._state = answers.fold_on(self._state, new)
+        self._state = folding.fold_on(self._state, new)
       return self._state
 
   def rounds(self) -> list[list[Question]]:
@@ -193,7 +197,7 @@ class Board:
   def estimate(self) -> dict[str, Any] | None:
     """Returns how good the model is by the last round that has an estimate."""
     for round_ in reversed(range(len(self._rounds))):
-      path = markers.round_dir(self.workdir, round_) / ESTIMATE
+      path = markers.round_dir(self.workdir, round_) / record.ESTIMATE
       try:
         content = json.loads(path.read_bytes())
         found: dict[str, Any] = {"round": round_}

@@ -101,7 +101,7 @@ class Page:
     return self._process.poll() is None
 
   def tell(self, **message: Any) -> None:
-    """Tells the page what the run is doing, see `server.Desk.hear`."""
+    """Tells the page what the run is doing, see `desk.Desk.hear`."""
     self._send(message, patience=SEND_SECONDS)
 
   def progress(self, stage: str, done: int, total: int, unit: str) -> None:

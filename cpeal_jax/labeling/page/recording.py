@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cpeal_jax.data.reading import shown
-from cpeal_jax.labeling import answers, asked, events
+from cpeal_jax.labeling import (
+  answers,
+  asked,
+  events,
+  folding,
+)
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.page.board import SOURCE, Board, says
 
@@ -102,8 +107,8 @@ class _Recorder:
       label=label,
       purpose=question.purpose if question else events.TRAIN,
     )
-    state = answers.State(self._standing, ())
-    new = answers.changes(state, [event])
+    state = folding.State(self._standing, ())
+    new = folding.changes(state, [event])
     if not new and is_open:
       new = [event]  # It says the same, but now it is about an audit.
     self._pending += new

@@ -47,7 +47,7 @@ export class Link {
         content.results.forEach((result, i) => this.took(operations[i], result));
       } else if (status === 0 || LATER.includes(status)) {
         const why = content?.error ?? GONE;
-        this.trouble(`${this.queue.length} not saved yet. ${why}`);
+        this.trouble(why);
         await sleep(RETRY);
       } else {
         this.queue.splice(0, operations.length);
@@ -67,8 +67,10 @@ export class Link {
     }
   }
 
+  // Says what is wrong, and how many answers are not saved because of it.
   trouble(text) {
-    this.handlers.trouble(text);
+    const left = this.queue.length;
+    this.handlers.trouble(text && left ? `${left} not saved yet. ${text}` : text);
   }
 
   async poll() {
