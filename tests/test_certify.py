@@ -248,7 +248,7 @@ def person(tmp_path_factory):
   return folder, truth
 
 
-def play(folder, workdir, rounds=2):
+def play(folder, workdir, *more, rounds=2):
   return main.main(
     [
       "main",
@@ -262,6 +262,7 @@ def play(folder, workdir, rounds=2):
       "--config.budget=25",
       f"--config.rounds={rounds}",
       f"--workdir={workdir}",
+      *more,
     ]
   )
 
@@ -329,6 +330,12 @@ def test_what_a_waiting_round_picked_is_left_out(person, tmp_path):
   ids = {*table["id"].to_pylist()}
   for row in waiting:
     assert (row["id"] in ids) == (row["purpose"] == "audit")
+  # A run that starts over leaves nothing behind that another certificate
+  # could take for its own.
+  copy = tmp_path / "again"
+  shutil.copytree(workdir, copy)
+  assert play(folder, copy, "--overwrite", rounds=3) == main.WAITING
+  assert not (copy / "certify").exists()
   # The round's own questions are still there, and it goes on.
   fill(workdir / "rounds/002/to_label.csv", truth)
   assert play(folder, workdir, rounds=3) == main.FINISHED

@@ -94,7 +94,8 @@ def test_every_result_key_that_differs_is_listed(tmp_path):
     "optim.betas: workdir has [0.9, 0.999], you gave nothing; "
     "optim.lr: workdir has 0.002, you gave 0.01; "
     "seed: workdir has 1, you gave 2. "
-    "Use another --workdir, or --overwrite to start over."
+    "Give the workdir's values to go on, use another --workdir, or --overwrite "
+    "to start over."
   )
   assert contents(tmp_path) == before
 

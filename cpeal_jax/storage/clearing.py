@@ -11,6 +11,13 @@ from cpeal_jax.storage.files import is_remote
 
 # The files that --overwrite removes from each round's folder, and from the
 # workdir. All others are the user's, among them the record of answers.
+QUESTION_FILES = (
+  "to_label.csv",
+  "labelstudio_tasks.json",
+  "label_config.xml",
+  "to_label.html",
+  "questions.json",
+)
 ROUND_FILES = (
   "DONE",
   "SELECTED",
@@ -19,10 +26,7 @@ ROUND_FILES = (
   "scores.parquet",
   "calibration.json",
   "estimate.json",
-  "to_label.csv",
-  "labelstudio_tasks.json",
-  "label_config.xml",
-  "to_label.html",
+  *QUESTION_FILES,
 )
 DERIVED_FILES = (
   "report.html",
@@ -32,6 +36,7 @@ DERIVED_FILES = (
   "certificate.txt",
   "accepted.csv",
 )
+TRY_FILES = ("predictions.parquet", "certificate.txt", "accepted.csv")
 # Matches the name of a checkpoint: a directory of orbax, complete or not, or an
 # object in a bucket.
 CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
@@ -47,8 +52,10 @@ def refuse_links(root: epath.Path) -> None:
   """
   if is_remote(root):
     return
-  folders = [root / "rounds", root / "checkpoints"]
+  folders = [root / "rounds", root / "checkpoints", root / "certify"]
   folders += list((root / "rounds").glob("*"))
+  folders += list((root / "certify").glob("*"))
+  folders += list((root / "certify").glob("*/*"))
   for folder in folders:
     if os.path.islink(folder):
       raise InputError(
@@ -58,7 +65,9 @@ def refuse_links(root: epath.Path) -> None:
 
 
 def clear(root: epath.Path) -> None:
-  """Removes the rounds of an earlier run, starting with the last one.
+  """Removes the rounds and certificates of an earlier run.
+
+  It starts with the last round.
 
   Only files with the names that a run writes are removed.
   """
@@ -70,7 +79,18 @@ def clear(root: epath.Path) -> None:
         _remove_if_empty(folder)
     _remove_if_empty(rounds)
   clear_checkpoints(root)
+  _clear_certificates(root / "certify")
   _remove(root, DERIVED_FILES)
+
+
+def _clear_certificates(root: epath.Path) -> None:
+  for folder in root.glob("try*"):
+    for step in folder.glob("step*"):
+      _remove(step, QUESTION_FILES)
+      _remove_if_empty(step)
+    _remove(folder, TRY_FILES)
+    _remove_if_empty(folder)
+  _remove_if_empty(root)
 
 
 def clear_checkpoints(root: epath.Path) -> None:

@@ -190,7 +190,6 @@ def open_workdir(
     "" if more else manifest_lib.changed_classes(root, old, new)
   )
   if more:
-    clearing.clear_checkpoints(root)
     classes = counted(len(more), "class", "classes")
     grown = (*grown, f"{classes} added: {', '.join(more)}")
   if (
@@ -203,6 +202,8 @@ def open_workdir(
         f"{corrected}. Restore them, use another --workdir, or go on with the "
         "new ones by --config.dataset.accept_labels=True."
       )
+    if more:
+      clearing.clear_checkpoints(root)
     write_json(root / "environment.json", environment)
     write_parquet(root / "manifest.parquet", rows)
     allowed = (*allowed, *grown, *filter(None, [corrected]))
