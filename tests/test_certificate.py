@@ -329,7 +329,7 @@ def test_good_predictions_are_certified():
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
-    ({"target": 95.0}, "target 95"),
+    ({"target": 95.0}, "target precision 95;.* mean 0.95"),
     ({"confidence": 1.0}, "confidence 1"),
     ({"thresholds": (0.8, 0.9)}, "from strict to lax"),
     ({"thresholds": (0.9, 0.9)}, "from strict to lax"),

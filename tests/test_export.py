@@ -309,7 +309,10 @@ def test_the_command_on_a_real_run(tmp_path, capsys):
     ((run, "--format=peft", f"--to={out}"), "not empty"),
     ((run, "--format=onnx", f"--to={out}"), "transformers"),
     ((run, "--format=prompts", f"--to={out}2"), "transformers, peft, head"),
-    ((run, "--format=head", f"--to={out}2", "--round=4"), "round 4 is not one"),
+    (
+      (run, "--format=head", f"--to={out}2", "--round=4"),
+      "round 4 is not among them",
+    ),
     ((out, "--format=head", f"--to={out}2"), "no workdir"),
     ((run, "--format=head", "--to=gs://bucket/out"), "local directory"),
     ((run, "--format=head"), "--to"),

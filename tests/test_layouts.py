@@ -31,11 +31,13 @@ def test_aircraft(tmp_path):
   listed = tmp_path / "images_variant_test.txt"
   before = listed.read_text()
   listed.write_text(before + "0000005 A320\n")  # It is in val.
-  with pytest.raises(InputError, match=r"more than once, .*0000005.jpg"):
+  with pytest.raises(
+    InputError, match=r"1 image is listed more than once .*0000005.jpg"
+  ):
     load_aircraft(tmp_path)
   listed.write_text(before)
   (tmp_path / "images/0000006.jpg").unlink()
-  with pytest.raises(InputError, match=r"1 of 4 .*val.txt .*0000006.jpg"):
+  with pytest.raises(InputError, match=r"lacks 1 of 4 files .*val.txt, .*0000006.jpg"):
     load_aircraft(tmp_path)
   (tmp_path / "variants.txt").write_text("A320\nDC-10\n")
   with pytest.raises(InputError, match=r"train.txt: '707-320' is no line of"):
@@ -78,7 +80,9 @@ def test_aptos(tmp_path):
   with pytest.raises(InputError, match="no class of aptos: '7'"):
     load_aptos(tmp_path)
   table.write_text(good + "lost,1\n")
-  with pytest.raises(InputError, match=r"1 of 51 .*train.csv .*lost.png"):
+  with pytest.raises(
+    InputError, match=r"lacks 1 of 51 files .*train.csv, .*lost.png"
+  ):
     load_aptos(tmp_path)
   table.write_text("id,grade\na,1\n")
   with pytest.raises(InputError, match="no column 'id_code'"):

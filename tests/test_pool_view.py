@@ -77,12 +77,12 @@ DISAGREE = {
   "a label too high": (
     "labels",
     np.where(np.arange(N) == 7, C, SAMPLE.labels),
-    "labels of 1 images .* is 5 at index 7: .* 0 to 4, or -1",
+    "1 label is no class, the first is 5 at index 7: .* 0 to 4, or -1",
   ),
   "a label too low": (
     "labels",
     np.where(np.arange(N) == 7, -2, SAMPLE.labels),
-    "labels of 1 images .* is -2 at index 7",
+    "1 label is no class, the first is -2 at index 7",
   ),
   "a total beyond the rows": ("total", N + 1, "total of the pool is 65"),
 }

@@ -150,7 +150,7 @@ def test_a_request_to_stop_saves(launch, straight, tmp_path, name, code):
   assert (workdir / "checkpoints" / "1000003").is_dir()
   again = launch(workdir)
   assert again.returncode == 0, again.stderr
-  assert "fit round 1: 1 steps" in again.stdout
+  assert "fit round 1: 1 step in" in again.stdout
   assert selections(workdir) == selections(straight)
   assert metrics(workdir) == metrics(straight)
 

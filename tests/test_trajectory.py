@@ -423,7 +423,7 @@ def test_a_round_whose_checkpoint_is_gone_is_trained_again(
   shutil.rmtree(last)
   capsys.readouterr()
   loop.run(quickstart(cache, rounds=3), run)
-  assert "round 1 has no checkpoint of its end" in capsys.readouterr().out
+  assert "the model of round 1 is not in the workdir" in capsys.readouterr().out
   assert picks(run) == picks(want)
 
 
