@@ -37,7 +37,9 @@ def test_aircraft(tmp_path):
     load_aircraft(tmp_path)
   listed.write_text(before)
   (tmp_path / "images/0000006.jpg").unlink()
-  with pytest.raises(InputError, match=r"lacks 1 of 4 files .*val.txt, .*0000006.jpg"):
+  with pytest.raises(
+    InputError, match=r"lacks 1 of 4 files .*val.txt, .*0000006.jpg"
+  ):
     load_aircraft(tmp_path)
   (tmp_path / "variants.txt").write_text("A320\nDC-10\n")
   with pytest.raises(InputError, match=r"train.txt: '707-320' is no line of"):
