@@ -40,12 +40,13 @@ def _label(words: list[str]) -> None:
   module.end(module.main(["cpeal label", *words]))
 
 
-def _of(module: str, words: list[str]) -> None:
-  """Runs the command of a module, whose function `run` returns an exit code."""
+def _guarded(module: str, words: list[str]) -> None:
+  """Calls the function `run` of a module, and ends with its exit code."""
   command_line = importlib.import_module("cpeal_jax.command_line")
 
   def run(argv: list[str]) -> int:
-    # Here too, since Ctrl-C may come in the seconds that it takes.
+    # The import takes seconds, in which the user may press Ctrl-C. So it is
+    # made here, where Ctrl-C ends the command without a traceback.
     return importlib.import_module(f"cpeal_jax.{module}").run(argv)
 
   sys.exit(command_line.guarded(run, [f"cpeal {module}", *words]))
@@ -64,9 +65,9 @@ def _sweep(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "label": _label,
   "run": _main,
-  "export": functools.partial(_of, "export"),
-  "predict": functools.partial(_of, "predict"),
-  "certify": functools.partial(_of, "certify"),
+  "export": functools.partial(_guarded, "export"),
+  "predict": functools.partial(_guarded, "predict"),
+  "certify": functools.partial(_guarded, "certify"),
   "sweep": _sweep,
 }
 

@@ -74,7 +74,11 @@ def prepare() -> None:
 
 
 def report(error: Exception) -> int:
-  """Prints an error on stderr, in one line if it is no error of the program.
+  """Prints an error on stderr.
+
+  An error that a user can mend is printed as one line, and below it the other
+  problems of the same file. Any other error is a fault of the program and has
+  its traceback.
 
   Returns:
     The exit code: `USAGE` after an `InputError`, and `FAILED` after any other.
@@ -88,7 +92,7 @@ def report(error: Exception) -> int:
 
 
 def _in_one_line(error: Exception) -> str:
-  """Returns what a user should read; empty for an error of the program."""
+  """Returns what a user should read; empty for a fault of the program."""
   if isinstance(error, InputError | Failure):
     return str(error)
   text = " ".join(str(error).split())

@@ -143,6 +143,12 @@ def compiled(tmp_path_factory):
   programs.give(folder, STORE)
 
 
+@pytest.fixture(scope="module")
+def env(compiled):
+  """The environment of commands that find compiled programs in `compiled`."""
+  return {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+
+
 @pytest.fixture(scope="session")
 def store():
   """A client of an S3 on this machine, with the bucket s3://bucket."""

@@ -17,11 +17,6 @@ CERTIFY = (WORKDIR, "--precision=0.9")
 
 
 @pytest.fixture(scope="module")
-def env(compiled):
-  return {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-
-
-@pytest.fixture(scope="module")
 def labeled(tmp_path_factory, env):
   """A folder in which the demo was labeled for three rounds, and the labels."""
   cwd = tmp_path_factory.mktemp("demo")

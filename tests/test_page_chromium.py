@@ -48,11 +48,6 @@ def browser():
     browser.close()
 
 
-@pytest.fixture(scope="module")
-def env(compiled):
-  return {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-
-
 class Window:
   """The page in a window, and what must not happen there."""
 

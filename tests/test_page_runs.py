@@ -28,11 +28,6 @@ DEMO = ("--demo", "--no_browser", "--config.oracle.audit=3")
 
 
 @pytest.fixture(scope="module")
-def env(compiled):
-  return {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-
-
-@pytest.fixture(scope="module")
 def demo(tmp_path_factory, env):
   """The folder in which the demo was labeled for two rounds and stopped."""
   cwd = tmp_path_factory.mktemp("demo")

@@ -9,8 +9,9 @@ from etils import epath
 from cpeal_jax.errors import InputError
 from cpeal_jax.storage.files import is_remote
 
-# The files that --overwrite removes from each round's folder, and from the
-# workdir. All others are the user's, among them the record of answers.
+# The files that --overwrite removes. All others are the user's, among them the
+# record of answers. The first are those that ask a person, in the folder of a
+# round or of a certificate's step.
 QUESTION_FILES = (
   "to_label.csv",
   "labelstudio_tasks.json",
@@ -18,6 +19,7 @@ QUESTION_FILES = (
   "to_label.html",
   "questions.json",
 )
+# In the folder of each round.
 ROUND_FILES = (
   "DONE",
   "SELECTED",
@@ -28,6 +30,7 @@ ROUND_FILES = (
   "estimate.json",
   *QUESTION_FILES,
 )
+# In the workdir itself.
 DERIVED_FILES = (
   "report.html",
   "results.csv",
@@ -36,6 +39,7 @@ DERIVED_FILES = (
   "certificate.txt",
   "accepted.csv",
 )
+# In the folder of each try to certify, certify/tryN.
 TRY_FILES = ("predictions.parquet", "certificate.txt", "accepted.csv")
 # Matches the name of a checkpoint: a directory of orbax, complete or not, or an
 # object in a bucket.
@@ -67,9 +71,9 @@ def refuse_links(root: epath.Path) -> None:
 def clear(root: epath.Path) -> None:
   """Removes the rounds and certificates of an earlier run.
 
-  It starts with the last round.
-
-  Only files with the names that a run writes are removed.
+  It starts with the last round, so that the rounds that are left are a run
+  that can go on if this is interrupted. Only files with the names that a run
+  writes are removed.
   """
   rounds = root / "rounds"
   if rounds.exists():
@@ -84,6 +88,7 @@ def clear(root: epath.Path) -> None:
 
 
 def _clear_certificates(root: epath.Path) -> None:
+  """Removes what certificates wrote below the folder `certify`."""
   for folder in root.glob("try*"):
     for step in folder.glob("step*"):
       _remove(step, QUESTION_FILES)
