@@ -79,6 +79,7 @@ HEADINGS = {
   "scoring": "The pass over the pool",
   "parallel": "Devices",
   "checkpoint": "Checkpoints",
+  "keep": "What a round leaves for reports",
 }
 
 # Each row has a few lines; the formatter would put each value on its own.
@@ -355,6 +356,12 @@ TABLE = (
   ("checkpoint.keep", 3, RUN, between(1, 1_000_000),
    "number of newest checkpoints that are kept, besides the last one of each "
    "round"),
+
+  ("keep.predictions", "auto", RUN, choice("auto", "off"),
+   "whether each round writes predictions.parquet, its logits for the "
+   "validation and the test split, from which cpeal report draws calibration "
+   "and errors; auto writes it, with 16 bits a number beyond ten million "
+   "numbers"),
 )
 # fmt: on
 KEYS = tuple(Key(*row) for row in TABLE)

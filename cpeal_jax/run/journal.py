@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from cpeal_jax.labeling import (
@@ -108,6 +109,14 @@ class Journal:
   def reserved(self) -> list[str]:
     """The ids that a certificate asked about; nothing is trained on them."""
     return self._first(_reserved)
+
+  def write_predictions(
+    self,
+    round_: int,
+    splits: Mapping[str, tuple[Sequence[str], np.ndarray]],
+  ) -> None:
+    """Writes the logits of a round's model for each split, for reports."""
+    self._first(record.write_predictions, round_, splits)
 
   def write_calibration(self, round_: int, content: Mapping[str, Any]) -> None:
     """Records the temperature of a round's model."""

@@ -43,6 +43,7 @@ PER_RUN = (
   "profile",
   "acquisition.",
   "oracle.",
+  "keep.",
   "checkpoint.",
 )
 

@@ -5,7 +5,7 @@ read the config, so that the functions they call take plain arguments.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def evaluate(
 ) -> dict[str, object]:
   """Measures a model on the test split; returns its row of metrics.
 
-  What cannot be measured is not in the row: see `evaluation.evaluate`.
+  Unless `keep.predictions` is off, the logits are kept for reports. What cannot be measured is not in the row: see `evaluation.evaluate`.
 
   Args:
     run: the parts of the run.
@@ -129,6 +129,7 @@ def evaluate(
         "is round -1, which is before any training, check the weights."
       )
     logits[split.name] = rows
+  _keep(run, round_, logits)
   row = evaluation.evaluate(
     logits["test"],
     dataset.test.labels,
@@ -138,6 +139,20 @@ def evaluate(
     validation_where=stores["val"].ok,
   )
   return {"round": round_, "labeled": labeled, **row}
+
+
+def _keep(run: Run, round_: int, logits: Mapping[str, np.ndarray]) -> None:
+  """Writes the logits of the images that can be decoded, if there are any."""
+  if run.config.keep.predictions == "off":
+    return
+  kept = {}
+  for split in run.experiment.plan.dataset.splits[1:]:
+    good = np.flatnonzero(run.experiment.stores[split.name].ok)
+    if len(good):
+      ids = [split.ids[i] for i in good]
+      kept[split.name] = ids, logits[split.name][good]
+  if kept:
+    run.journal.write_predictions(round_, kept)
 
 
 def refuse_equal_classes(run: Run) -> None:

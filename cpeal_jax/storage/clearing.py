@@ -28,6 +28,7 @@ ROUND_FILES = (
   "scores.parquet",
   "calibration.json",
   "estimate.json",
+  "predictions.parquet",
   *QUESTION_FILES,
 )
 # In the workdir itself.
@@ -81,6 +82,9 @@ def clear(root: epath.Path) -> None:
       if folder.is_dir() and folder.name.isdecimal():
         _remove(folder, ROUND_FILES)
         _remove_if_empty(folder)
+    untrained = rounds / "zero_shot"
+    _remove(untrained, ("predictions.parquet",))
+    _remove_if_empty(untrained)
     _remove_if_empty(rounds)
   clear_checkpoints(root)
   _clear_certificates(root / "certify")

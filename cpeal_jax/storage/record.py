@@ -10,6 +10,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from etils import epath
 
 from cpeal_jax.errors import InputError
@@ -38,6 +41,13 @@ TRAIN, AUDIT, ASIDE = "train", "audit", "set aside"
 # Of a round: the temperature of its model, and what audits say about it. Both
 # can be computed again, so DONE does not commit them.
 CALIBRATION, ESTIMATE = "calibration.json", "estimate.json"
+# The logits of a round's model for the validation and the test split. They only
+# serve reports and may be removed to save space, so DONE does not commit them.
+PREDICTIONS = "predictions.parquet"
+# The folder of those of the untrained model, beside the folders of the rounds.
+UNTRAINED = "zero_shot"
+# A file with more logits than this has 16 bits for each.
+MOST_IN_32_BITS = 10_000_000
 # Of a workdir: the certificates that were asked for.
 CERTIFICATE = "certificate.json"
 
@@ -193,6 +203,67 @@ def write_about(
 ) -> None:
   """Writes a JSON file about a round's model: `CALIBRATION` or `ESTIMATE`."""
   files.write_json(round_dir(workdir, round_) / name, content)
+
+
+def predictions_path(workdir: str | os.PathLike, round_: int) -> epath.Path:
+  """Returns where the logits of a round are; `ZERO_SHOT` is a round here."""
+  if round_ == results.ZERO_SHOT:
+    return epath.Path(workdir) / "rounds" / UNTRAINED / PREDICTIONS
+  return round_dir(workdir, round_) / PREDICTIONS
+
+
+def write_predictions(
+  workdir: str | os.PathLike,
+  round_: int,
+  splits: Mapping[str, tuple[Sequence[str], np.ndarray]],
+) -> None:
+  """Writes the logits of a round's model, for reports.
+
+  The columns are split, id and logits. In 16 bits the logits of an image are
+  less its largest one, which changes no probability and keeps the digits of
+  those that count.
+
+  Args:
+    workdir: the run's workdir.
+    round_: number of the round; `ZERO_SHOT` for the untrained model.
+    splits: for each split the ids of its images and their logits [N, C].
+  """
+  ids, names = [], []
+  for name, (members, _) in splits.items():
+    ids += members
+    names += [name] * len(members)
+  logits = np.concatenate([rows for _, rows in splits.values()])
+  if logits.size > MOST_IN_32_BITS:
+    logits = logits - logits.max(axis=1, keepdims=True)
+    logits = logits.clip(np.finfo(np.float16).min).astype(np.float16)
+  rows = pa.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1])
+  columns = {"split": names, "id": ids, "logits": rows}
+  files.write_parquet(predictions_path(workdir, round_), columns)
+
+
+def read_predictions(
+  workdir: str | os.PathLike, round_: int, split: str
+) -> tuple[list[str], np.ndarray] | None:
+  """Returns the ids and logits [N, C] of a split; None if they were not kept.
+
+  Raises:
+    InputError: the file is damaged or of a newer schema.
+  """
+  path = predictions_path(workdir, round_)
+  if not path.exists():
+    return None
+  table = files.read_parquet(path)
+  if not {"split", "id", "logits"} <= {*table.column_names}:
+    raise files.damaged(path, "a column is missing")
+  table = table.filter(pc.equal(table["split"], split))
+  if not len(table):
+    return None
+  rows = table["logits"].combine_chunks()
+  if not isinstance(rows.type, pa.FixedSizeListType):
+    raise files.damaged(path, "its logits are no lists of one length")
+  flat = rows.flatten().to_numpy(zero_copy_only=False)
+  logits = flat.reshape(len(table), -1).astype(np.float32)
+  return table["id"].to_pylist(), logits
 
 
 def temperature(workdir: str | os.PathLike, round_: int) -> float | None:
