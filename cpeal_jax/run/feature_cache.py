@@ -60,8 +60,7 @@ def cached(
   count = max(0, min(share.stop, total) - share.start)
   if jax.process_count() > 1:
     key += f"|{count} rows from {share.start}"
-  digest = hashlib.sha256(f"{CACHE_VERSION}|{key}".encode())
-  path = directory / f"features-{digest.hexdigest()[:32]}.npy"
+  path = _path(directory, key)
   stored = cache.read(path)
   # Either all processes read or all compute, since all of them have to take
   # part in the computation.
@@ -81,6 +80,19 @@ def cached(
       "choose another cache_dir."
     ) from error
   return answer
+
+
+def _path(directory: Path, key: str) -> Path:
+  digest = hashlib.sha256(f"{CACHE_VERSION}|{key}".encode())
+  return directory / f"features-{digest.hexdigest()[:32]}.npy"
+
+
+def is_cached(
+  experiment: Experiment, config: config_lib.Config, split: str
+) -> bool:
+  """Returns whether a run of one process left the features of a split."""
+  key = key_of(experiment, config, split)
+  return _path(experiment.plan.cache, key).exists()
 
 
 def key_of(
