@@ -7,6 +7,7 @@
   cpeal predict writes calibrated predictions for the rest of the pool, or for
                 another folder of images
   cpeal certify says which predictions may be taken as labels
+  cpeal report  writes a page about one run or many: curves, images, errors
   cpeal export  writes the adapted model for other programs
                 (the same as `python -m cpeal_jax.export`)
   cpeal sweep   does many runs: seeds x methods x data sets
@@ -49,7 +50,8 @@ def _guarded(module: str, words: list[str]) -> None:
     # made here, where Ctrl-C ends the command without a traceback.
     return importlib.import_module(f"cpeal_jax.{module}").run(argv)
 
-  sys.exit(command_line.guarded(run, [f"cpeal {module}", *words]))
+  name = module.partition(".")[0]
+  sys.exit(command_line.guarded(run, [f"cpeal {name}", *words]))
 
 
 def _sweep(words: list[str]) -> None:
@@ -68,6 +70,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "export": functools.partial(_guarded, "export"),
   "predict": functools.partial(_guarded, "predict"),
   "certify": functools.partial(_guarded, "certify"),
+  "report": functools.partial(_guarded, "report.command"),
   "sweep": _sweep,
 }
 

@@ -102,7 +102,8 @@ def evaluate(
 ) -> dict[str, object]:
   """Measures a model on the test split; returns its row of metrics.
 
-  Unless `keep.predictions` is off, the logits are kept for reports. What cannot be measured is not in the row: see `evaluation.evaluate`.
+  Unless `keep.predictions` is off, the logits are kept for reports. What cannot
+  be measured is not in the row: see `evaluation.evaluate`.
 
   Args:
     run: the parts of the run.

@@ -1,0 +1,1 @@
+"""Reports on runs: one page, tables and plots; see `report.command`."""
