@@ -88,6 +88,9 @@ def build(
   script = bundle.bundle(directory)
   primary = measures.primary(arms)
   comparisons = compared(arms, primary, base)
+  if comparisons:
+    place = [summary.arm for summary in comparisons[0].summaries]
+    arms.sort(key=lambda arm: place.index(arm.name))
   notes: list[str] = []
   pictures = Pictures(
     config.dataset.root if _moved(changes) else "",

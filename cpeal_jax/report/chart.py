@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 Spec = dict[str, Any]
+PERCENT: Spec = {"format": ".0%", "tickCount": 5}
 
 
 class Chart(NamedTuple):
@@ -28,7 +29,16 @@ class Chart(NamedTuple):
 
 def color_of(names: Sequence[str], *, legend: bool = True) -> Spec:
   """The color of an arm, which is the same in all charts."""
-  below = {"orient": "bottom", "columns": 2, "title": None, "labelLimit": 400}
+  below = {
+    "orient": "bottom",
+    "direction": "horizontal",
+    "columns": 4,
+    "title": None,
+    "labelLimit": 220,
+    "symbolOpacity": 1,
+    "symbolStrokeWidth": 3,
+    "symbolType": "stroke",
+  }
   return {
     "field": "arm",
     "type": "nominal",

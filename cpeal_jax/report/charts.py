@@ -115,7 +115,7 @@ def differences(names: Sequence[str], base: str, percent: bool) -> Chart:
   color = color_of(names, legend=False)
   spec = {
     "width": "container",
-    "height": {"step": 26},
+    "height": 26 * (len(names) - 1),
     "data": {"name": "gaps"},
     "layer": [
       {
@@ -162,7 +162,7 @@ def time(names: Sequence[str]) -> Chart:
   """Seconds of each stage over all rounds."""
   spec = {
     "width": "container",
-    "height": {"step": 26},
+    "height": 26 * len(names),
     "data": {"name": "time"},
     "mark": "bar",
     "encoding": {

@@ -23,7 +23,7 @@ def head(arms: Sequence[Arm]) -> list[tuple[str, str]]:
   sizes = {"train": 0, "val": 0, "test": 0}
   for row in run.images.values():
     sizes[row["split"]] += 1
-  splits = [f"a pool of {sizes['train']:,}"]
+  splits = [f"a pool of {sizes['train']:,} images"]
   splits.append(f"{sizes['val']:,} for validation" if sizes["val"] else "")
   splits.append(
     f"{sizes['test']:,} for the test" if sizes["test"] else "no test"
@@ -34,7 +34,7 @@ def head(arms: Sequence[Arm]) -> list[tuple[str, str]]:
   rounds = {run.rounds for run in runs}
   seeds = sorted({run.seed for run in runs})
   facts = [
-    ("Data", f"{data_name(arms)}: {', '.join(filter(None, splits))} images"),
+    ("Data", f"{data_name(arms)}: {', '.join(filter(None, splits))}"),
     ("Classes", f"{len(names)}: {some}"),
     ("Model", str(run.environment.get("weights", ""))),
     ("Trained", str(run.settings.get("adapter.kind", ""))),

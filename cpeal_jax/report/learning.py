@@ -14,6 +14,7 @@ from cpeal_jax.report.parts import (
   Figure,
   Section,
   Table,
+  Tables,
   Text,
 )
 
@@ -102,9 +103,9 @@ def section(
         "its 95 % interval. The dashed line is the model without labels.",
       )
     )
-    parts += [
-      _curve_table(arms, measure) for measure in measures if measure != chosen
-    ]
+    others = [_curve_table(arms, x) for x in measures if x != chosen]
+    if others:
+      parts.append(Tables("All other metrics in numbers", others))
   else:
     parts.append(
       Text(

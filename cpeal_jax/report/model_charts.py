@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cpeal_jax.report.chart import Chart, Spec
+from cpeal_jax.report.chart import PERCENT, Chart, Spec
 from cpeal_jax.report.reliability import RAW
 
 
@@ -24,7 +24,7 @@ def reliability(arm: str, round_: int) -> Chart:
     "type": "quantitative",
     "title": "confidence",
     "scale": {"domain": [0, 1], "nice": False},
-    "axis": {"format": ".0%"},
+    "axis": PERCENT,
   }
   y = {**x, "title": "share that is right"}
   spec = {
@@ -35,11 +35,12 @@ def reliability(arm: str, round_: int) -> Chart:
       {
         "data": {"name": "bins"},
         "transform": [*_of_arm(), {"filter": "datum.kind == kind"}],
-        "mark": {"type": "bar", "opacity": 0.65},
+        "mark": {"type": "rect", "style": "column"},
         "encoding": {
           "x": {**x, "field": "low"},
           "x2": {"field": "high"},
           "y": {**y, "field": "accuracy"},
+          "y2": {"datum": 0},
           "tooltip": [
             {"field": "count", "type": "quantitative", "title": "predictions"},
             *(
@@ -81,17 +82,23 @@ def counts(arm: str, round_: int) -> Chart:
     "params": _chosen(arm, round_),
     "data": {"name": "bins"},
     "transform": [*_of_arm(), {"filter": "datum.kind == kind"}],
-    "mark": {"type": "bar", "opacity": 0.65},
+    "mark": {"type": "rect", "style": "column"},
     "encoding": {
       "x": {
         "field": "low",
         "type": "quantitative",
         "title": "confidence",
         "scale": {"domain": [0, 1], "nice": False},
-        "axis": {"format": ".0%"},
+        "axis": PERCENT,
       },
       "x2": {"field": "high"},
-      "y": {"field": "count", "type": "quantitative", "title": "predictions"},
+      "y": {
+        "field": "count",
+        "type": "quantitative",
+        "title": "predictions",
+        "axis": {"tickCount": 3, "format": "~s"},
+      },
+      "y2": {"datum": 0},
       "tooltip": [{"field": "count", "type": "quantitative"}],
     },
   }
@@ -103,7 +110,7 @@ def confusion(arm: str, classes: Sequence[str]) -> Chart:
   axis = {"labelLimit": 110}
   spec = {
     "width": "container",
-    "height": {"step": 24},
+    "height": 24 * len(classes),
     "params": [{"name": "arm", "value": arm}],
     "data": {"name": "confusion"},
     "transform": [{"filter": "datum.arm == arm"}],
@@ -168,7 +175,7 @@ def by_class(arm: str, classes: Sequence[str]) -> Chart:
     "type": "quantitative",
     "title": "accuracy within the class",
     "scale": {"domain": [0, 1]},
-    "axis": {"format": ".0%"},
+    "axis": PERCENT,
   }
   y = {
     "field": "name",
@@ -179,13 +186,13 @@ def by_class(arm: str, classes: Sequence[str]) -> Chart:
   }
   spec = {
     "width": "container",
-    "height": {"step": 20},
+    "height": 20 * len(classes),
     "params": [{"name": "arm", "value": arm}],
     "data": {"name": "classes"},
     "transform": [{"filter": "datum.arm == arm"}],
     "layer": [
       {
-        "mark": {"type": "rule", "strokeWidth": 2},
+        "mark": {"type": "rule", "strokeWidth": 2, "style": "column"},
         "encoding": {
           "x": {**x, "field": "low"},
           "x2": {"field": "high"},

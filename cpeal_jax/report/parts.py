@@ -30,6 +30,14 @@ class Table(NamedTuple):
   kind: str = "table"
 
 
+class Tables(NamedTuple):
+  """Tables under one heading that opens and closes."""
+
+  title: str
+  tables: Sequence[Table]
+  kind: str = "tables"
+
+
 class Control(NamedTuple):
   """Something that sets parameters of the charts of its section.
 
@@ -120,7 +128,7 @@ class Words(NamedTuple):
   kind: str = "words"
 
 
-Part = Text | Table | Controls | Figure | Thumbs | Heading | Words
+Part = Text | Table | Tables | Controls | Figure | Thumbs | Heading | Words
 
 
 class Section(NamedTuple):

@@ -56,7 +56,7 @@ def section(
   parts += _balance(arms, data)
   parts += _map(arms, found, data, has_curve=has_curve)
   for arm in arms:
-    parts += _rounds(arm, pictures, many=len(arms) > 1)
+    parts += _rounds(arm, pictures, many=len(arms) > 1, is_open=arm is arms[0])
   parts += _pairs(arms, pictures, found)
   parts += _suspects(arms, pictures)
   return Section("bought", "What was bought", parts, data)
@@ -159,7 +159,9 @@ def _map(
   return parts
 
 
-def _rounds(arm: Arm, pictures: Pictures, *, many: bool) -> list[Any]:
+def _rounds(
+  arm: Arm, pictures: Pictures, *, many: bool, is_open: bool
+) -> list[Any]:
   run = arm.first
   by_round: dict[int, list[Pick]] = {}
   for pick in bought.picks(run):
@@ -173,7 +175,9 @@ def _rounds(arm: Arm, pictures: Pictures, *, many: bool) -> list[Any]:
     more = len(members) - len(shown)
     note = f"{more} more are in rounds/{round_:03d}/selection.csv." * (more > 0)
     heading = f"Round {round_}: {counted(len(members), 'image')}"
-    parts.append(Thumbs(heading, thumbs, is_open=round_ == 0, note=note))
+    parts.append(
+      Thumbs(heading, thumbs, is_open=is_open and round_ == 0, note=note)
+    )
   if len(by_round) > MOST_ROUNDS:
     more = counted(
       len(by_round) - MOST_ROUNDS, "later round is", "later rounds are"
@@ -245,8 +249,8 @@ def _suspects(arms: Sequence[Arm], pictures: Pictures) -> list[Any]:
   if not parts:
     parts.append(
       Text(
-        "`cpeal predict WORKDIR` finds labels that contradict the model; they "
-        "are shown here once it was run."
+        "cpeal predict WORKDIR finds labels that contradict the model; once it "
+        "was run, they are shown here."
       )
     )
   return parts

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from cpeal_jax.report.chart import Chart, color_of, labels
+from cpeal_jax.report.chart import PERCENT, Chart, color_of, labels
 
 
 def balance(arm: str, classes: Sequence[str]) -> Chart:
   """What was bought of each class, against the pool."""
   spec = {
     "width": "container",
-    "height": {"step": 13},
+    "height": 40 * len(classes),
     "params": [{"name": "arm", "value": arm}],
     "data": {"name": "balance"},
     "transform": [
@@ -31,7 +31,7 @@ def balance(arm: str, classes: Sequence[str]) -> Chart:
         "field": "share",
         "type": "quantitative",
         "title": "share",
-        "axis": {"format": ".0%"},
+        "axis": PERCENT,
       },
       "color": {
         "field": "what",
@@ -76,7 +76,7 @@ def map_curve(names: Sequence[str], arm: str) -> Chart:
             "type": "quantitative",
             "title": None,
             "scale": {"zero": False},
-            "axis": {"format": ".0%"},
+            "axis": {"format": ".0%", "tickCount": 3},
           },
           "color": color_of(names, legend=False),
         },

@@ -69,10 +69,11 @@ def members(arms: Sequence[Arm]) -> tuple[str, ...]:
   known = {*pool}
   runs = [run for arm in arms for run in arm.runs.values()]
   # The first seeds come first, in case not all picks find a place.
-  runs.sort(key=lambda run: run.seed)
+  runs.sort(key=lambda run: (run.seed, run.workdir))
   chosen = {x.id: None for run in runs for x in picks(run) if x.id in known}
   drawn = sorted(pool, key=lambda id_: hashlib.sha256(id_.encode()).digest())
-  return tuple([*dict.fromkeys([*chosen, *drawn])][:POINTS])
+  # In an order that does not depend on that of the arms.
+  return tuple(sorted([*dict.fromkeys([*chosen, *drawn])][:POINTS]))
 
 
 def make(arms: Sequence[Arm], directory: Path, features: Features) -> PoolMap:
@@ -110,17 +111,22 @@ def make(arms: Sequence[Arm], directory: Path, features: Features) -> PoolMap:
 
 def project(features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n 2"]:
   """Returns a place from 0 to 1 for each image; the same each time."""
-  from sklearn.decomposition import PCA  # The imports take a second.
+  import threadpoolctl  # The imports take a second.
+  from sklearn.decomposition import PCA
   from sklearn.manifold import TSNE
 
   parts = min(COMPONENTS, *features.shape)
   axes = PCA(parts, svd_solver="full").fit_transform(features)
-  places = TSNE(
+  search = TSNE(
     perplexity=min(PERPLEXITY, (len(features) - 1) / 3),
     init=(axes[:, :2] / max(axes[:, 0].std(), 1e-12) * 1e-4),
     max_iter=500,
     random_state=0,
-  ).fit_transform(axes)
+  )
+  # Threads of a machine that is in use wait for each other longer than a single
+  # one takes.
+  with threadpoolctl.threadpool_limits(1):
+    places = search.fit_transform(axes)
   low, high = places.min(axis=0), places.max(axis=0)
   scaled = (places - low) / np.maximum(high - low, 1e-12)
   return scaled.astype(np.float32)

@@ -46,9 +46,28 @@ class Manifest:
 
   Attributes:
     table: with the columns `COLUMNS`, a row for each image.
+    last: the ids and classes of the last call of `labels_of`, and its answer.
   """
 
   table: pa.Table
+  last: list[Any] = dataclasses.field(default_factory=list)
+
+  def labels_of(
+    self, ids: Sequence[str], classes: Sequence[str]
+  ) -> np.ndarray | None:
+    """Returns the numbers of the images' classes, -1 where there is no label.
+
+    None stands for ids that are not in the table. Rounds and runs ask for the
+    same ids again and again.
+    """
+    if self.last[:2] != [ids, classes]:
+      index = {name: number for number, name in enumerate(classes)}
+      answer = None
+      if {*ids} <= self.images.keys():
+        labels = [index.get(self.images[id_]["label"], -1) for id_ in ids]
+        answer = np.array(labels, np.int32)
+      self.last[:] = [ids, classes, answer]
+    return self.last[2]
 
   @functools.cached_property
   def images(self) -> dict[str, dict[str, str]]:
@@ -143,13 +162,12 @@ class Run:
     if found is None:
       return None
     ids, logits = found
-    index = {name: number for number, name in enumerate(self.classes)}
-    if logits.shape[1] != len(index) or not {*ids} <= self.images.keys():
+    labels = self.manifest.labels_of(ids, self.classes)
+    if labels is None or logits.shape[1] != len(self.classes):
       raise files.damaged(
         record.predictions_path(self.workdir, round_), "it is of other images"
       )
-    labels = [index.get(self.images[id_]["label"], -1) for id_ in ids]
-    return logits, np.array(labels, np.int32)
+    return logits, labels
 
   def test_ids(self, round_: int) -> list[str]:
     """Returns the ids of the images whose logits `logits` returns."""

@@ -72,12 +72,12 @@ def comparison(found: Comparison) -> tuple[list[str], Rows]:
   unit = " (%)" if measure.percent else ""
   has_zero_shot = any(s.least is not None for s in found.summaries)
   head = ["Arm", "Seeds", f"Area under the curve{unit}", f"Last{unit}"]
-  head += ["Lowest, less zero-shot"] * has_zero_shot
+  head += ["Lowest round of any seed, minus zero-shot"] * has_zero_shot
   if found.base:
     middle = {f"{s.middle:g}" for s in found.summaries}
     labels = middle.pop() if len(middle) == 1 else "half the"
     head += [
-      f"Less {found.base} [95 %]",
+      f"Minus {found.base} [95 %]",
       "p (Holm)",
       f"Labels of {found.base} for what {labels} labels give",
     ]
@@ -89,7 +89,7 @@ def comparison(found: Comparison) -> tuple[list[str], Rows]:
       row.append("" if s.least is None else number(s.least, measure, sign=True))
     if found.base:
       row += [gap_text(s, measure), p_text(s.p)]
-      row.append(labels_of_base(s))
+      row.append("" if s.arm == found.base else labels_of_base(s))
     rows.append(row)
   return head, rows
 
@@ -116,7 +116,7 @@ def power_text(found: Comparison) -> str:
   """Says what so many seeds can see; empty if nothing is compared."""
   if not found.pairs:
     return ""
-  points = "points" if found.measure.percent else "nats or units"
+  points = "points" if found.measure.percent else "units"
   size = number(found.detectable, found.measure)
   text = (
     f"A paired difference varies by {number(found.spread, found.measure)} "

@@ -100,6 +100,7 @@ def _base_is_best(found: Comparison) -> str:
 
 def _zero_shot(best: Summary, arms: Sequence[Arm], found: Comparison) -> str:
   arm = next(arm for arm in arms if arm.name == best.arm)
+  whose = f"The mean of {best.arm}" if len(arms) > 1 else "It"
   zero = zero_shots([arm], found.measure.key).get(arm.name)
   points = curve(arm, found.measure.key)
   if zero is None:
@@ -111,12 +112,12 @@ def _zero_shot(best: Summary, arms: Sequence[Arm], found: Comparison) -> str:
   below = [p for p in points if p.mean < zero]
   if not below:
     return (
-      f"Its mean was above {line} from the first {points[0].labeled:g} labels "
+      f"{whose} was above {line} from the first {points[0].labeled:g} labels "
       "on."
     )
   if below[-1] is points[-1]:
     return (
-      f"It is below {line} at its end, with {points[-1].labeled:g} labels: the "
-      "labels did harm."
+      f"{whose} is below {line} at the end, with {points[-1].labeled:g} "
+      "labels: the labels did harm."
     )
-  return f"It was below {line} until it had {below[-1].labeled:g} labels."
+  return f"{whose} was below {line} until it had {below[-1].labeled:g} labels."

@@ -31,6 +31,7 @@
       legend: { labelColor: text, titleColor: text, labelFontSize: 12, titleFontSize: 12 },
       text: { color: faint, fontSize: 12 },
       style: { "text-line": { stroke: faint, fill: faint },
+        "column": { fill: colors[0], fillOpacity: 0.65, stroke: colors[0] },
         "pick": { stroke: isDark ? "#17191a" : "#fcfcfb" } },
       bar: { color: colors[0] },
       point: { color: colors[0] },
@@ -74,11 +75,12 @@
       const chart = content.charts[place.dataset.chart];
       const spec = structuredClone(chart.spec);
       spec.datasets = Object.fromEntries(chart.data.map((name) => [name, tables[name] ?? []]));
-      spec.autosize = { type: "fit-x", contains: "padding" };
       const { view } = await vegaEmbed(place, spec, {
         actions: false, renderer: "svg", config: theme(),
         tooltip: { theme: dark.matches ? "dark" : "light" },
       });
+      // The figure has a description; the marks in it are not to be read out.
+      place.querySelector("svg").setAttribute("aria-hidden", "true");
       views.push({ view, name: place.dataset.chart, section: place.dataset.section });
       send(view, chosen(place.dataset.section));
     }
