@@ -5,19 +5,21 @@
 
 A table has a line for each adapter and method that has runs. Differences are to
 the arm `--base`, paired by seed, with the intervals and tests of
-`methods_table.py`. `docs/preregistration.md` says what was fixed before.
+`cpeal_jax.report.statistics`. `docs/preregistration.md` says what was fixed
+before.
 """
 
 import argparse
 import itertools
 import json
+import math
 import sys
 
 import numpy as np
 from anchored import parse, workdir
-from methods_table import holm, interval
 
-FLIPS = 20_000
+from cpeal_jax.report.statistics import holm, interval, labels_for, sign_flip
+
 COLUMNS = (
   *("adapter", "method", "seeds", "mean", "difference [95 %]", "p (Holm)"),
   *("10", "40", "100", "least above zero-shot", "ECE", "NLL", "worst class"),
@@ -45,23 +47,12 @@ def curve(rows: list[dict], key: str) -> np.ndarray:
   return 100 * np.array([row[key] for row in rows if row["round"] >= 0])
 
 
-def sign_flip(gaps: np.ndarray) -> float:
-  """Returns the two-sided p of the mean, by all or by random sign flips."""
-  if len(gaps) <= 12:
-    signs = np.array(list(itertools.product((-1, 1), repeat=len(gaps))))
-  else:
-    signs = np.random.default_rng(0).choice((-1, 1), (FLIPS, len(gaps)))
-  return float(np.mean(np.abs(signs @ gaps) >= abs(gaps.sum()) - 1e-9))
-
-
 def random_labels(accuracy: float, random: np.ndarray) -> str:
   """Returns how many random labels give an accuracy, by the mean curve."""
-  best = np.maximum.accumulate(random)
-  if accuracy < best[0]:
-    return "< 10"
-  if accuracy > best[-1]:
-    return "> 100"
-  return f"{np.interp(accuracy, best, 10.0 * np.arange(1, 11)):.0f}"
+  found = labels_for(accuracy, range(10, 101, 10), random)
+  if math.isinf(found):
+    return "< 10" if found < 0 else "> 100"
+  return f"{found:.0f}"
 
 
 def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:

@@ -11,8 +11,9 @@ import argparse
 from collections.abc import Callable
 
 import numpy as np
-from methods_table import interval
 from scipy import stats
+
+from cpeal_jax.report.statistics import interval
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SHAPES: dict[str, Draw] = {

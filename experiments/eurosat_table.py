@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from eurosat import GROUPS, parse, workdir
-from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.preprocessing import StandardScaler
@@ -25,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from cpeal_jax import metrics
 from cpeal_jax.config import base
 from cpeal_jax.parallel import sharding
+from cpeal_jax.report.statistics import mean_and_half_width
 from cpeal_jax.run import build, feature_cache
 from cpeal_jax.run.plan import make_plan
 
@@ -41,15 +41,6 @@ def picked(folder: Path, round_: int) -> list[str]:
   path = folder / "rounds" / f"{round_:03d}" / "selection.csv"
   with open(path) as file:
     return [row["id"] for row in csv.DictReader(file)]
-
-
-def interval(values) -> tuple[float, float]:
-  """Returns the mean and half the width of its 95 % t interval."""
-  n = len(values)
-  if n < 2:
-    return float(np.mean(values)), math.nan
-  half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
-  return float(np.mean(values)), float(half)
 
 
 def pool_and_test(options) -> dict[str, tuple]:
@@ -135,7 +126,7 @@ def table(arms: dict[str, dict[int, list[dict]]], key: str) -> str:
       if not values:
         cells.append("")
         continue
-      mean, half = interval(values)
+      mean, half = mean_and_half_width(values)
       spread = "" if math.isnan(half) or half == 0 else f" ±{half:.1f}"
       cells.append(f"{mean:.1f}{spread}")
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -167,7 +158,7 @@ def differences(arms: dict[str, dict[int, list[dict]]], baseline: str) -> str:
         cells.append("")
         continue
       gaps = [scale * (area(a, key) - area(b, key)) for a, b in shared]
-      mean, half = interval(gaps)
+      mean, half = mean_and_half_width(gaps)
       digits = 3 if key == "nll" else 1
       cells.append(f"{mean:+.{digits}f} ±{half:.{digits}f}")
     if any(cells):

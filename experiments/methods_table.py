@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from methods import SPECIAL, named, parse, workdir
-from scipy import stats
+
+from cpeal_jax.report import statistics
 
 # The arms with other first labels than `random`.
 OTHER_START = {name for name, values in SPECIAL.items() if "round0" in values}
@@ -58,34 +59,7 @@ def collect(options) -> dict[str, dict[int, list[dict]]]:
 def area(rows: list[dict], key: str) -> float:
   """Returns the area under the curve over the labels asked for, per label."""
   labels = [row["labeled"] for row in rows]
-  whole = np.trapezoid([row[key] for row in rows], labels)
-  return float(whole) / (labels[-1] - labels[0])
-
-
-def sign_flip(gaps: np.ndarray) -> float:
-  """Returns the two-sided p-value of the mean under all sign flips."""
-  signs = np.array(list(itertools.product((-1, 1), repeat=len(gaps))))
-  flipped = np.abs(signs @ gaps)
-  return float(np.mean(flipped >= abs(gaps.sum()) - 1e-12))
-
-
-def interval(gaps: np.ndarray) -> tuple[float, float]:
-  """Returns the 95 % interval: BCa bootstrap, or paired t below ten seeds."""
-  if len(gaps) < 10:
-    return stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))
-  found = stats.bootstrap(
-    (gaps,), np.mean, method="BCa", rng=np.random.default_rng(0)
-  )
-  return tuple(found.confidence_interval)
-
-
-def holm(p: dict[str, float]) -> dict[str, float]:
-  """Returns the Holm-adjusted p-values."""
-  adjusted, largest = {}, 0.0
-  for rank, name in enumerate(sorted(p, key=p.__getitem__)):
-    largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
-    adjusted[name] = largest
-  return adjusted
+  return statistics.area(labels, [row[key] for row in rows])
 
 
 def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
@@ -100,8 +74,8 @@ def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
           for seed, rows in runs.items()
         ]
       )
-      p[name] = sign_flip(gaps[name])
-  adjusted = holm(p)
+      p[name] = statistics.sign_flip(gaps[name])
+  adjusted = statistics.holm(p)
   many = min(map(len, gaps.values())) >= 10
   lines = [
     "| arm | AUBC | minus random [95 %] | p (Holm) | verdict | last accuracy | "
@@ -130,7 +104,7 @@ def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
     if name == "random":
       cells += ["", "", ""]
     else:
-      low, high = interval(gaps[name])
+      low, high = statistics.interval(gaps[name])
       cells.append(f"{gaps[name].mean():+.1f} [{low:+.1f}, {high:+.1f}]")
       cells.append(f"{adjusted[name]:.3f}" if many else "")
       sure = many and adjusted[name] < 0.05 and low * high > 0
@@ -143,15 +117,14 @@ def compare(arms: dict[str, dict[int, list[dict]]]) -> str:
   spread = np.mean([g.std(ddof=1) for g in gaps.values()])
   count = min(map(len, gaps.values()))
   # For a two-sided test at 5 % with power 0.8, without adjustment.
-  power = stats.t.ppf(0.975, count - 1) + stats.t.ppf(0.8, count - 1)
+  least = statistics.detectable(spread, count)
   lines.append(
     f"\nMean standard deviation of a paired difference {spread:.1f} points: "
-    f"with {count} seeds a difference of {power * spread / count**0.5:.1f} "
+    f"with {count} seeds a difference of {least:.1f} "
     "points is found four times in five (before Holm)."
   )
   if many:
-    # All seeds on one side, which two of the 2^count flips are.
-    least = min(1.0, len(gaps) * 2 / 2**count)
+    least = statistics.least_p(count, len(gaps))
     lines.append(
       f"The smallest p that {len(gaps)} comparisons and {count} seeds can give "
       f"is {least:.3f}."

@@ -6,7 +6,9 @@
 Finished runs are skipped, and interrupted runs continue. The workdirs are
 OUT/NAME/VARIANT/seedK, which is main's default layout; with --methods they are
 OUT/NAME/VARIANT-METHOD/seedK. OUT/sweep.csv has a row for each run and round.
---dry_run only prints the commands.
+When all runs are finished, OUT/report.html compares them (see `cpeal report`);
+with several data sets each has its own, OUT/NAME/report.html. --no_report makes
+none. --dry_run only prints the commands.
 
   --where=local  runs --jobs processes at a time, each on its share of the
                  cores, and writes a log beside each workdir. A run that crashes
@@ -45,8 +47,10 @@ from sweep_runs import ENDS, OVER, Run, View, look, write_table
 from cpeal_jax import command_line
 from cpeal_jax import config as config_lib
 from cpeal_jax.acquisition import ACQUISITIONS
+from cpeal_jax.config import overrides
 from cpeal_jax.config.load import load as load_config
 from cpeal_jax.errors import FINISHED, InputError, one_of
+from cpeal_jax.progress import say
 from cpeal_jax.storage import files
 from cpeal_jax.storage.settings import config_hash
 
@@ -210,6 +214,41 @@ def verdict(runs: list[Run], *, stopped: bool) -> int:
   return next((code for state, code in codes if state in states), 0)
 
 
+def report(runs: list[Run], options: argparse.Namespace) -> None:
+  """Compares the finished runs in a page for each data set.
+
+  What keeps it from being made is said, and the sweep is done all the same.
+  """
+  from cpeal_jax.report import command  # The imports take a second.
+
+  names = {run.folder.relative_to(options.out).parts[0] for run in runs}
+  for name in sorted(names):
+    folders = [
+      run.folder for run in runs if options.out / name in run.folder.parents
+    ]
+    to = options.out / name if len(names) > 1 else options.out
+    if files.is_remote(to):
+      to = Path.cwd() / name if len(names) > 1 else Path.cwd()
+      to.mkdir(exist_ok=True)
+    flags = [flag for flag in options.flags if flag.startswith("--config.")]
+    try:
+      for path in command.report(
+        [os.fspath(folder) for folder in folders],
+        to=os.path.join(to, command.NAME),
+        changes=run_changes(flags),
+      ):
+        say(f"wrote {path}")
+    except InputError as error:
+      say(f"note: there is no report: {error}")
+
+
+def run_changes(flags: list[str]) -> list[str]:
+  """Returns the flags of settings that decide no results, such as paths."""
+  return [
+    flag for flag in flags if overrides.parse(flag)[0] in config_lib.RUN_KEYS
+  ]
+
+
 def beside(name: str) -> str:
   """Returns the path of a script in this folder, quoted for a shell.
 
@@ -278,6 +317,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     "--attempts", type=int, default=3, help="how often to start a run at most"
   )
   add("--out", type=epath.Path, default=epath.Path("runs"))
+  add("--no_report", action="store_true", help="make no report at the end")
   add("--dry_run", action="store_true", help="only print the commands")
   cut = argv.index("--") if "--" in argv else len(argv)
   options = parser.parse_args(argv[:cut])
@@ -309,10 +349,14 @@ def sweep(argv: list[str]) -> int:
   runs = plan(options)
   for run in runs:
     look(run, verify=True)
+  if not options.dry_run:
+    run_all = local if options.where == "local" else elsewhere
+    code = run_all(runs, options)
+    if all(run.state == "finished" for run in runs) and not options.no_report:
+      report(runs, options)
+    return code
   if options.where != "local":
     return elsewhere(runs, options)
-  if not options.dry_run:
-    return local(runs, options)
   for number, run in enumerate(runs):
     mark = "# finished: " if run.state == "finished" else ""
     words = command(run, number % options.jobs, options.jobs)

@@ -30,7 +30,7 @@ def bundle(cache: Path) -> str:
     return path.read_text()
   import vl_convert
 
-  text = vl_convert.javascript_bundle()
+  text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
   # In a page, the text would end at these letters.
   text = text.replace("</script", "<\\/script")
   files.write_atomic(path, text)

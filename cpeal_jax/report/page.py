@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from cpeal_jax.report.parts import Figure, Section
 from cpeal_jax.report.reading import LeftOut
@@ -81,7 +82,7 @@ def content(sections: Sequence[Section]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
-  return value.item() if hasattr(value, "item") else value
+  return value.item() if isinstance(value, np.generic) else value
 
 
 def plain_json(value: Any) -> str:

@@ -112,6 +112,14 @@ class Thumbs(NamedTuple):
   kind: str = "thumbs"
 
 
+class Group(NamedTuple):
+  """Parts under a heading that opens and closes."""
+
+  title: str
+  parts: Sequence[Any]
+  kind: str = "group"
+
+
 class Heading(NamedTuple):
   """A heading within a section."""
 
@@ -128,7 +136,9 @@ class Words(NamedTuple):
   kind: str = "words"
 
 
-Part = Text | Table | Tables | Controls | Figure | Thumbs | Heading | Words
+Part = (
+  Text | Table | Tables | Controls | Figure | Thumbs | Heading | Group | Words
+)
 
 
 class Section(NamedTuple):

@@ -14,6 +14,7 @@ from cpeal_jax.report.parts import (
   Control,
   Controls,
   Figure,
+  Group,
   Heading,
   Section,
   Table,
@@ -56,7 +57,12 @@ def section(
   parts += _balance(arms, data)
   parts += _map(arms, found, data, has_curve=has_curve)
   for arm in arms:
-    parts += _rounds(arm, pictures, many=len(arms) > 1, is_open=arm is arms[0])
+    title = f"Picks of {arm.name}, seed {arm.first.seed}"
+    rounds = _rounds(arm, pictures, is_open=arm is arms[0])
+    if arm is arms[0]:
+      parts += [Heading(title if len(arms) > 1 else "Picks"), *rounds]
+    else:
+      parts.append(Group(title, rounds))
   parts += _pairs(arms, pictures, found)
   parts += _suspects(arms, pictures)
   return Section("bought", "What was bought", parts, data)
@@ -159,15 +165,12 @@ def _map(
   return parts
 
 
-def _rounds(
-  arm: Arm, pictures: Pictures, *, many: bool, is_open: bool
-) -> list[Any]:
+def _rounds(arm: Arm, pictures: Pictures, *, is_open: bool) -> list[Any]:
   run = arm.first
   by_round: dict[int, list[Pick]] = {}
   for pick in bought.picks(run):
     by_round.setdefault(pick.round, []).append(pick)
-  title = f"Picks of {arm.name}, seed {run.seed}" if many else "Picks"
-  parts: list[Any] = [Heading(title)]
+  parts: list[Any] = []
   for round_, members in [*by_round.items()][:MOST_ROUNDS]:
     shown = members[:MOST_OF_ROUND]
     uris = pictures.of(run, [x.id for x in shown])

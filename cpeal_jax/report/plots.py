@@ -3,12 +3,13 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.comparing import Comparison
 from cpeal_jax.report.measures import Measure, curve, zero_shots
 
-STYLE = {
+STYLE: dict[Any, Any] = {
   "figure.figsize": (5.2, 3.4),
   "figure.dpi": 200,
   "font.size": 9,

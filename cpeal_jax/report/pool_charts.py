@@ -70,7 +70,7 @@ def map_curve(names: Sequence[str], arm: str) -> Chart:
         ],
         "mark": {"type": "line", "point": True},
         "encoding": {
-          "x": labels("labels: drag over them to mark those rounds in the map"),
+          "x": labels("labels (drag to mark rounds)"),
           "y": {
             "field": "primary",
             "type": "quantitative",

@@ -81,7 +81,7 @@ class Manifest:
     That is the test split with its labels, or all images where there is none. A
     pool may differ from seed to seed.
     """
-    part = self.table.filter(pc.equal(self.table["split"], TEST))
+    part = self.table.filter(pc.field("split") == TEST)
     rows = part if len(part) else self.table
     content = zip(
       *(rows[name].to_pylist() for name in ("id", "sha256", "label")),

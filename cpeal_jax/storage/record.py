@@ -255,7 +255,7 @@ def read_predictions(
   table = files.read_parquet(path)
   if not {"split", "id", "logits"} <= {*table.column_names}:
     raise files.damaged(path, "a column is missing")
-  table = table.filter(pc.equal(table["split"], split))
+  table = table.filter(pc.field("split") == split)
   if not len(table):
     return None
   rows = table["logits"].combine_chunks()
