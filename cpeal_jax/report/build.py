@@ -1,6 +1,7 @@
 """Builds a report: from workdirs to a page, tables and plots."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from cpeal_jax.report.measures import Measure
 from cpeal_jax.report.pictures import Pictures
 from cpeal_jax.report.reading import LeftOut
 from cpeal_jax.report.verdict import verdict
-from cpeal_jax.run.plan import cache_directory
+from cpeal_jax.run import reopened
 
 # The metrics that arms are compared by, besides the accuracy.
 ALSO_COMPARED = ("nll", "ece")
@@ -83,8 +84,8 @@ def build(
   left_out += repeated
   if base:
     one_of("arm", base, [arm.name for arm in arms])
-  config = features.settings_of(arms[0].first, changes)
-  directory = cache_directory(config)
+  moved = reopened.parsed(changes)
+  directory = features.cache_of(arms[0].first, moved)
   script = bundle.bundle(directory)
   primary = measures.primary(arms)
   comparisons = compared(arms, primary, base)
@@ -93,7 +94,7 @@ def build(
     arms.sort(key=lambda arm: place.index(arm.name))
   notes: list[str] = []
   pictures = Pictures(
-    config.dataset.root if _moved(changes) else "",
+    os.path.expanduser(moved.get("dataset.root", "")),
     functools.partial(features.data_of, changes=changes),
   )
   found_map = _map(arms, directory, changes)
@@ -135,10 +136,6 @@ def compared(
   return [
     comparing.compare(arms, m, reference) for m in [*chosen, *also]
   ]  # fmt: skip
-
-
-def _moved(changes: Sequence[str]) -> bool:
-  return any("dataset.root" in word for word in changes)
 
 
 def _map(

@@ -33,6 +33,7 @@ from cpeal_jax import command_line
 from cpeal_jax.config import overrides
 from cpeal_jax.errors import FINISHED, InputError, counted
 from cpeal_jax.progress import say
+from cpeal_jax.report import reading
 from cpeal_jax.report.build import build
 from cpeal_jax.storage import files
 
@@ -61,6 +62,8 @@ def report(
   Raises:
     InputError: no run can be read, or a file cannot be written.
   """
+  for path in workdirs:
+    reading.workdirs_in(path)
   page = _target(to or _default(workdirs))
   folder = Path(tables or page.with_name(f"{page.stem}_files")).expanduser()
   if os.path.lexists(folder) and not os.path.isdir(folder):

@@ -4,31 +4,48 @@ This is the one place where a report needs the weights and the images. All else
 comes from the workdir.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from cpeal_jax.config import Config
+from cpeal_jax.config import Config, base
 from cpeal_jax.data.pools import Dataset
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, reason
 from cpeal_jax.parallel import sharding
 from cpeal_jax.report.reading import Run
 from cpeal_jax.run import build, datasets, feature_cache, finished, reopened
-from cpeal_jax.run.plan import make_plan
+from cpeal_jax.run.plan import cache_directory, make_plan
 
 # Features of a larger pool are not computed only for a map.
 MOST_COMPUTED = 2_000
+
+
+def cache_of(run: Run, changes: Mapping[str, Any]) -> Path:
+  """Returns the cache that a run was given, or the one in `changes`."""
+  config = base()
+  recorded = {"cache_dir": run.settings.get("cache_dir", "")}
+  config.update_from_flattened_dict(recorded | dict(changes))
+  return cache_directory(config)
 
 
 def settings_of(run: Run, changes: Sequence[str]) -> Config:
   """Returns a run's settings, with changes of where files are.
 
   Raises:
-    InputError: a change is of a setting that decides results.
+    InputError: a setting is not one of this version.
   """
-  start = finished.read_start(run.workdir)
-  return reopened.with_changes(start.config, changes)
+  try:
+    config = finished.read_start(run.workdir).config
+  except InputError:
+    raise
+  except (KeyError, AttributeError, TypeError, ValueError) as error:
+    raise InputError(
+      f"its settings are of another version of cpeal_jax ({reason(error)})"
+    ) from error
+  return reopened.with_changes(config, changes)
 
 
 def data_of(run: Run, changes: Sequence[str]) -> Dataset:

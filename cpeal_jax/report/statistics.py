@@ -15,6 +15,7 @@ from scipy import stats
 
 Name = TypeVar("Name", bound=Hashable)
 Values = Float[np.ndarray, " S"]
+Numbers = Sequence[float | int] | Float[np.ndarray, " N"]
 # With more seeds than this, sign flips are drawn at random.
 MOST_FLIPPED = 12
 FLIPS = 20_000
@@ -24,7 +25,7 @@ LEVEL = 0.95
 POWER = 0.8
 
 
-def area(labels: Sequence[float], values: Sequence[float]) -> float:
+def area(labels: Numbers, values: Numbers) -> float:
   """Returns the area under a curve over the labels, per label.
 
   It is the mean height by the trapezoidal rule. A curve of one point has the
@@ -36,7 +37,7 @@ def area(labels: Sequence[float], values: Sequence[float]) -> float:
   return float(whole) / (labels[-1] - labels[0])
 
 
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+def mean_and_half_width(values: Numbers) -> tuple[float, float]:
   """Returns the mean and half the width of its 95 % t interval.
 
   The width of one value is nan.
@@ -115,9 +116,7 @@ def detectable(spread: float, seeds: int) -> float:
   return float(quantiles * spread / seeds**0.5)
 
 
-def labels_for(
-  value: float, labels: Sequence[float], curve: Sequence[float]
-) -> float:
+def labels_for(value: float, labels: Numbers, curve: Numbers) -> float:
   """Returns with how many labels a curve reaches a value.
 
   The curve is taken as what was reached so far, so it never falls, and between

@@ -7,6 +7,7 @@ alone, for images from elsewhere.
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -139,6 +140,19 @@ def with_changes(
   Raises:
     InputError: a setting is unknown, decides results, or has a bad value.
   """
+  values = parsed(changes)
+  changed = config.copy_and_resolve_references()
+  changed.update_from_flattened_dict(values)
+  config_lib.validate(changed)
+  return changed
+
+
+def parsed(changes: Sequence[str]) -> dict[str, Any]:
+  """Returns the values of changed settings by their names.
+
+  Raises:
+    InputError: a setting is unknown, decides results, or has a bad value.
+  """
   values = dict(map(overrides.parse, changes))
   for name in values:
     if name not in config_lib.RUN_KEYS:
@@ -146,10 +160,7 @@ def with_changes(
         f"{overrides.PREFIX}{name} decides results, so it is as in the run. "
         "What may change is where files are, such as dataset.root."
       )
-  changed = config.copy_and_resolve_references()
-  changed.update_from_flattened_dict(values)
-  config_lib.validate(changed)
-  return changed
+  return values
 
 
 def pool_logits(opened: Reopened) -> np.ndarray:
