@@ -705,6 +705,14 @@ def test_sweep_plays_two_real_runs_and_then_skips_them(
   ]
   for row in rows:
     assert 0.3 < float(row["accuracy"]) < 1
+  assert done.stdout.endswith(
+    "wrote runs/report.html\nwrote runs/report_files\n"
+  )
+  page = (tmp_path / "runs" / "report.html").read_text()
+  assert "1 arm, 2 seeds (1, 2), 2 runs" in page
+  with open(tmp_path / "runs/report_files/results.csv", newline="") as file:
+    reported = {(x["seed"], x["round"], x["nll"]) for x in csv.DictReader(file)}
+  assert reported == {(x["seed"], x["round"], x["nll"]) for x in rows}
 
   logs = [(folder / f"seed{seed}.log").read_bytes() for seed in (1, 2)]
   done = sweep(*words, *flags, cwd=tmp_path)

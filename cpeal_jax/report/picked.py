@@ -131,21 +131,27 @@ def _map(
         data["places"].append(row | {"labeled": labeled[pick.round]})
   name, seed = arms[0].name, arms[0].first.seed
   names = [arm.name for arm in arms]
-  last = max(arm.rounds for arm in arms) - 1
-  most = max((row["labeled"] for row in data["places"]), default=0)
-  numbers = sorted({row["labeled"] for row in data["places"]})
+  rounds = max(arm.rounds for arm in arms)
+  longest = next(arm.first for arm in arms if arm.rounds == rounds)
   parts: list[Any] = []
-  if last > 0 and len(numbers) > 1:
+  if rounds > 1:
     control = Control(
-      "Bought with up to so many labels", "range", "last", high=int(most),
-      low=int(numbers[0]), value=int(most),
-    )  # fmt: skip
+      "Bought up to",
+      "range",
+      "upto",
+      high=rounds - 1,
+      value=rounds - 1,
+      names=[
+        f"round {row['round']}, {row['labeled']:g} labels"
+        for row in rows_of(longest)
+      ],
+    )
     parts.append(Controls([control]))
   parts.append(
     Figure(
       "map",
       "Map of the pool",
-      pool_charts.pool_map(name, seed),
+      pool_charts.pool_map(name, seed, rounds),
       None,
       f"{counted(len(places), 'image')} of the pool by t-SNE of the pretrained "
       "features: neighbors are alike, larger distances mean nothing. Large "

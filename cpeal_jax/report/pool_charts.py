@@ -90,9 +90,9 @@ def map_curve(names: Sequence[str], arm: str) -> Chart:
   )
 
 
-def pool_map(arm: str, seed: int) -> Chart:
+def pool_map(arm: str, seed: int, rounds: int) -> Chart:
   """The pool in two dimensions with the picks by round."""
-  axis = {"type": "quantitative", "axis": None}
+  axis = {"type": "quantitative", "axis": None, "scale": {"domain": [0, 1]}}
   spec = {
     "width": "container",
     "height": 420,
@@ -101,6 +101,7 @@ def pool_map(arm: str, seed: int) -> Chart:
       {"name": "seed", "value": seed},
       {"name": "first", "value": 0},
       {"name": "last", "value": 1_000_000},
+      {"name": "upto", "value": rounds},
     ],
     "layer": [
       {
@@ -120,7 +121,8 @@ def pool_map(arm: str, seed: int) -> Chart:
         "transform": [
           {
             "filter": "datum.arm == arm && datum.seed == seed && "
-            "datum.labeled >= first && datum.labeled <= last"
+            "datum.labeled >= first && datum.labeled <= last && "
+            "datum.round <= upto"
           }
         ],
         "mark": {
@@ -136,7 +138,7 @@ def pool_map(arm: str, seed: int) -> Chart:
           "color": {
             "field": "round",
             "type": "quantitative",
-            "scale": {"scheme": "viridis"},
+            "scale": {"scheme": "viridis", "domain": [0, max(1, rounds - 1)]},
             "legend": {"orient": "bottom", "title": "bought in round"},
           },
           "tooltip": [

@@ -238,6 +238,8 @@ def rounds(run: Run) -> list[dict]:
   rows = journal.rows()
   if note := table.end_note(rows, config):
     say(note)
+  for line in table.end_lines(rows, os.fspath(journal.workdir)):
+    say(line)
   return rows
 
 

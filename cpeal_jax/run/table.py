@@ -1,5 +1,6 @@
 """The table of rounds on the terminal, and what it says about zero-shot."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,6 +94,57 @@ def end_note(rows: Sequence[Row], config: Config) -> str | None:
     f"{counted(worst['labeled'], 'label')}"
     f"{advice}"
   )
+
+
+def end_lines(rows: Sequence[Row], workdir: str) -> list[str]:
+  """Returns what a person should know when a run is at its end.
+
+  These are its last round and its best one against zero-shot, how long all
+  rounds took, what it left, and what to do with it.
+
+  Args:
+    rows: the metrics of all rounds of a run.
+    workdir: of the run.
+  """
+  played = [row for row in rows if row["round"] != ZERO_SHOT]
+  if not played:
+    return []
+  zero_shot = zero_shot_of(rows)
+  lines = []
+  measured = [row for row in played if row.get("accuracy") is not None]
+  if measured:
+    last, best = measured[-1], max(measured, key=lambda row: row["accuracy"])
+    lines.append(f"last: {_result(last, zero_shot)}")
+    if best is not last:
+      lines.append(f"best: {_result(best, zero_shot)}")
+  seconds = sum(
+    value or 0
+    for row in played
+    for key, value in row.items()
+    if key.startswith("seconds")
+  )
+  rounds = counted(len(played), "round")
+  lines.append(f"time: {seconds:.0f} s in {rounds}")
+  lines.append(
+    f"left: {workdir}: metrics.jsonl, results.csv, rounds/, checkpoints/"
+  )
+  name = shlex.quote(workdir)
+  lines.append(f"next: cpeal report {name}   a page about it")
+  lines.append(f"      cpeal predict {name}  predictions for all images")
+  return lines
+
+
+def _result(row: Row, zero_shot: float | None) -> str:
+  """Returns a round's accuracy and how it compares with zero-shot."""
+  text = (
+    f"round {row['round']}, {counted(row['labeled'], 'label')}: accuracy "
+    f"{row['accuracy']:.4f}"
+  )
+  if zero_shot is None:
+    return text
+  gap = 100 * (row["accuracy"] - zero_shot)
+  side = "below" if gap < 0 else "above"
+  return f"{text}, {abs(gap):.1f} points {side} zero-shot"
 
 
 def _is_below(row: Row, zero_shot: float | None) -> bool:
