@@ -11,6 +11,7 @@ import made_runs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 from runs import metrics as rows_without_seconds
 from runs import quickstart, selections
 
@@ -30,7 +31,7 @@ from cpeal_jax.report import (
   tables,
 )
 from cpeal_jax.run import loop
-from cpeal_jax.storage import record, results
+from cpeal_jax.storage import clearing, record, results
 
 SECTIONS = ("curves", "calibration", "bought", "errors", "facts")
 
@@ -152,12 +153,19 @@ def test_many_logits_take_16_bits_and_keep_the_probabilities(tmp_path):
   assert (found.argmax(axis=1) == logits.argmax(axis=1)).all()
 
 
-def test_overwrite_removes_kept_logits(real, tmp_path):
-  folder = shutil.copytree(made_runs.make(tmp_path / "run"), tmp_path / "copy")
-  from cpeal_jax.storage import clearing
-
-  clearing.clear(clearing.epath.Path(folder))
+def test_overwrite_removes_kept_logits_and_the_report(tmp_path, cache):
+  folder = made_runs.make(tmp_path / "run")
+  changes = [f"--config.cache_dir={cache}"]
+  page, tables_folder = command.report([str(folder)], changes=changes)
+  assert (page, tables_folder) == (
+    folder / "report.html",
+    folder / "report_files",
+  )
+  (tables_folder / "mine.txt").write_text("mine")
+  clearing.clear(epath.Path(folder))
   assert not (folder / "rounds").exists()
+  assert not page.exists()
+  assert [path.name for path in tables_folder.iterdir()] == ["mine.txt"]
 
 
 # --- numbers
@@ -325,7 +333,7 @@ def test_page_of_a_real_run(real, tmp_path, cache):
   # The digits are no files, and are shown all the same.
   assert text.count('<img src="data:image/png;base64,') > 40
   assert "are not shown" not in text
-  assert "Audits (seed 1)" in text
+  assert "By 6 audits (seed 1), " in text
   assert "There is no map" not in text
   assert len(embedded(page)["points"]) == 898
   assert len(page.encode()) < 5_000_000

@@ -81,7 +81,11 @@ def balance(arm: Arm) -> list[Balance]:
   index = {name: number for number, name in enumerate(names)}
   bought, predicted = [], []
   for run in arm.runs.values():
-    labels = [index[x.label] for x in picks(run) if x.label in index]
+    labels = [
+      index[x.label]
+      for x in picks(run)
+      if x.label in index and x.purpose == record.TRAIN
+    ]
     if labels:
       bought.append(np.bincount(labels, minlength=len(names)) / len(labels))
     _, guesses = record.predictions(run.workdir, run.rounds - 1)

@@ -7,8 +7,23 @@ from cpeal_jax.report.chart import Chart, color_of, labels, value
 HEIGHT = 320
 
 
-def curves(names: Sequence[str], metric: str, percent: bool) -> Chart:
-  """The metric over the labels: every run thin, the mean with its interval."""
+def curves(
+  names: Sequence[str],
+  metric: str,
+  *,
+  percent: bool,
+  has_bands: bool,
+  has_zero_shot: bool,
+) -> Chart:
+  """The metric over the labels: every run thin, the mean with its interval.
+
+  Args:
+    names: of the arms.
+    metric: that is shown at first.
+    percent: whether it is a share.
+    has_bands: whether there are intervals.
+    has_zero_shot: whether there is a value without labels.
+  """
   shown = {"filter": "indexof(shown, datum.arm) >= 0"}
   one = [
     shown,
@@ -39,17 +54,6 @@ def curves(names: Sequence[str], metric: str, percent: bool) -> Chart:
     },
     {
       "data": {"name": "means"},
-      "transform": [*one, *low_high, {"filter": "isValid(datum.low)"}],
-      "mark": {"type": "area", "opacity": 0.13},
-      "encoding": {
-        "x": labels(),
-        "y": value("low"),
-        "y2": {"field": "high"},
-        "color": color,
-      },
-    },
-    {
-      "data": {"name": "means"},
       "transform": one,
       "mark": {"type": "line", "strokeWidth": 2.5, "point": {"size": 34}},
       "encoding": {
@@ -60,29 +64,49 @@ def curves(names: Sequence[str], metric: str, percent: bool) -> Chart:
         "tooltip": tip,
       },
     },
-    {
-      "data": {"name": "zero"},
-      "transform": [
-        {"calculate": "datum[metric]", "as": "y"},
-        {"filter": "isValid(datum.y)"},
-        {"aggregate": [{"op": "count", "as": "arms"}], "groupby": ["y"]},
-      ],
-      "layer": [
-        {"mark": {"type": "rule", "strokeDash": [5, 4], "style": "text-line"}},
-        {
-          "mark": {
-            "type": "text",
-            "align": "left",
-            "baseline": "bottom",
-            "x": 4,
-            "dy": -3,
-            "text": "zero-shot",
-          }
+  ]
+  if has_bands:
+    layers.insert(
+      1,
+      {
+        "data": {"name": "means"},
+        "transform": [*one, *low_high, {"filter": "isValid(datum.low)"}],
+        "mark": {"type": "area", "opacity": 0.13},
+        "encoding": {
+          "x": labels(),
+          "y": value("low"),
+          "y2": {"field": "high"},
+          "color": color,
         },
-      ],
-      "encoding": {"y": value("y")},
-    },
-  ]  # fmt: skip
+      },
+    )
+  if has_zero_shot:
+    layers.append(
+      {
+        "data": {"name": "zero"},
+        "transform": [
+          {"calculate": "datum[metric]", "as": "y"},
+          {"filter": "isValid(datum.y)"},
+          {"aggregate": [{"op": "count", "as": "arms"}], "groupby": ["y"]},
+        ],
+        "layer": [
+          {
+            "mark": {"type": "rule", "strokeDash": [5, 4], "style": "text-line"}
+          },
+          {
+            "mark": {
+              "type": "text",
+              "align": "left",
+              "baseline": "bottom",
+              "x": 4,
+              "dy": -3,
+              "text": "zero-shot",
+            }
+          },
+        ],
+        "encoding": {"y": value("y")},
+      }
+    )
   spec = {
     "width": "container",
     "height": HEIGHT,

@@ -61,7 +61,11 @@ def section(
     ]
   arm_options = [(x, {"arm": x}) for x in confusions]
   parts: list[Any] = [
-    Controls([Control("Arm", "select", options=arm_options)]),
+    *(
+      [Controls([Control("Arm", "select", options=arm_options)])]
+      if len(arms) > 1
+      else []
+    ),
     Figure(
       "confusion",
       "Confusion matrix",

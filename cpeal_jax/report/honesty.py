@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cpeal_jax.errors import counted
 from cpeal_jax.report import model_charts, reliability
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.measures import rows_of
@@ -45,7 +46,11 @@ def section(arms: Sequence[Arm], bins: Sequence[Bin]) -> Section:
     parts.append(
       Controls(
         [
-          Control("Arm", "select", options=[(x, {"arm": x}) for x in names]),
+          *(
+            [Control("Arm", "select", options=[(x, {"arm": x}) for x in names])]
+            if len(names) > 1
+            else []
+          ),
           Control(
             "Round",
             "range",
@@ -143,7 +148,15 @@ def _audits(arms: Sequence[Arm]) -> list[Any]:
     for seed, run in sorted(arm.runs.items()):
       name = f"{arm.name}, seed {seed}" if len(arms) > 1 else f"seed {seed}"
       if found := reliability.audits(run):
-        parts.append(Text(f"Audits ({name}): {found['sentence']}"))
+        parts.append(
+          Text(
+            f"By {counted(found['audits'], 'audit')} ({name}), "
+            f"{found['accuracy']:.1%} of the predictions for the "
+            f"{found['images']:,} images it was not trained on are right, "
+            f"with 95 % confidence {found['low']:.1%} to {found['high']:.1%}. "
+            f"{found['sentence']}"
+          )
+        )
       path = Path(run.workdir) / "certificate.txt"
       if "://" not in run.workdir and os.path.isfile(path):
         text = path.read_text(errors="replace")

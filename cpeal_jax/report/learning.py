@@ -8,6 +8,7 @@ from cpeal_jax.report import charts, tables
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.comparing import Comparison
 from cpeal_jax.report.measures import Measure, curve, shown, zero_shots
+from cpeal_jax.report.measures import rows_of as rows_of_run
 from cpeal_jax.report.parts import (
   Control,
   Controls,
@@ -19,6 +20,7 @@ from cpeal_jax.report.parts import (
 )
 
 Rows = list[dict[str, Any]]
+AUDITED = "audit_accuracy"
 
 
 def rows_of(arms: Sequence[Arm]) -> Rows:
@@ -50,6 +52,11 @@ def means_of(
         if not math.isnan(point.half):
           row[f"{measure.key}_low"] = point.mean - point.half
           row[f"{measure.key}_high"] = point.mean + point.half
+        elif measure.key == AUDITED:
+          # Audits of a single run have an interval of their own.
+          of_run = rows_of_run(arm.first)[point.round]
+          row[f"{AUDITED}_low"] = of_run.get("audit_low")
+          row[f"{AUDITED}_high"] = of_run.get("audit_high")
     found += by_round.values()
   return found
 
@@ -97,10 +104,20 @@ def section(
       Figure(
         "curves",
         "Learning curves",
-        charts.curves(names, chosen.key, chosen.percent),
+        charts.curves(
+          names,
+          chosen.key,
+          percent=chosen.percent,
+          has_bands=any(
+            key.endswith("_low") for x in data["means"] for key in x
+          ),
+          has_zero_shot=bool(zero),
+        ),
         Table(f"{chosen.title}{unit}, by the number of labels", head, rows),
         "A thin line is a run, a thick line the mean over seeds, and the band "
-        "its 95 % interval. The dashed line is the model without labels.",
+        "its 95 % interval."
+        + " The dashed line is the model without labels."
+        * bool(zero),
       )
     )
     others = [_curve_table(arms, x) for x in measures if x != chosen]
@@ -132,7 +149,7 @@ def _comparison(
   """Returns the main table of a metric, and for the first its chart."""
   measure = found.measure
   head, rows = tables.comparison(found)
-  caption = f"{measure.title}: all arms"
+  caption = f"{measure.title} in short"
   parts: list[Any] = []
   scale = 100 if measure.percent else 1
   gaps = [s for s in found.summaries if s.gap is not None]

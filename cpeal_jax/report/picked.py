@@ -49,11 +49,10 @@ def section(
   """
   names = [arm.name for arm in arms]
   data: dict[str, list[dict[str, Any]]] = {}
-  parts: list[Any] = [
-    Controls(
-      [Control("Arm", "select", options=[(x, {"arm": x}) for x in names])]
-    )
-  ]
+  parts: list[Any] = []
+  if len(arms) > 1:
+    options = [(x, {"arm": x}) for x in names]
+    parts.append(Controls([Control("Arm", "select", options=options)]))
   parts += _balance(arms, data)
   parts += _map(arms, found, data, has_curve=has_curve)
   for arm in arms:
@@ -80,7 +79,9 @@ def _balance(arms: Sequence[Arm], data: dict[str, list[dict]]) -> list[Any]:
   shown = {*most[:MOST_CLASSES]}
   classes = [name for name in arms[0].first.classes if name in shown]
   data["balance"] = [x._asdict() for x in shares if x.name in shown]
-  note = "Bars of one class should be alike if the labels are to be balanced."
+  note = (
+    "Where the bars of a class are alike, what was bought is like the pool."
+  )
   if len(by_class) > MOST_CLASSES:
     note += (
       f" Of {len(by_class)} classes, the {MOST_CLASSES} with the largest "
@@ -93,7 +94,12 @@ def _balance(arms: Sequence[Arm], data: dict[str, list[dict]]) -> list[Any]:
   ]
   head = ["Arm: class", "Bought, %", "Predicted in the pool, %", "True, %"]
   table = Table("Share of each class", head, rows)
-  chart = pool_charts.balance(arms[0].name, classes)
+  kinds = [
+    kind
+    for kind in ("bought", "predicted", "true")
+    if any(row[kind] is not None for row in data["balance"])
+  ]
+  chart = pool_charts.balance(arms[0].name, classes, kinds)
   return [Figure("balance", "Balance of the classes", chart, table, note)]
 
 

@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from cpeal_jax.report.chart import PERCENT, Chart, color_of, labels
 
 
-def balance(arm: str, classes: Sequence[str]) -> Chart:
-  """What was bought of each class, against the pool."""
+def balance(arm: str, classes: Sequence[str], shares: Sequence[str]) -> Chart:
+  """What was bought of each class, against the pool.
+
+  Args:
+    arm: that is shown at first.
+    classes: names of the classes, in order.
+    shares: which of `bought`, `predicted` and `true` there are.
+  """
   spec = {
     "width": "container",
     "height": 40 * len(classes),
@@ -14,7 +20,7 @@ def balance(arm: str, classes: Sequence[str]) -> Chart:
     "data": {"name": "balance"},
     "transform": [
       {"filter": "datum.arm == arm"},
-      {"fold": ["bought", "predicted", "true"], "as": ["what", "share"]},
+      {"fold": [*shares], "as": ["what", "share"]},
       {"filter": "isValid(datum.share)"},
     ],
     "mark": "bar",
@@ -26,7 +32,7 @@ def balance(arm: str, classes: Sequence[str]) -> Chart:
         "sort": [*classes],
         "axis": {"labelLimit": 130},
       },
-      "yOffset": {"field": "what", "sort": ["bought", "predicted", "true"]},
+      "yOffset": {"field": "what", "sort": [*shares]},
       "x": {
         "field": "share",
         "type": "quantitative",
@@ -37,7 +43,7 @@ def balance(arm: str, classes: Sequence[str]) -> Chart:
         "field": "what",
         "type": "nominal",
         "title": None,
-        "scale": {"domain": ["bought", "predicted", "true"]},
+        "scale": {"domain": [*shares]},
         "legend": {"orient": "bottom"},
       },
       "tooltip": [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from cpeal_jax.errors import counted
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.comparing import Comparison, Summary
-from cpeal_jax.report.measures import curve, zero_shots
+from cpeal_jax.report.measures import curve, rows_of, zero_shots
 
 NOTHING = (
   "There is no accuracy to speak of: the runs have no test split, no validation"
@@ -44,9 +44,13 @@ def _seeds(number: int) -> str:
 def _alone(best: Summary, arms: Sequence[Arm], found: Comparison) -> str:
   arm = next(arm for arm in arms if arm.name == best.arm)
   first = curve(arm, found.measure.key)[0]
-  what = found.measure.title.lower()
-  start = f"{best.arm} has {_percent(best.last)} {what} with "
-  text = start + counted(round(best.labeled), "label")
+  what = found.measure.title[0].lower() + found.measure.title[1:]
+  sure = ""
+  last = rows_of(arm.first)[arm.rounds - 1]
+  if found.measure.key == "audit_accuracy" and best.seeds == 1:
+    sure = f" [{_percent(last['audit_low'])} to {_percent(last['audit_high'])}]"
+  text = f"{best.arm} has {_percent(best.last)}{sure} {what} with "
+  text += counted(round(best.labeled), "label")
   if best.labeled > first.labeled:
     text += f", and had {_percent(first.mean)} with {first.labeled:g}"
   return f"{text}, {_seeds(best.seeds)}."

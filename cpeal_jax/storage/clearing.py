@@ -42,6 +42,10 @@ DERIVED_FILES = (
 )
 # In the folder of each try to certify, certify/tryN.
 TRY_FILES = ("predictions.parquet", "certificate.txt", "accepted.csv")
+# In the folder report_files, which `cpeal report` writes beside its page.
+REPORT_FILE = re.compile(
+  r"(results\.csv|tables\.(md|tex)|(curves|differences)_\w+\.(svg|png))"
+)
 # Matches the name of a checkpoint: a directory of orbax, complete or not, or an
 # object in a bucket.
 CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
@@ -57,7 +61,8 @@ def refuse_links(root: epath.Path) -> None:
   """
   if is_remote(root):
     return
-  folders = [root / "rounds", root / "checkpoints", root / "certify"]
+  names = ("rounds", "checkpoints", "certify", "report_files")
+  folders = [root / name for name in names]
   folders += list((root / "rounds").glob("*"))
   folders += list((root / "certify").glob("*"))
   folders += list((root / "certify").glob("*/*"))
@@ -88,6 +93,7 @@ def clear(root: epath.Path) -> None:
     _remove_if_empty(rounds)
   clear_checkpoints(root)
   _clear_certificates(root / "certify")
+  _clear_report(root / "report_files")
   _remove(root, DERIVED_FILES)
 
 
@@ -100,6 +106,16 @@ def _clear_certificates(root: epath.Path) -> None:
     _remove(folder, TRY_FILES)
     _remove_if_empty(folder)
   _remove_if_empty(root)
+
+
+def _clear_report(folder: epath.Path) -> None:
+  """Removes the tables and plots of a report on the run."""
+  if not folder.is_dir():
+    return
+  for path in folder.iterdir():
+    if REPORT_FILE.fullmatch(path.name):
+      path.unlink()
+  _remove_if_empty(folder)
 
 
 def clear_checkpoints(root: epath.Path) -> None:
