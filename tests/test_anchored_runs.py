@@ -202,3 +202,25 @@ def test_rounds_below_zero_shot_are_told():
   held = table.end_note(rows, load("eurosat:anchored"))
   assert "preset" not in held
   assert json.dumps(rows)
+
+
+def test_a_run_ends_with_what_it_reached_and_what_to_do_next():
+  rows = [
+    {"round": -1, "labeled": 0, "accuracy": 0.5},
+    {"round": 0, "labeled": 10, "accuracy": 0.75, "seconds_fit": 1.5},
+    {"round": 1, "labeled": 20, "accuracy": 0.25, "seconds_fit": 2.25},
+  ]
+  lines = table.end_lines(rows, "runs/my run")
+  assert lines == [
+    "last: round 1, 20 labels: accuracy 0.2500, 25.0 points below zero-shot",
+    "best: round 0, 10 labels: accuracy 0.7500, 25.0 points above zero-shot",
+    "time: 4 s in 2 rounds",
+    "left: runs/my run: metrics.jsonl, results.csv, rounds/, checkpoints/",
+    "next: cpeal report 'runs/my run'   a page about it",
+    "      cpeal predict 'runs/my run'  predictions for all images",
+  ]
+  assert max(map(len, lines)) <= 80
+  # Without a test split there is no accuracy to speak of.
+  bare = [{"round": 0, "labeled": 10, "accuracy": None}]
+  assert table.end_lines(bare, "w")[0] == "time: 0 s in 1 round"
+  assert table.end_lines(rows[:1], "w") == []
