@@ -426,6 +426,22 @@ def test_with_images_that_moved_or_changed(tmp_path, made, cache):
   assert "the image files have changed since the run" in to.read_text()
 
 
+def test_certificate_and_suspects_of_the_workdir(tmp_path, made):
+  folder = made_runs.make(tmp_path / "run")
+  (folder / "certificate.txt").write_text("all is <well>")
+  (folder / "predictions_files").mkdir()
+  path = folder / "predictions_files" / "suspects.csv"
+  path.write_text(
+    "id,label,model,model_confidence\nim 00003.png,class 001,class 002,0.75\n"
+  )
+  text = body(made(folder))
+  assert "all is &lt;well&gt;" in text
+  assert "labeled class 001" in text
+  assert "the model: class 002, 75%" in text
+  path.write_text("id,label\nim 00003.png,class 001\n")
+  assert "suspects.csv cannot be read" in body(made(folder))
+
+
 def test_without_a_test_split(tmp_path, made):
   text = body(made(made_runs.make(tmp_path / "run", test=0, zero_shot=False)))
   assert "nothing measures them" in text

@@ -1,11 +1,10 @@
 """The section of a page on what was bought: pictures, balance, map."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpeal_jax.errors import counted
+from cpeal_jax.errors import InputError, counted, reason
 from cpeal_jax.report import bought, pool_charts, pool_map
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.bought import Balance, Pick
@@ -24,6 +23,7 @@ from cpeal_jax.report.parts import (
 )
 from cpeal_jax.report.pictures import Pictures
 from cpeal_jax.report.pool_map import PoolMap
+from cpeal_jax.storage import files
 
 # So many images of a round, and so many rounds, are shown one by one.
 MOST_OF_ROUND = 20
@@ -247,17 +247,23 @@ def _suspects(arms: Sequence[Arm], pictures: Pictures) -> list[Any]:
       path = Path(run.workdir) / "predictions_files" / "suspects.csv"
       if "://" in run.workdir or not path.is_file():
         continue
-      with open(path, newline="") as file:
-        rows = [*csv.DictReader(file)][:MOST_SUSPECTS]
+      try:
+        rows = files.read_csv(path)[:MOST_SUSPECTS]
+        sure = [float(row["model_confidence"]) for row in rows]
+        if rows and not {"id", "label", "model"} <= rows[0].keys():
+          raise KeyError("id, label or model")
+      except (InputError, KeyError, ValueError) as error:
+        parts.append(Text(f"{path} cannot be read: {reason(error)}."))
+        continue
       uris = pictures.of(run, [row["id"] for row in rows])
       thumbs = [
         Thumb(
           uris.get(row["id"], ""),
           f"labeled {row['label']}",
-          [f"the model: {row['model']}, {float(row['model_confidence']):.0%}"],
+          [f"the model: {row['model']}, {confidence:.0%}"],
           True,
         )
-        for row in rows
+        for row, confidence in zip(rows, sure, strict=True)
       ]
       if thumbs:
         parts.append(Thumbs("Labels to look at again", thumbs))
