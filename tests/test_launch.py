@@ -1,5 +1,6 @@
 """launch/: dry runs say what would run; failures, resumes and stops as said."""
 
+import argparse
 import csv
 import importlib
 import json
@@ -14,8 +15,10 @@ import time
 from pathlib import Path
 
 import kubernetes_validate
+import made_runs
 import pytest
 import yaml
+from etils import epath
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -738,6 +741,32 @@ def test_sweep_plays_two_real_runs_and_then_skips_them(
     1,
     1,
   ]
+
+
+def test_sweep_reports_on_each_data_set(tmp_path, monkeypatch, capsys):
+  monkeypatch.syspath_prepend(LAUNCH)
+  module = importlib.import_module("sweep")
+  out = epath.Path(tmp_path / "runs")
+  runs = []
+  for name in ("birds", "cars"):
+    folder = out / name / "anchored" / "seed1"
+    made_runs.make(folder, data=len(runs))
+    run = module.Run(name, "", 1, 3, folder, [], "", state="finished")
+    runs.append(run)
+  options = argparse.Namespace(
+    out=out, flags=[f"--config.cache_dir={tmp_path}", "--config.seed=3"]
+  )
+  module.report(runs, options)
+  said = capsys.readouterr().out
+  for name in ("birds", "cars"):
+    assert f"wrote {out / name / 'report.html'}" in said
+    assert "3 rounds" in (out / name / "report.html").read_text()
+  # What keeps it from being made is said, and the sweep is done all the same.
+  (out / "birds" / "report.html").write_text("mine")
+  module.report(runs[:1], argparse.Namespace(out=out / "birds", flags=[]))
+  said = capsys.readouterr().out
+  assert "note: there is no report: " in said
+  assert "is there already and is no report" in said
 
 
 def test_sweep_prints_a_slice_a_run(tmp_path, monkeypatch, capsys):
