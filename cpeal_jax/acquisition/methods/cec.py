@@ -200,10 +200,10 @@ def cec(
     $$U = (1 - \alpha)\, H + \alpha\, U_\text{nbr}$$
 
   H is `calibrated_entropy`, and $U_\text{nbr}$ is the `neighbor_uncertainty` of
-  H among the unlabeled images. k-means with n centers runs on the unlabeled features,
-  weighted by U. Each center takes the image nearest to it, not the most
-  uncertain one of its cluster. If U is 0 everywhere, all images get the same
-  weight. A common factor does not change weighted k-means, so
+  H among the unlabeled images. k-means with n centers runs on the unlabeled
+  features, weighted by U. Each center takes the image nearest to it, not the
+  most uncertain one of its cluster. If U is 0 everywhere, all images get the
+  same weight. A common factor does not change weighted k-means, so
   $H + \beta U_\text{nbr}$ corresponds to $\alpha = \beta / (1 + \beta)$.
 
   Source: the stages that CEC's abstract names, and descriptions of its steps by

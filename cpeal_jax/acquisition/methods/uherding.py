@@ -41,9 +41,8 @@ def uherding(
 
     $$\sum_j u_j \max(0, k(i, j) - c_j)$$
 
-  With `none`, all $u_j$ are 1 (MaxHerding). The
-  bandwidth b shrinks as labels come, so that the picks turn from typical images
-  to uncertain ones.
+  With `none`, all $u_j$ are 1 (MaxHerding). The bandwidth b shrinks as labels
+  come, so that the picks turn from typical images to uncertain ones.
 
   The targets are random images of the pool. A gain can only fall as S grows, so
   an old gain bounds the present one, and only the candidates at the head of the
