@@ -37,8 +37,7 @@ def compiled(
     A function of the same arguments, but with all rows instead of one device's.
     The number of rows must be a multiple of the number of devices. If there are
     several processes, each may pass host arrays that have only the rows of its
-    own devices, see
-    `sharding.own_rows`.
+    own devices; see `sharding.own_rows`.
 
   Raises:
     InputError: the backend is unknown.
