@@ -86,8 +86,16 @@ def _shorten(
   return texts[0], texts[1]
 
 
+def _skip(app, what, name, obj, skip: bool, options) -> bool | None:
+  """Leaves out what Python says of a field; the class describes its fields."""
+  del app, what, name, skip, options
+  doc = getattr(obj, "__doc__", None) or ""
+  return True if doc.startswith("Alias for field number") else None
+
+
 def setup(app) -> dict:
   # Before napoleon, which reads the sections.
   app.connect("autodoc-process-docstring", _process, priority=400)
   app.connect("autodoc-process-signature", _shorten)
+  app.connect("autodoc-skip-member", _skip)
   return {"parallel_read_safe": True, "parallel_write_safe": True}
