@@ -211,6 +211,31 @@ def test_the_table_of_methods_is_that_of_the_results():
       assert cell == want, (method, results[method])
 
 
+def test_what_to_train_is_that_of_the_results():
+  page = (DOCS / "choose-a-method.md").read_text()
+  eurosat = measured("EuroSAT")
+  appendix = (DOCS / "results-appendix.md").read_text()
+  by_labels = {row[0]: row for row in table(RESULTS, "adapter | 10 | 20")}
+  lora = {row[0]: row for row in table(appendix, "labels | 0 | 10")}
+  logistic = table(RESULTS, "set | method | logistic regression: mean")[0]
+  want = {
+    "anchored head, uherding": eurosat["uherding margin"][6:9:2],
+    "anchored head, random": eurosat["random"][6:9:2],
+    "prompts with": by_labels["prompts+anchor, uherding margin, 10 seeds"][
+      1::9
+    ],
+    "prompts, random": by_labels["prompts, 10 seeds"][1::9],
+    "LoRA, random": [x.split()[0] for x in lora["lora random"][2::9]],
+    "logistic": logistic[3:5],
+  }
+  rows = table(page, "what is trained")
+  assert len(rows) == len(want)
+  for row in rows:
+    name = row[0].replace("uncertainty herding", "uherding")
+    (numbers,) = [want[start] for start in want if name.startswith(start)]
+    assert row[2:4] == numbers, row
+
+
 @pytest.mark.parametrize(
   "page", ["choose-a-method.md", "papers.md", "calibration.md", "index.md"]
 )
