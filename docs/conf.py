@@ -32,8 +32,6 @@ extensions = [
 exclude_patterns = ["_build", "_ext"]
 # A name in single backticks is code, as in the docstrings of the package.
 default_role = "code"
-# Two dashes are those of a flag.
-smartquotes = False
 # Blocks without a language are output, tables and formulas.
 highlight_language = "none"
 

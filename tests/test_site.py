@@ -108,6 +108,14 @@ def test_links_lead_to_pages_and_places(site, found):
 
 
 @pytest.mark.slow
+def test_names_of_pages_in_the_text_are_links(site, found):
+  pattern = re.compile(r'<span class="pre">(?:docs/|\.\./)?([\w-]+)\.md</span>')
+  for page in found:
+    for name in pattern.findall(page.read_text()):
+      assert name == page.stem or not (DOCS / f"{name}.md").exists(), page
+
+
+@pytest.mark.slow
 def test_nothing_is_loaded_from_another_address(site, found):
   for page, has in found.items():
     assert len(has.loaded) > 3, page
@@ -164,7 +172,7 @@ def _texts(node):
 
 def test_quoted_messages_are_those_of_the_code():
   page = (DOCS / "faq.md").read_text().partition("## Messages")[2]
-  quoted = re.findall(r"^> (.*)$", page, re.M)
+  quoted = re.findall(r"^> `(.*)`$", page, re.M)
   assert len(quoted) > 20
   for message in quoted:
     # A gap in the page stands for any text, one or several values.

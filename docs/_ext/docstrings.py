@@ -68,7 +68,8 @@ def _process(app, what, name, obj, options, lines: list[str]) -> None:
 
 # The names that a reader of the code sees, where Python knows longer ones.
 NAMES = (
-  (r"\b(jaxlib\._jax|numpy|collections\.abc|jax\.sharding|typing)\.", ""),
+  # Sphinx writes ~ before a name that it is to shorten itself.
+  (r"~?\b(jaxlib\._jax|jaxtyping|numpy|collections\.abc|typing)\.", ""),
   (
     r"Key\[Array, ''\] \| UInt32\[Array, '2'\] \| UInt32\[Array, '4'\]",
     "PRNGKeyArray",

@@ -40,7 +40,8 @@ class FileLinks(SphinxPostTransform):
     name = AT_THE_TOP.get(text) or text.removeprefix("docs/").removesuffix(
       ".md"
     )
-    for page in (name, posixpath.join(posixpath.dirname(here), name)):
+    beside = posixpath.join(posixpath.dirname(here), name)
+    for page in (name, posixpath.normpath(beside)):
       if page in self.env.found_docs:
         return page
     return None
