@@ -114,9 +114,7 @@ def go_on(opened: Reopened, attempt: Try) -> Result:
     )
 
 
-def _so_far(
-  attempt: Try, answered: np.ndarray, accepted: np.ndarray
-) -> str:
+def _so_far(attempt: Try, answered: np.ndarray, accepted: np.ndarray) -> str:
   """Returns what the page says about how much is accepted already."""
   count, all_ = int(accepted.sum()), len(attempt.ids)
   if attempt.plan is not None:
