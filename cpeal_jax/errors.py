@@ -53,6 +53,18 @@ def counted(number: int, one: str, many: str = "") -> str:
   return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def percent(share: float) -> str:
+  """Returns a share as people read it, such as "49 %".
+
+  Below 1 % and above 99 % it has a decimal, so that it is not rounded to none
+  or all. The labeling page's `percent` in `link.js` has the same rule.
+  """
+  value = 100 * share
+  if value <= 0 or 1 <= value <= 99 or value >= 100:
+    return f"{int(value + 0.5)} %"
+  return f"{min(max(value, 0.1), 99.9):.1f} %"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
   """Returns `" Did you mean 'x'?"` for the choice x most similar to `word`.
 

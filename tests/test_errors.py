@@ -1,8 +1,12 @@
 """The words of errors."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
-from cpeal_jax.errors import InputError, counted, reason
+import cpeal_jax
+from cpeal_jax.errors import InputError, counted, percent, reason
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,29 @@ def test_words_go_with_their_number():
   ]
   assert counted(1, "class has", "classes have") == "1 class has"
   assert counted(3, "class has", "classes have") == "3 classes have"
+
+
+@pytest.mark.parametrize(
+  ("share", "text"),
+  [
+    *((0.0, "0 %"), (0.0001, "0.1 %"), (0.004, "0.4 %"), (0.01, "1 %")),
+    *((0.485, "49 %"), (0.99, "99 %"), (0.995, "99.5 %"), (0.99999, "99.9 %")),
+    (1.0, "100 %"),
+  ],
+)
+def test_a_share_is_not_rounded_to_none_or_all(share, text):
+  assert percent(share) == text
+
+
+def test_only_one_function_writes_percents():
+  """A format such as `.0%` would write "49%" where others write "49 %"."""
+  package = Path(cpeal_jax.__file__).parent
+  found = [
+    f"{path.name}:{node.lineno}"
+    for path in package.rglob("*.py")
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.FormattedValue)
+    and node.format_spec is not None
+    and ast.unparse(node.format_spec).rstrip("'\"").endswith("%")
+  ]
+  assert found == []
