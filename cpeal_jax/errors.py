@@ -1,7 +1,8 @@
 """Errors that a user should read as one line, and the exit codes."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 # Exit codes of all commands. After the last three, the same command goes on.
 FINISHED, FAILED, USAGE = 0, 1, 2
@@ -89,6 +90,23 @@ def one_of(what: str, got: str, choices: Iterable[str]) -> str:
     f"unknown {what} {got!r}; choose from: {', '.join(allowed)}."
     + nearest(got, allowed)
   )
+
+
+def renamed(text: str, options: Mapping[str, str]) -> str:
+  """Returns a message with settings called as a command calls them.
+
+  Messages name settings as `dataset.root` or `--config.dataset.root`. A command
+  with an option of its own for a setting has people look for that option.
+
+  Args:
+    text: the message.
+    options: the command's own option for each setting that it has one for.
+  """
+  for setting, option in options.items():
+    # What is part of a path, or of a longer name, is no setting.
+    pattern = rf"(?<![\w./-])(?:--config\.)?{re.escape(setting)}(?![\w/])"
+    text = re.sub(pattern, lambda _, option=option: option, text)
+  return text
 
 
 def reason(error: BaseException) -> str:

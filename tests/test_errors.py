@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cpeal_jax
-from cpeal_jax.errors import InputError, counted, percent, reason
+from cpeal_jax.errors import InputError, counted, percent, reason, renamed
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,18 @@ def test_only_one_function_writes_percents():
     and ast.unparse(node.format_spec).rstrip("'\"").endswith("%")
   ]
   assert found == []
+
+
+@pytest.mark.parametrize(
+  ("text", "said"),
+  [
+    ("set dataset.root=x", "set DIR=x"),
+    ("set --config.dataset.root=x", "set DIR=x"),
+    ("dataset.root is not set", "DIR is not set"),
+    ("/a/dataset.root/b and dataset.root/b", "/a/dataset.root/b and "),
+    ("dataset.roots and my-dataset.root", "dataset.roots and my-dataset.root"),
+  ],
+)
+def test_settings_are_called_as_a_command_calls_them(text, said):
+  assert renamed(text, {"dataset.root": "DIR"}).startswith(said)
+  assert renamed(text, {}) == text

@@ -241,9 +241,10 @@ def _from_lines(
         label, name = cells
         raise InputError(
           f"{path}, line {reader.line_num} would be read as the label "
-          f"{label!r} with the name {name!r}, but no image has a label. Write one name a "
-          f'line, and a name with a comma in quotes, as in "{label}, {name}"; '
-          "or put label,name into the first line if it is meant so."
+          f"{label!r} with the name {name!r}, but no image has a label. Write "
+          "one name a line, and a name with a comma in quotes, as in "
+          f'"{label}, {name}"; or put label,name into the first line if it is '
+          "meant so."
         )
       rows.append((f"line {reader.line_num}", cells[0], cells[-1]))
   except csv.Error as error:
