@@ -1,6 +1,7 @@
 """Runs that ask on the page: `cpeal label`, from its start to its end."""
 
 import csv
+import io
 import os
 import signal
 import socket
@@ -10,15 +11,19 @@ import threading
 import time
 import urllib.error
 
+import numpy as np
 import own_data
 import pytest
 from page_person import Label, Person, truth
+from PIL import Image
 from tiny_tfds import png
 
 from cpeal_jax import quickstart
+from cpeal_jax.data.digits import load_digits
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling import (
   folding,
+  oracles,
 )
 from cpeal_jax.labeling.page import handle
 from cpeal_jax.run import loop, paging
@@ -325,15 +330,37 @@ def test_the_page_calls_settings_as_the_command_does():
     end.join()
 
 
-def test_images_that_are_no_files_are_refused(tmp_path):
-  rows = [(number, number % 2) for number in range(8)]
+def test_images_in_arrow_files_are_shown(tmp_path):
+  """What `save_to_disk` wrote has no image files: the page reads the rows."""
+  rows = [(number, None) for number in range(8)]
+  order = [*range(0, 8, 2), *range(1, 8, 2)]  # The rows go by turns to shards.
   config = own_data.config(
-    own_data.saved(tmp_path / "saved", rows),
+    own_data.saved(tmp_path / "saved", rows, shards=2),
     "--config.oracle.kind=page",
     "--config.dataset.shares=1,0,0",
+    "--config.rounds=1",
+    "--config.budget=8",
   )
+  seen = {}
+
+  def script(person, page):
+    for question in person.open_questions(0):
+      shown = person.picture(question["id"])
+      seen[question["id"]] = np.asarray(Image.open(io.BytesIO(shown)))
+      person.answer(question["id"], "cat")
+
+  play(config, tmp_path / "run", script)
+  assert len(seen) == 8
+  for id_, picture in seen.items():
+    number = order[int(id_.partition("/")[2])]
+    there = Image.open(io.BytesIO(png(number))).convert("RGB")
+    np.testing.assert_array_equal(picture, np.asarray(there))
+
+
+def test_images_that_are_no_files_are_refused(tmp_path):
+  pool = load_digits().train
   with pytest.raises(InputError, match="shows image files"):
-    play(config, tmp_path / "run", lambda person, page: None)
+    oracles.saved_at(pool, tmp_path)
 
 
 def test_buckets_are_refused(tmp_path):

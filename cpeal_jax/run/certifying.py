@@ -15,6 +15,7 @@ from cpeal_jax.labeling import (
   asked,
   events,
   folding,
+  oracles,
 )
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.files_oracle import Files
@@ -71,12 +72,14 @@ def needed(opened: Reopened, attempt: Try) -> tuple[int, int]:
 def on_page(opened: Reopened, page: Page) -> Reopened:
   """Returns the run with an oracle that asks on a page that is open."""
   run = opened.run
+  pool = run.experiment.plan.dataset.train
   oracle = OnPage(
     workdir=os.fspath(run.journal.workdir),
     given=run.oracle.given,
     page=page,
     stop=page.stopped,
-    value_range=run.experiment.plan.dataset.train.value_range,
+    value_range=pool.value_range,
+    saved=oracles.saved_at(pool, run.config.dataset.root),
   )
   return dataclasses.replace(
     opened, run=dataclasses.replace(run, oracle=oracle)
