@@ -16,7 +16,7 @@ from cpeal_jax import training
 from cpeal_jax.audit import intervals
 from cpeal_jax.data import batches, pools, store
 from cpeal_jax.data.reading import read_bytes
-from cpeal_jax.errors import counted, escaped
+from cpeal_jax.errors import counted, escaped, percent
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.models import is_solved
@@ -119,7 +119,7 @@ def audit_line(config: config_lib.Config, plan: Plan) -> str:
     f"oracle.audit={each}: with {counted(audits, 'audit')} after "
     f"{counted(rounds, 'round')}, the accuracy is known to within "
     f"+-{100 * half:.1f} points, if about "
-    f"{EXPECTED_ACCURACY:.0%} of the predictions are right"
+    f"{percent(EXPECTED_ACCURACY)} of the predictions are right"
   )
 
 
