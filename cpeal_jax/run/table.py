@@ -14,6 +14,9 @@ BELOW = "below zero-shot"
 # split.
 TEST = ("accuracy", "ece", "nll")
 VALIDATION = ("val_accuracy", "val_ece", "val_nll")
+# What a column is headed, where that is not the name of its metric. Accuracies
+# and calibration errors are shares from 0 to 1.
+HEADS = {"nll": "nll/nats", "val_nll": "val_nll/nats"}
 Row = Mapping[str, Any]
 
 
@@ -30,7 +33,7 @@ def columns(*, test: bool, validation: bool) -> tuple[str, ...]:
 
 def header(metrics: Sequence[str] = TEST) -> str:
   """Returns the header of the table whose lines `line` gives."""
-  cells = [f"  {name:>{_width(name)}}" for name in metrics]
+  cells = [f"  {_head(name):>{_width(name)}}" for name in metrics]
   return f"     round  labeled{''.join(cells)}  seconds"
 
 
@@ -70,8 +73,12 @@ def _cell(value: float | None) -> str:
 
 
 def _width(name: str) -> int:
-  """Returns a column's width: that of its name, or of a number as 0.1234."""
-  return max(len(name), 6)
+  """Returns a column's width: that of its head, or of a number as 0.1234."""
+  return max(len(_head(name)), 6)
+
+
+def _head(name: str) -> str:
+  return HEADS.get(name, name)
 
 
 def table(rows: Sequence[Row], *, metrics: Sequence[str] = TEST) -> str:
