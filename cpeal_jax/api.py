@@ -57,7 +57,7 @@ class Encoder:
 
   @property
   def logit_scale(self) -> float:
-    """The factor on cosine similarities: exp of the stored parameter."""
+    """The factor on cosine similarities, exp of the stored parameter."""
     return float(np.exp(self.pretrained.params["logit_scale"]))
 
   def encode_images(

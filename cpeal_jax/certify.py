@@ -38,7 +38,7 @@ import numpy as np
 
 from cpeal_jax import command_line
 from cpeal_jax.config import overrides
-from cpeal_jax.errors import FINISHED, WAITING, InputError, counted
+from cpeal_jax.errors import FINISHED, WAITING, InputError, counted, percent
 from cpeal_jax.labeling.cells import neutralized
 from cpeal_jax.progress import say
 from cpeal_jax.run import certifying, paging, reopened, tries
@@ -161,8 +161,8 @@ def _claim(result: Result) -> str:
     f"With a probability of at least {1 - attempt.risk:.4g}, at least the "
     f"share {target} of the {accepted:,} accepted predictions is right. These "
     f"are the predictions with a confidence of at least {found.threshold:.6g}, "
-    f"on {share:.1%} of the {len(attempt.ids):,} images that were never picked "
-    f"for training. Of {found.labels} of them, drawn at random, "
+    f"on {percent(share)} of the {len(attempt.ids):,} images that were never "
+    f"picked for training. Of {found.labels} of them, drawn at random, "
     f"{found.labels - found.wrong} predictions were right and {found.wrong} "
     "wrong."
   )

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from absl import logging
@@ -15,6 +15,7 @@ from cpeal_jax.errors import (
   USAGE,
   Failure,
   InputError,
+  renamed,
 )
 
 
@@ -73,19 +74,24 @@ def prepare() -> None:
   progress.steady_streams()
 
 
-def report(error: Exception) -> int:
+def report(error: Exception, options: Mapping[str, str] | None = None) -> int:
   """Prints an error on stderr.
 
   An error that a user can mend is printed as one line, and below it the other
   problems of the same file. Any other error is a fault of the program and has
   its traceback.
 
+  Args:
+    error: what was raised.
+    options: the command's own options, see `errors.renamed`.
+
   Returns:
     The exit code: `USAGE` after an `InputError`, and `FAILED` after any other.
   """
   if reason := _in_one_line(error):
     lines = (f"error: {reason}", *getattr(error, "more", ()))
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    named = (renamed(line, options or {}) for line in lines)
+    sys.stderr.write("".join(f"{line}\n" for line in named))
   else:
     traceback.print_exception(error)
   return USAGE if isinstance(error, InputError) else FAILED

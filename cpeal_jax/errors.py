@@ -1,7 +1,8 @@
 """Errors that a user should read as one line, and the exit codes."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 # Exit codes of all commands. After the last three, the same command goes on.
 FINISHED, FAILED, USAGE = 0, 1, 2
@@ -53,6 +54,18 @@ def counted(number: int, one: str, many: str = "") -> str:
   return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def percent(share: float) -> str:
+  """Returns a share as people read it, such as "49 %".
+
+  Below 1 % and above 99 % it has a decimal, so that it is not rounded to none
+  or all. The labeling page's `percent` in `link.js` has the same rule.
+  """
+  value = 100 * share
+  if value <= 0 or 1 <= value <= 99 or value >= 100:
+    return f"{int(value + 0.5)} %"
+  return f"{min(max(value, 0.1), 99.9):.1f} %"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
   """Returns `" Did you mean 'x'?"` for the choice x most similar to `word`.
 
@@ -77,6 +90,23 @@ def one_of(what: str, got: str, choices: Iterable[str]) -> str:
     f"unknown {what} {got!r}; choose from: {', '.join(allowed)}."
     + nearest(got, allowed)
   )
+
+
+def renamed(text: str, options: Mapping[str, str]) -> str:
+  """Returns a message with settings called as a command calls them.
+
+  Messages name settings as `dataset.root` or `--config.dataset.root`. A command
+  with an option of its own for a setting has people look for that option.
+
+  Args:
+    text: the message.
+    options: the command's own option for each setting that it has one for.
+  """
+  for setting, option in options.items():
+    # What is part of a path, or of a longer name, is no setting.
+    pattern = rf"(?<![\w./-])(?:--config\.)?{re.escape(setting)}(?![\w/])"
+    text = re.sub(pattern, lambda _, option=option: option, text)
+  return text
 
 
 def reason(error: BaseException) -> str:

@@ -44,6 +44,12 @@ HELP = " `cpeal label --help` explains the command."
 DEMO = "runs/demo"
 # Settings that nearly everybody needs.
 SETTINGS = ("model.weights", "model.template", "budget", "oracle.audit")
+# The options of this command that stand for a setting, which messages name.
+OPTIONS = {
+  "dataset.root": "DIR",
+  "dataset.class_names": "--classes",
+  "oracle.port": "--port",
+}
 # No pool needs as many rounds, so the run goes on until it is told to stop.
 ENDLESS = 1_000_000
 # Images that are asked about before the model is trained again. One a class,
@@ -186,11 +192,13 @@ def main(argv: list[str]) -> int:
     line, options = words(argv[1:])
     if not options.dry_run:
       # The imports below take seconds, in which the page is open already.
-      page = Page(port=options.port, browser=not options.no_browser)
+      page = Page(
+        port=options.port, browser=not options.no_browser, options=OPTIONS
+      )
     module = importlib.import_module("cpeal_jax.main")
-    return module.main(["cpeal label", *line], page)
+    return module.main(["cpeal label", *line], page, OPTIONS)
   except Exception as error:
-    return command_line.report(error)
+    return command_line.report(error, OPTIONS)
   finally:
     if page is not None:  # Unless the run has done so, with a better reason.
       page.end("The program has ended; it printed why where it was started.")

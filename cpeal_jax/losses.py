@@ -46,18 +46,20 @@ def uncertainty_calibration_loss(
   balanced: bool = True,
   beta: float | None = None,
 ) -> Scalar:
-  """Computes C-PEAL's calibration loss.
+  r"""Computes C-PEAL's calibration loss.
 
   It is low if correct predictions have low entropy and wrong ones high entropy.
 
-  Let u = -sum_c p_c ln(p_c + 1e-6) be a row's entropy in nats, A the set of the
-  n_A rows that are predicted correctly and I the set of the n_I others. No
-  gradient passes through the argmax, and a mean over no rows is 0. Then
+  Let A be the set of the $n_A$ rows that are predicted correctly and I the set
+  of the $n_I$ others. With a row's entropy u in nats,
 
-    L_A = mean over A of -ln(1 - tanh(u) + 1e-6)
-    L_I = mean over I of -ln(tanh(u) + 1e-6)
-    loss = min(5, (n_I L_A + n_A L_I) / (n_A + n_I))   if balanced
-    loss = min(5, L_A + L_I)                           otherwise
+    $$u &= -\sum_c p_c \ln(p_c + 10^{-6}) \\
+      L_A &= \text{mean over } A \text{ of } -\ln(1 - \tanh u + 10^{-6}) \\
+      L_I &= \text{mean over } I \text{ of } -\ln(\tanh u + 10^{-6}) \\
+      \text{loss} &= \min\left(5, \frac{n_I L_A + n_A L_I}{n_A + n_I}\right)$$
+
+  Without `balanced` the loss is min(5, L_A + L_I). No gradient passes through
+  the argmax, and a mean over no rows is 0.
 
   So a balanced batch in which all rows are correct, or all wrong, gives 0.
   Where the loss is cut off at 5 the gradient is 0.

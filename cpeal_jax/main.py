@@ -20,6 +20,7 @@ import re
 import signal
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from absl import flags
@@ -210,19 +211,24 @@ def _unless_stray(ignored: Any) -> None:
     sys.__unraisablehook__(ignored)
 
 
-def main(argv: list[str], page: Page | None = None) -> int:
+def main(
+  argv: list[str],
+  page: Page | None = None,
+  options: Mapping[str, str] | None = None,
+) -> int:
   """Calls `run`; prints errors that a user can cause as one line on stderr.
 
   Args:
     argv: the name of the program, and the flags.
     page: a labeling page that is open already, for `oracle.kind=page`.
+    options: for another command's errors, see `errors.renamed`.
   """
   command_line.prepare()
   sys.unraisablehook = _unless_stray
   try:
     return run(argv, page)
   except Exception as error:
-    code = command_line.report(error)
+    code = command_line.report(error, options)
     processes.leave(error, code)
     return code
 

@@ -83,7 +83,10 @@ def brier_score(probs: Rows, labels: Labels, *, where: Where = None) -> Scalar:
 def expected_calibration_error(
   probs: Rows, labels: Labels, *, bins: int = 15, where: Where = None
 ) -> Scalar:
-  """Returns sum_b n_b/n |accuracy_b - confidence_b|, in [0, 1].
+  r"""Returns the expected calibration error (ECE), in [0, 1].
+
+    $$\text{ECE} = \sum_b \frac{n_b}{n}
+      \left| \text{accuracy}_b - \text{confidence}_b \right|$$
 
   The n rows go into `bins` equal-width bins (lo, hi] by their largest
   probability; the first bin includes 0. Bin b has n_b rows. Source: Guo et al.

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import rowwise, sharding, spmd
 
 # The largest k.
 MOST = 1024
@@ -241,7 +241,7 @@ def _search(
     # An entry at -inf is a missing neighbor.
     return values, jnp.where(values > -jnp.inf, ids, -1)
 
-  return sharding.run_spmd(body, mesh, shared=1, backend=backend)
+  return spmd.compiled(body, mesh, shared=1, backend=backend)
 
 
 def _rows(rows: Array, start: Array, count: int) -> Array:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +18,8 @@ _speaks = True
 # Called with a stage's name, how much of it is done, its total, and its unit.
 Listener = Callable[[str, int, int, str], None]
 _listener: Listener | None = None
+# A stage of so few seconds says no rate, since it would be mostly noise.
+SHORT = 0.05
 
 
 def speak(yes: bool) -> None:
@@ -58,10 +62,13 @@ def steady_streams() -> None:
 def say(text: str) -> None:
   """Prints one line to stdout, if this process prints.
 
-  When the reader of a pipe has gone, the run goes on without printing.
+  On a terminal, a line that is too long for it is broken between words. When
+  the reader of a pipe has gone, the run goes on without printing.
   """
   if not _speaks:
     return
+  if sys.stdout.isatty():
+    text = wrapped(text, shutil.get_terminal_size().columns)
   try:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -70,6 +77,25 @@ def say(text: str) -> None:
     # stdout becomes the null device.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     speak(False)
+
+
+def wrapped(text: str, columns: int) -> str:
+  """Breaks the lines of a text between words; what follows is indented.
+
+  A word that has no room on a line of its own, such as a path, is left whole.
+  """
+  return "\n".join(
+    line
+    if len(line) <= columns
+    else textwrap.fill(
+      line,
+      width=columns,
+      subsequent_indent="  ",
+      break_long_words=False,
+      break_on_hyphens=False,
+    )
+    for line in text.split("\n")
+  )
 
 
 @contextlib.contextmanager
@@ -109,7 +135,14 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
   tell(total)
   # A stage that finds everything in a cache says nothing.
   if done and not terminal:
-    seconds = time.perf_counter() - start
-    rate = done / max(seconds, 1e-9)
     things = counted(done, unit.removesuffix("s"), unit)
-    say(f"  {name}: {things} in {seconds:.1f} s ({rate:.0f}/s)")
+    seconds = time.perf_counter() - start
+    say(f"  {name}: {things} in {seconds:.1f} s{_rate(done, seconds)}")
+
+
+def _rate(done: int, seconds: float) -> str:
+  """Returns a stage's rate; empty for a single thing or no time to speak of."""
+  if done == 1 or seconds < SHORT:
+    return ""
+  rate = done / seconds
+  return f" ({rate:.{0 if rate >= 10 else 1}f}/s)"

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.neighbors import narrow, search
-from cpeal_jax.parallel import sharding
+from cpeal_jax.parallel import sharding, spmd
 
 TILES_PER_CHUNK = 16
 # Rows of a tile: CHIP_TILE rows keep an accelerator busy. On a CPU the widest
@@ -123,8 +123,8 @@ def make_scorer(
 
   return Scorer(
     embed=jax.jit(classifier.class_embeddings),
-    encode=sharding.run_spmd(encode, mesh, shared=3, backend=backend),
-    compare=sharding.run_spmd(compare, mesh, shared=3, backend=backend),
+    encode=spmd.compiled(encode, mesh, shared=3, backend=backend),
+    compare=spmd.compiled(compare, mesh, shared=3, backend=backend),
     neighbors=partial(search, mesh=mesh, backend=backend),
     mesh=mesh,
     tile=tile,

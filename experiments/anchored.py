@@ -46,10 +46,11 @@ ADAPTERS: dict[str, dict] = {
     **ANCHOR,
     "loss.anchor": 100.0,
     "adapter.prompts.initial": "template",
-    "train.learning_rate": 0.001,
+    "train.learning_rate": 0.01,
+    "train.epochs": 100,
   },
   "lora": LORA,
-  "lora+anchor": LORA | ANCHOR | {"loss.anchor": 10.0, "train.epochs": 40},
+  "lora+anchor": LORA | ANCHOR | {"loss.anchor": 10.0, "train.epochs": 100},
 }
 CALIBRATIONS: dict[str, dict] = {
   "cal": {"loss.calibration": "balanced"},

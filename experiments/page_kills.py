@@ -31,8 +31,9 @@ from page_person import Label, truth  # noqa: E402
 from cpeal_jax.labeling import folding  # noqa: E402
 from cpeal_jax.storage import markers  # noqa: E402
 
-WORDS = ("--demo", "--no_browser", "--config.oracle.audit=5")
-PER_ROUND = 25
+# Questions of a round, at most, and how many of them are audits.
+PER_ROUND, AUDITS = 25, 5
+WORDS = ("--demo", "--no_browser", f"--config.oracle.audit={AUDITS}")
 # Seconds that the person thinks about an image.
 PAUSE = 0.1
 # A kill comes when the number of these files changes, or at an instant.
@@ -66,7 +67,7 @@ def label_all(person, labels, rounds, done, pause=0.0):
 
 def start(cwd, cache):
   env = {"JAX_COMPILATION_CACHE_DIR": cache}
-  words = (*WORDS, f"--config.budget={PER_ROUND - 5}")
+  words = (*WORDS, f"--config.budget={PER_ROUND - AUDITS}")
   return Label(*words, cwd=cwd, env=env)
 
 
@@ -147,7 +148,9 @@ def main():
   cache = str(to / "compiled")
   for folder in (plain, killed):
     folder.mkdir(parents=True)
-  rounds = -(-options.answers // PER_ROUND)
+  # An audit may be an image that has an answer already, so a round may have as
+  # many questions fewer.
+  rounds = -(-options.answers // (PER_ROUND - AUDITS))
   labels, seconds = undisturbed(plain, cache, rounds)
   given, lost, count = disturbed(
     killed, cache, rounds, options.kills, labels, random.Random(options.seed)

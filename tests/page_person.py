@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -41,6 +42,12 @@ class Person:
 
   def state(self):
     return self.ask("state?tab=person")
+
+  def picture(self, id_):
+    """The bytes of the picture that the page shows of an image."""
+    address = f"{self.address}image?id={urllib.parse.quote(id_)}"
+    with OPENER.open(address, timeout=30) as reply:
+      return reply.read()
 
   def send(self, **operation):
     operation["n"] = next(self.count)

@@ -7,6 +7,7 @@ import pytest
 from cpeal_jax.data.class_names import (
   display_name,
   display_names,
+  every_class,
   read_class_names,
 )
 from cpeal_jax.errors import InputError
@@ -97,3 +98,34 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_two_folders_of_one_name_are_refused():
   with pytest.raises(InputError, match=r"'annual_crop' and 'AnnualCrop'"):
     display_names(["annual_crop", "AnnualCrop"])
+
+
+@pytest.mark.parametrize(
+  ("text", "names"),
+  [
+    ('"car, truck"\nbus\n', ["car, truck", "bus"]),
+    ("label,name\ncar,truck\nbus\n", ["truck", "bus"]),
+    ('{"car": "truck"}', ["truck"]),
+  ],
+)
+def test_commas_that_can_mean_one_thing(tmp_path, text, names):
+  path = tmp_path / "names"
+  path.write_text(text)
+  assert [*every_class((), source=str(path)).values()] == names
+
+
+def test_a_comma_is_refused_where_no_image_has_a_label(tmp_path):
+  """It could be a name with a comma, two classes, or LABEL,NAME."""
+  path = tmp_path / "names"
+  path.write_text("bus\ncar, truck\n")
+  with pytest.raises(InputError) as caught:
+    every_class((), source=str(path))
+  said = str(caught.value)
+  assert "line 2 would be read as the label 'car' with the name 'truck'" in said
+  assert 'in quotes, as in "car, truck"' in said
+  assert "label,name into the first line" in said
+  # A label in the images tells what is meant.
+  assert every_class(["car"], source=str(path)) == {
+    "bus": "bus",
+    "car": "truck",
+  }

@@ -53,7 +53,7 @@ def test_a_folder_of_images_is_the_pool(tmp_path, names, folder):
   ("text", "classes"),
   [
     (NAMES, ("cat", "dog", "barn owl")),
-    ("c1,cat\nc2,dog\n", ("cat", "dog")),
+    ("label,name\nc1,cat\nc2,dog\n", ("cat", "dog")),
     ('["cat", "dog"]', ("cat", "dog")),
     ('{"b": "dog", "a": "cat"}', ("dog", "cat")),
   ],

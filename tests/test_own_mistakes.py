@@ -265,7 +265,7 @@ def test_each_mistake_is_one_line(tmp_path, case):
     ("", "names no class"),
     ("cat\n", "there must be at least 2"),
     ("cat\ndog\ncat\n", "line 3: 'cat' is named twice"),
-    ("a,cat\nb,Cat\n", "'a' and 'b' would both be called 'Cat'"),
+    ("label,name\na,cat\nb,Cat\n", "'a' and 'b' would both be called 'Cat'"),
     ('["cat", "cat"]', "'cat' is named twice"),
     ('{"a": "cat", "b": "dog", "a": "owl"}', "'a' is named twice"),
   ],

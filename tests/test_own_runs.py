@@ -110,7 +110,7 @@ def main_metrics(row):
   }
 
 
-def test_the_table_without_a_test_split(played, digits, tmp_path, capsys):
+def test_the_table_without_any_split(played, digits, capsys):
   cache = played["train",].parent / "cache"
   splits = ("train",)
   rows = loop.run(made(digits, cache, splits), played[splits])
@@ -118,12 +118,28 @@ def test_the_table_without_a_test_split(played, digits, tmp_path, capsys):
   assert [row["labeled"] for row in rows] == [10, 20]
   assert "images: pool 120, no validation, no test" in said
   assert any(line.startswith("note: there is no validation") for line in said)
-  cells = [line.split()[:5] for line in said if line.startswith("         ")]
-  assert cells == [["0", "10", "-", "-", "-"], ["1", "20", "-", "-", "-"]]
+  lines = [line.split() for line in said if line.startswith("     ")]
+  assert lines[0] == ["round", "labeled", "seconds"]
+  assert [line[:2] for line in lines[1:]] == [["0", "10"], ["1", "20"]]
+  assert [len(line) for line in lines] == [3, 3, 3]
   with open(played[splits] / "results.csv") as file:
     table = list(csv.DictReader(file))
   assert [row["round"] for row in table] == ["0", "1"]
   assert "accuracy" not in table[0]
+
+
+def test_the_table_with_a_validation_split_alone(played, digits, capsys):
+  splits = ("train", "val")
+  cache = played[splits].parent / "cache"
+  rows = loop.run(made(digits, cache, splits), played[splits])
+  said = capsys.readouterr().out.splitlines()
+  lines = [line.split() for line in said if line.startswith("     ")]
+  names = ["val_accuracy", "val_ece", "val_nll"]
+  assert lines[0] == ["round", "labeled", *names, "seconds"]
+  for line, row in zip(lines[1:], rows, strict=True):
+    assert line[2:5] == [f"{row[name]:.4f}" for name in names]
+  widths = {len(line) for line in said if line.startswith("     ")}
+  assert len(widths) == 1
 
 
 def test_a_run_without_splits_goes_on(played, digits, tmp_path):

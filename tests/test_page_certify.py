@@ -123,3 +123,22 @@ def test_a_certificate_is_asked_for_on_the_page(labeled, env):
     assert run.end()[0] == 3
   trained = record.purposes(cwd / WORKDIR, range(4))
   assert not trained[record.TRAIN] & now.keys()
+
+
+def test_on_average_the_page_says_when_predictions_are_accepted(labeled, env):
+  """Before the last answer nothing is known, so no count is shown."""
+  cwd, labels = labeled
+  words = (*CERTIFY, "--on_average", "--most_labels=20")
+  with Label(*words, cwd=cwd, env=env, command="certify") as run:
+    person = run.person()
+    questions = person.open_questions(2)
+    said = person.state()["certified"]
+    for question in questions[:-1]:
+      person.answer(question["id"], labels[question["id"]])
+    assert person.state()["certified"] == said
+    person.answer(questions[-1]["id"], labels[questions[-1]["id"]])
+    code, out, err = run.end()
+  assert (code, err) == (0, "")
+  assert "certified so far" not in said
+  assert "when all 20 images of the sample have an answer" in said
+  assert "On average over draws of the 20 images" in out

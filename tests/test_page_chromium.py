@@ -15,6 +15,7 @@ import uvicorn
 from page_person import Label, truth
 from page_workdir import AUDITS, PICKS
 
+from cpeal_jax.errors import percent
 from cpeal_jax.labeling import events, folding
 from cpeal_jax.labeling.page import app as apps
 from cpeal_jax.labeling.page import server
@@ -484,6 +485,21 @@ def test_a_skip_and_an_answer_of_an_earlier_round_are_taken_back(
     window.wait_until(lambda: last not in standing(served.workdir))
     window.page.wait_for_timeout(500)
   window.close()
+
+
+def test_the_page_writes_percents_as_the_commands_do(browser, served):
+  window = Window(browser, served.address)
+  window.wait()
+  shares = [0.0, 0.0001, 0.004, 0.01, 0.485, 0.99, 0.995, 0.99999, 1.0]
+  there = window.page.evaluate(
+    """async (shares) => {
+      const address = new URL("static/link.js", document.baseURI);
+      const { percent } = await import(address);
+      return shares.map((share) => `${percent(share)} %`);
+    }""",
+    shares,
+  )
+  assert there == [percent(share) for share in shares]
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)])

@@ -1,6 +1,7 @@
 """Runs that ask on the page: `cpeal label`, from its start to its end."""
 
 import csv
+import io
 import os
 import signal
 import socket
@@ -10,15 +11,19 @@ import threading
 import time
 import urllib.error
 
+import numpy as np
 import own_data
 import pytest
 from page_person import Label, Person, truth
+from PIL import Image
 from tiny_tfds import png
 
 from cpeal_jax import quickstart
+from cpeal_jax.data.digits import load_digits
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling import (
   folding,
+  oracles,
 )
 from cpeal_jax.labeling.page import handle
 from cpeal_jax.run import loop, paging
@@ -311,15 +316,51 @@ def test_an_error_is_shown_on_the_page(tmp_path):
   assert "missing.txt cannot be read" in ended[0] or ended == [""]
 
 
-def test_images_that_are_no_files_are_refused(tmp_path):
-  rows = [(number, number % 2) for number in range(8)]
+def test_the_page_calls_settings_as_the_command_does():
+  page = handle.Page(options={"dataset.class_names": "--classes"})
+  person = Person(page.address)
+  person.state()
+  end = threading.Thread(
+    target=page.end, args=("Set --config.dataset.class_names=FILE.",)
+  )
+  end.start()
+  try:
+    assert person.wait_for_the_end() == "Set --classes=FILE."
+  finally:
+    end.join()
+
+
+def test_images_in_arrow_files_are_shown(tmp_path):
+  """What `save_to_disk` wrote has no image files: the page reads the rows."""
+  rows = [(number, None) for number in range(8)]
+  order = [*range(0, 8, 2), *range(1, 8, 2)]  # The rows go by turns to shards.
   config = own_data.config(
-    own_data.saved(tmp_path / "saved", rows),
+    own_data.saved(tmp_path / "saved", rows, shards=2),
     "--config.oracle.kind=page",
     "--config.dataset.shares=1,0,0",
+    "--config.rounds=1",
+    "--config.budget=8",
   )
+  seen = {}
+
+  def script(person, page):
+    for question in person.open_questions(0):
+      shown = person.picture(question["id"])
+      seen[question["id"]] = np.asarray(Image.open(io.BytesIO(shown)))
+      person.answer(question["id"], "cat")
+
+  play(config, tmp_path / "run", script)
+  assert len(seen) == 8
+  for id_, picture in seen.items():
+    number = order[int(id_.partition("/")[2])]
+    there = Image.open(io.BytesIO(png(number))).convert("RGB")
+    np.testing.assert_array_equal(picture, np.asarray(there))
+
+
+def test_images_that_are_no_files_are_refused(tmp_path):
+  pool = load_digits().train
   with pytest.raises(InputError, match="shows image files"):
-    play(config, tmp_path / "run", lambda person, page: None)
+    oracles.saved_at(pool, tmp_path)
 
 
 def test_buckets_are_refused(tmp_path):
@@ -354,7 +395,7 @@ def label(*words, cwd):
   [
     ([], "give the folder of your images, or --demo"),
     (["nowhere"], "nowhere is no folder"),
-    (["photos", "--classes=no.txt"], "no.txt cannot be read"),
+    (["photos", "--classes=no.txt"], "error: --classes=no.txt cannot be read"),
     (["photos", "--classes=empty.txt"], "names no class"),
     (["photos", "--class=names.txt"], "Did you mean '--classes'?"),
     (["photos", "--weights=clip"], "Did you mean --config.model.weights?"),
@@ -362,8 +403,14 @@ def label(*words, cwd):
     (["photos", "more"], "unknown argument 'more'"),
     (["photos", "--port=many"], "invalid int value: 'many'"),
     (["photos", "--port=70000"], "port 70000 cannot be used"),
+    (["photos", "--port=70000"], "another port with --port=N"),
     (["photos", "--demo"], "leave DIR out"),
-    (["photos", "--no_browser", EMBEDDED], "no image has a label"),
+    (
+      ["photos", "--no_browser", EMBEDDED],
+      "no image has a label, and --classes is",
+    ),
+    (["photos", "--no_browser", EMBEDDED], "give it with --classes=FILE."),
+    (["deep", "--no_browser", EMBEDDED], "set DIR=deep/photos"),
     (["photos", "--no_browser", "--config.sed=1"], "Did you mean 'seed'"),
     (["photos", "--no_browser", "--workdir=names.txt"], "is a file"),
     (["photos", "--no_browser", "--port=-1"], "port -1 cannot be used"),
@@ -372,6 +419,8 @@ def label(*words, cwd):
 def test_wrong_usage_is_one_line(tmp_path, words, message):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "a.png").write_bytes(png(0))
+  for split in ("train", "test"):
+    own_data.write(tmp_path / "deep" / "photos" / split / "a.png", 0)
   (tmp_path / "names.txt").write_text("cat\ndog\n")
   (tmp_path / "empty.txt").touch()
   code, _, error = label(*words, cwd=tmp_path)
@@ -379,6 +428,10 @@ def test_wrong_usage_is_one_line(tmp_path, words, message):
   assert message in error
   assert error.startswith("error: ")
   assert len(error.splitlines()) == 1
+  # The command has options of its own for these settings.
+  assert "dataset.class_names" not in error
+  assert "dataset.root" not in error
+  assert "oracle.port" not in error
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path):

@@ -262,9 +262,9 @@ def test_the_terminal_table_has_a_line_per_round():
     row(0, accuracy=0.5, ece=0.125, nll=1.0, seconds_score=2.0),
   ]
   assert table.table(rows).splitlines() == [
-    "     round  labeled  accuracy     ece     nll  seconds",
-    " zero-shot        0    0.2500       -  2.0000      1.5",
-    "         0        2    0.5000  0.1250  1.0000      3.5",
+    "     round  labeled  accuracy     ece  nll/nats  seconds",
+    " zero-shot        0    0.2500       -    2.0000      1.5",
+    "         0        2    0.5000  0.1250    1.0000      3.5",
   ]
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score
 from cpeal_jax import acquisition, scoring
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora
-from cpeal_jax.parallel import sharding
+from cpeal_jax.parallel import sharding, spmd
 from cpeal_jax.run import evaluation, feature_cache, stochastic
 
 ROWS = 150  # no multiple of a chunk, a tile or a device count
@@ -206,7 +206,7 @@ def test_bits_do_not_depend_on_devices(setup, one_device, devices, backend):
 def test_unknown_backend_and_too_many_devices():
   mesh = sharding.make_mesh(1)
   with pytest.raises(sharding.InputError, match="choose from: pmap"):
-    sharding.run_spmd(lambda x: x, mesh, shared=0, backend="xmap")
+    spmd.compiled(lambda x: x, mesh, shared=0, backend="xmap")
   with pytest.raises(sharding.InputError, match="8 cpu devices are here"):
     sharding.make_mesh(9)
 

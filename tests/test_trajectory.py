@@ -321,7 +321,7 @@ def test_dry_run_writes_nothing(cache, tmp_path, capsys):
   config.cache_dir = str(tmp_path / "cache")
   describe.dry_run(config, tmp_path / "run")
   shown = capsys.readouterr().out
-  assert "9984 trainable parameters" in shown
+  assert "9,984 trainable parameters" in shown
   assert "steps: 4 of 32 images" in shown
   config.parallel.devices = 3
   with pytest.raises(InputError, match="not a multiple of 3"):

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import shutil
+import socket
 import sys
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from cpeal_jax import api
 from cpeal_jax import config as config_lib
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import hub, tensors, weights
+from cpeal_jax.models import connection, hub, tensors, weights
 from cpeal_jax.models.adapters import Lora
 from cpeal_jax.models.classifier import cosine_logits
 from cpeal_jax.models.clip import Clip, normalize
@@ -487,3 +490,75 @@ def test_offline_the_cache_is_used_and_named(tmp_path, monkeypatch):
     repository(home / "snapshots" / revision, weight)
   directory, layout = hub.locate("some/clip")
   assert (directory.name, layout) == ("bb", hub.LAYOUTS[0])
+
+
+@pytest.fixture
+def listening():
+  """The address of a port of this machine that takes connections."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed():
+  """The address of a port that nothing listens on."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+  return f"http://127.0.0.1:{port}"
+
+
+def test_without_a_network_a_hub_id_is_refused_at_once(
+  closed, tmp_path, monkeypatch, capfd
+):
+  from huggingface_hub import constants
+
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+  monkeypatch.setattr(constants, "ENDPOINT", closed)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+  began = time.monotonic()
+  with pytest.raises(InputError) as caught:
+    hub.locate("some/clip")
+  assert time.monotonic() - began < 3
+  assert "no connection to 127.0.0.1: Connection refused" in str(caught.value)
+  assert str(caught.value).endswith("--config.model.weights=DIR.")
+  assert capfd.readouterr() == ("", "")
+
+
+def test_a_connection_is_looked_for_where_requests_go(
+  listening, closed, monkeypatch
+):
+  for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(name.upper(), raising=False)
+  assert connection.problem(listening) == ""
+  assert connection.problem(closed)
+  monkeypatch.setenv("https_proxy", listening)
+  assert connection.problem("https://hub.invalid") == ""
+  assert connection.problem(closed)  # No proxy for http.
+  monkeypatch.setenv("no_proxy", "hub.invalid")
+  assert connection.problem("https://hub.invalid")
+
+
+def test_a_name_server_that_never_answers_is_not_waited_for(monkeypatch):
+  answered = threading.Event()
+
+  def never(address, patience):
+    answered.wait(10)
+    raise TimeoutError("timed out")
+
+  monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.1)
+  monkeypatch.setattr(socket, "create_connection", never)
+  began = time.monotonic()
+  assert "does not answer within 0.1 s" in connection.problem("https://a.b")
+  assert time.monotonic() - began < 5
+  answered.set()
+
+
+def test_the_hubs_library_is_quiet_only_meanwhile(capfd):
+  import logging
+
+  logger = logging.getLogger("huggingface_hub.utils._http")
+  with connection.quiet():
+    logger.warning("Retrying in 1s")
+  assert "Retrying" not in capfd.readouterr().err
+  assert logger.isEnabledFor(logging.WARNING)

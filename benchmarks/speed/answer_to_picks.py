@@ -96,8 +96,8 @@ PRESETS = {
     "--config.loss.anchor=100",
     "--config.loss.anchor_unit=fitted",
     "--config.train.optimizer=adamw",
-    "--config.train.learning_rate=0.001",
-    "--config.train.epochs=50",
+    "--config.train.learning_rate=0.01",
+    "--config.train.epochs=100",
   ),
 }
 

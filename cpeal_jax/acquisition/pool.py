@@ -96,7 +96,7 @@ class PoolView:
 
   @property
   def linear(self) -> tuple[Any, Any, Any]:
-    """What makes the logits: (rows [C, D], scale, bias [C]).
+    """What makes the logits, as (rows [C, D], scale, bias [C]).
 
     Logits are `scale * features @ rows.T + bias`. The rows are None if the pool
     has neither a head nor class embeddings with a logit scale.

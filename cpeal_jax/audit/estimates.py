@@ -18,7 +18,7 @@ from cpeal_jax.audit import intervals, permutation
 from cpeal_jax.audit.conformal_labeling import conformal_labels
 from cpeal_jax.audit.intervals import Accuracy
 from cpeal_jax.audit.prediction_powered import prediction_powered
-from cpeal_jax.errors import counted
+from cpeal_jax.errors import counted, percent
 
 # The share of wrong predictions among those that could be accepted.
 WRONG_SHARE = 0.05
@@ -152,7 +152,7 @@ def sentence(estimate: Estimate) -> str:
     audits = counted(m, "audit is", "audits are")
     return (
       f"{audits} too few to tell whether going on pays; the accuracy is only "
-      f"known to be between {exact.low:.0%} and {exact.high:.0%}."
+      f"known to be between {percent(exact.low)} and {percent(exact.high)}."
     )
   if estimate.changed is None:
     return (
@@ -175,9 +175,9 @@ def sentence(estimate: Estimate) -> str:
   if estimate.changed < HARDLY_ANY:
     return (
       "Another round like the last one is unlikely to change much: it changed "
-      f"{estimate.changed:.1%} of the predictions."
+      f"{percent(estimate.changed)} of the predictions."
     )
   return (
     f"The audits do not show whether going on pays: {of_them}, and it changed "
-    f"{estimate.changed:.0%} of all predictions."
+    f"{percent(estimate.changed)} of all predictions."
   )

@@ -30,7 +30,7 @@ from cpeal_jax.models import adapters
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
-from cpeal_jax.parallel.sharding import BACKENDS
+from cpeal_jax.parallel.spmd import BACKENDS
 from cpeal_jax.training.recipe import ANCHOR_UNITS, CALIBRATIONS, OPTIMIZERS
 
 # The values of round0: methods that need no trained model, and zero_shot, which

@@ -131,7 +131,7 @@ def _cpeal_lora_anchored(config: Config) -> None:
   config.loss.anchor = 10.0
   config.train.augment = True
   config.train.learning_rate = 5e-3
-  config.train.epochs = 40
+  config.train.epochs = 100
 
 
 def _cpeal_prompt_anchored(config: Config) -> None:
@@ -139,8 +139,8 @@ def _cpeal_prompt_anchored(config: Config) -> None:
   config.adapter.kind = "prompts"
   config.adapter.prompts.initial = "template"
   config.loss.anchor = 100.0
-  config.train.learning_rate = 1e-3
-  config.train.epochs = 50
+  config.train.learning_rate = 1e-2
+  config.train.epochs = 100
 
 
 def _linear_probe(config: Config) -> None:

@@ -97,7 +97,7 @@ def every_class(
     )
   if not source:
     return display_names(labels)
-  from_file = read_class_names(source)
+  from_file = read_class_names(source, has_labels=bool(labels))
   _refuse_equal_names(from_file)
   matched = match(labels, from_file)
   for label in labels:
@@ -161,16 +161,24 @@ def _listed(words: list[str]) -> str:
   return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
 
 
-def read_class_names(path: Path | str) -> dict[str, str]:
+def read_class_names(
+  path: Path | str, *, has_labels: bool = True
+) -> dict[str, str]:
   """Reads display names by label, from `label,name` lines or from JSON.
 
   A text file has one class per line: either `label,name`, or only a name, which
   is then the label as well. JSON is an object from labels to names, or a list
   of names. A byte order mark and Windows line ends are accepted.
 
+  Args:
+    path: of the file.
+    has_labels: whether any image has a label. Without labels, a line `a, b` is
+      as likely a name with a comma, or two classes, as it is `label,name`, so
+      it is refused unless the first line is `label,name`.
+
   Raises:
     InputError: the file cannot be read, is malformed, empty, or names a label
-      twice.
+      twice, or its commas could mean several things.
   """
   path = Path(path)
   if os.path.exists(path) and not os.path.isfile(path):
@@ -190,7 +198,11 @@ def read_class_names(path: Path | str) -> dict[str, str]:
       f"{error.start}; save it as UTF-8."
     ) from error
   is_json = text.lstrip()[:1] in ("{", "[")
-  pairs = _from_json(path, text) if is_json else _from_lines(path, text)
+  pairs = (
+    _from_json(path, text)
+    if is_json
+    else _from_lines(path, text, has_labels=has_labels)
+  )
   names: dict[str, str] = {}
   for where, label, name in pairs:
     if not label or not name or not (label + name).isprintable():
@@ -206,20 +218,33 @@ def read_class_names(path: Path | str) -> dict[str, str]:
   return names
 
 
-def _from_lines(path: Path, text: str) -> list[tuple[str, str, str]]:
+def _from_lines(
+  path: Path, text: str, *, has_labels: bool
+) -> list[tuple[str, str, str]]:
   """The (place, label, name) of each line."""
   rows = []
+  may_have_labels = has_labels
   reader = csv.reader(io.StringIO(text), skipinitialspace=True)
   try:
     for number, cells in enumerate(reader):
       cells = [cell.strip() for cell in cells]
       is_header = number == 0 and cells == ["label", "name"]
+      may_have_labels |= is_header
       if not any(cells) or is_header:
         continue
       if len(cells) > 2:
         raise InputError(
           f"{path}, line {reader.line_num} has {len(cells)} columns; write "
           'LABEL,NAME, with "quotes" around a name that contains a comma.'
+        )
+      if len(cells) == 2 and not may_have_labels:
+        label, name = cells
+        raise InputError(
+          f"{path}, line {reader.line_num} would be read as the label "
+          f"{label!r} with the name {name!r}, but no image has a label. Write "
+          "one name a line, and a name with a comma in quotes, as in "
+          f'"{label}, {name}"; or put label,name into the first line if it is '
+          "meant so."
         )
       rows.append((f"line {reader.line_num}", cells[0], cells[-1]))
   except csv.Error as error:

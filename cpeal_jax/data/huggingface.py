@@ -124,6 +124,28 @@ def load_saved(
   )
 
 
+def reader_of(root: Path | str) -> Callable[[str], bytes]:
+  """Returns a function from the id of an image to the bytes of its file.
+
+  Args:
+    root: as for `load_saved`, which gives the ids.
+
+  Raises:
+    InputError: the folder holds something else, or a file is damaged. The
+      function raises it for an id that the folder has no image for.
+  """
+  found, _ = _folders(Path(root))
+  saved = {key: _read(folder) for key, (folder, _) in found.items()}
+
+  def read(id_: str) -> bytes:
+    key, _, row = id_.partition("/")
+    if key not in saved or int(row) >= len(saved[key].labels):
+      raise InputError(f"{root} has no image {id_!r} any more.")
+    return saved[key].read(int(row))
+
+  return read
+
+
 def _folders(
   root: Path,
 ) -> tuple[dict[str, tuple[Path, str]], tuple[str, ...]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jinja2
 
 from cpeal_jax.data import formats, reading
-from cpeal_jax.errors import InputError, counted, escaped
+from cpeal_jax.errors import InputError, counted, escaped, percent
 from cpeal_jax.labeling import thumbnails
 from cpeal_jax.labeling.questions import Question
 from cpeal_jax.labeling.reasons import in_words
@@ -66,7 +66,7 @@ of <code>to_label.csv</code>:
 {% if question.prediction %}
 <p>The model says {{ question.prediction }}
 {%- if question.confidence is not none %},
-{{ "%.0f" | format(100 * question.confidence) }}&nbsp;%{% endif %}.</p>
+{{ question.confidence | percent }}{% endif %}.</p>
 {% endif %}
 {% if question.reason %}<p>Why: {{ question.reason | in_words }}</p>{% endif %}
 </figcaption>
@@ -83,7 +83,11 @@ _environment = jinja2.Environment(
   trim_blocks=True,
   lstrip_blocks=True,
 )
-_environment.filters |= {"printable": escaped, "in_words": in_words}
+_environment.filters |= {
+  "printable": escaped,
+  "in_words": in_words,
+  "percent": percent,
+}
 _page = _environment.from_string(PAGE)
 
 

@@ -1,8 +1,11 @@
 """The table of oracles: a value of `oracle.kind` is a name in it."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
-from cpeal_jax.data.pools import Dataset
+from cpeal_jax.data import huggingface
+from cpeal_jax.data.pools import Dataset, Split
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling.files_oracle import Files
 from cpeal_jax.labeling.oracle import Oracle, Simulated
@@ -51,12 +54,14 @@ def oracle_of(
     known = {}
   if kind == "page":
     assert page is not None
-    if "" in pool.paths:
-      raise InputError(
-        "oracle.kind=page shows image files, and this data set keeps its "
-        "images in another way. Write them into a folder, and label that."
-      )
-    return OnPage(workdir, known, page, stop, pool.value_range)
+    return OnPage(
+      workdir,
+      known,
+      page,
+      stop,
+      pool.value_range,
+      saved=saved_at(pool, root),
+    )
   return Files(
     workdir=workdir,
     root=root,
@@ -67,4 +72,27 @@ def oracle_of(
     document_root=document_root,
     value_range=pool.value_range,
     pool=frozenset(pool.ids),
+  )
+
+
+def saved_at(pool: Split, root: str | os.PathLike) -> str:
+  """Returns the folder that the page reads images from which are no files.
+
+  It is what `save_to_disk` of Hugging Face's `datasets` wrote; empty if all
+  images are files.
+
+  Args:
+    pool: the images that may be asked about.
+    root: the data root.
+
+  Raises:
+    InputError: the images are neither files nor in such a folder.
+  """
+  if "" not in pool.paths:
+    return ""
+  if root and huggingface.is_saved(Path(root)):
+    return os.path.abspath(root)
+  raise InputError(
+    "oracle.kind=page shows image files, and this data set keeps its "
+    "images in another way. Write them into a folder, and label that."
   )

@@ -37,6 +37,7 @@ class OnPage:
     value_range: black and white of deep images.
     apart: a file with the ids of questions that no round asks, see
       `asked.write_apart`; empty for those of rounds.
+    saved: the folder of images that are no files, see `oracles.saved_at`.
   """
 
   workdir: str
@@ -45,13 +46,16 @@ class OnPage:
   stop: Callable[[], bool] = lambda: False
   value_range: Range = None
   apart: str = ""
+  saved: str = ""
   source: ClassVar[str] = "page"
 
   def ask(self, questions: Sequence[Question]) -> Mapping[str, Reply]:
     """Returns what is known when the last round is answered, or at a stop."""
     round_ = max((question.round_ for question in questions), default=-1)
     now = [question for question in questions if question.round_ == round_]
-    self.page.tell(workdir=self.workdir, range=self.value_range)
+    self.page.tell(
+      workdir=self.workdir, range=self.value_range, saved=self.saved
+    )
     if self.apart:
       self.page.tell(apart=self.apart)
     self.page.tell(phase="asking")

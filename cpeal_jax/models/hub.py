@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cpeal_jax.data.reading import read_object, shown
 from cpeal_jax.errors import InputError, reason
+from cpeal_jax.models import connection
 from cpeal_jax.models.shards import INDEX, shard_names
 from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 
@@ -146,7 +147,8 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
     or (source.count("/") > 1)
   ):
     raise InputError(f"model.weights: there is no directory {source}.")
-  return _from_hub(source, kind)
+  with connection.quiet():
+    return _from_hub(source, kind)
 
 
 def _entries(path: Path) -> list[str] | None:
@@ -207,7 +209,12 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
   own safetensors conversion is used if it exists.
   """
   import huggingface_hub  # Slow to import, and not needed for local weights.
+  from huggingface_hub import constants
 
+  if not constants.HF_HUB_OFFLINE and (
+    why := connection.problem(constants.ENDPOINT)
+  ):
+    return _from_cache(source, why)
   # A failed request raises different exceptions in different versions of
   # huggingface_hub. Each of them means that the network does not work or that
   # the hub has no such name.
@@ -297,5 +304,5 @@ def _from_cache(source: str, reason: str) -> tuple[Path, Layout]:
   raise InputError(
     f"model.weights={source!r} is not a directory, the hub did not provide it "
     f"({reason}), and {home} has no whole copy. Download it on a machine with "
-    "network access, and set model.weights to its directory."
+    "network access, and give its directory: --config.model.weights=DIR."
   )

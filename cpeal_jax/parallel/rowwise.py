@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
 
-from cpeal_jax.parallel import sharding
+from cpeal_jax.parallel import sharding, spmd
 
 # The rows of a pool, as a numpy array on the host or as a JAX array. Inside a
 # per-device function they are traced.
@@ -119,7 +119,7 @@ def per_device(
         sharding.replicate(dict(arguments), mesh),
         jax.tree.map(lambda x: sharding.place(x, mesh, to=padded_count), split),
       )
-      sharding.settle(result, mesh)
+      spmd.settle(result, mesh)
       if count == padded_count:
         return result
       return jax.tree.map(

@@ -15,6 +15,7 @@ from cpeal_jax.labeling import (
   asked,
   events,
   folding,
+  oracles,
 )
 from cpeal_jax.labeling.events import Event
 from cpeal_jax.labeling.files_oracle import Files
@@ -71,12 +72,14 @@ def needed(opened: Reopened, attempt: Try) -> tuple[int, int]:
 def on_page(opened: Reopened, page: Page) -> Reopened:
   """Returns the run with an oracle that asks on a page that is open."""
   run = opened.run
+  pool = run.experiment.plan.dataset.train
   oracle = OnPage(
     workdir=os.fspath(run.journal.workdir),
     given=run.oracle.given,
     page=page,
     stop=page.stopped,
-    value_range=run.experiment.plan.dataset.train.value_range,
+    value_range=pool.value_range,
+    saved=oracles.saved_at(pool, run.config.dataset.root),
   )
   return dataclasses.replace(
     opened, run=dataclasses.replace(run, oracle=oracle)
@@ -94,9 +97,8 @@ def go_on(opened: Reopened, attempt: Try) -> Result:
     ask, accepted, certified = _step(attempt, answered, labels)
     waiting = None
     if isinstance(opened.run.oracle, OnPage):
-      count, all_ = int(accepted.sum()), len(attempt.ids)
       opened.run.oracle.page.tell(
-        certified=f"{count:,} of {all_:,} predictions are certified so far"
+        certified=_so_far(attempt, answered, accepted)
       )
     if len(ask):
       waiting = _ask(opened, attempt, ask)
@@ -113,6 +115,21 @@ def go_on(opened: Reopened, attempt: Try) -> Result:
       waiting=waiting,
       joint_risk=min(1.0, math.fsum(risks)),
     )
+
+
+def _so_far(attempt: Try, answered: np.ndarray, accepted: np.ndarray) -> str:
+  """Returns what the page says about how much is accepted already."""
+  count, all_ = int(accepted.sum()), len(attempt.ids)
+  if attempt.plan is not None:
+    return f"{count:,} of {all_:,} predictions are certified so far"
+  # On average, the answers are only evaluated when all of them are there.
+  sample = attempt.sample
+  if not answered[sample].all():
+    return (
+      f"Which of {all_ - len(sample):,} predictions are accepted is computed "
+      f"when all {len(sample):,} images of the sample have an answer"
+    )
+  return f"{count:,} of {all_ - len(sample):,} predictions are accepted"
 
 
 def _step(

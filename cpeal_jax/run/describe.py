@@ -16,7 +16,7 @@ from cpeal_jax import training
 from cpeal_jax.audit import intervals
 from cpeal_jax.data import batches, pools, store
 from cpeal_jax.data.reading import read_bytes
-from cpeal_jax.errors import counted, escaped
+from cpeal_jax.errors import counted, escaped, percent
 from cpeal_jax.progress import say
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.models import is_solved
@@ -25,7 +25,7 @@ from cpeal_jax.storage.settings import config_hash
 
 # Lines about the data set at a run's start, and in a dry run, which has others.
 MOST_LINES = 12
-DRY_RUN_LINES = 7
+DRY_RUN_LINES = 8
 # A dry run decodes the images of a data set of this size or smaller.
 DECODED_AT_MOST = 1_000
 CLASSES_NAMED = 10
@@ -36,14 +36,14 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def one_line(plan: Plan) -> str:
-  """Returns the run in one line: sizes, trainable parameters and devices."""
+  """Returns what is trained and where, in one line."""
   dataset, mesh = plan.dataset, plan.mesh
   kind = mesh.devices.flat[0].platform
   devices = counted(mesh.devices.size, f"{kind} device")
   origin = f" ({dataset.origin})" if dataset.origin else ""
   return escaped(
-    f"{dataset.name}: {sizes(dataset)}, {len(dataset.classes)} "
-    f"classes{origin}; {trainable(plan)} trainable parameters; {devices}"
+    f"{dataset.name}: {len(dataset.classes)} classes{origin}; "
+    f"{trainable(plan):,} trainable parameters; {devices}"
   )
 
 
@@ -54,16 +54,18 @@ def sizes(dataset: pools.Dataset) -> str:
   labels = f" ({unknown:,} unlabeled, {known:,} labeled)" if unknown else ""
   return ", ".join(
     (
-      f"pool {len(dataset.train)}{labels}",
-      f"validation {len(dataset.val)}" if len(dataset.val) else "no validation",
-      f"test {len(dataset.test)}" if len(dataset.test) else "no test",
+      f"pool {len(dataset.train):,}{labels}",
+      (
+        f"validation {len(dataset.val):,}"
+        if len(dataset.val)
+        else "no validation"
+      ),
+      f"test {len(dataset.test):,}" if len(dataset.test) else "no test",
     )
   )
 
 
-def data_lines(
-  plan: Plan, *, most: int = MOST_LINES, has_sizes: bool = True
-) -> list[str]:
+def data_lines(plan: Plan, *, most: int = MOST_LINES) -> list[str]:
   """Returns what a person should see of the data before a run, line by line.
 
   The sizes of the splits, the classes, the prompts of the first three, and each
@@ -72,13 +74,14 @@ def data_lines(
   Args:
     plan: of the run.
     most: number of lines; the last one holds all that is left.
-    has_sizes: whether the first line has the sizes.
   """
   classes = plan.dataset.classes
   more = len(classes) - CLASSES_NAMED
   names = ", ".join(classes[:CLASSES_NAMED])
-  lines = [f"images: {sizes(plan.dataset)}"] if has_sizes else []
-  lines.append(f"classes: {names}" + (f", and {more} more" if more > 0 else ""))
+  lines = [
+    f"images: {sizes(plan.dataset)}",
+    f"classes: {names}" + (f", and {more} more" if more > 0 else ""),
+  ]
   if plan.zero_shot.has_texts:
     prompts = ", ".join(map(repr, plan.zero_shot.prompts[:PROMPTS_NAMED]))
     dots = ", ..." if len(plan.zero_shot.prompts) > PROMPTS_NAMED else ""
@@ -119,7 +122,7 @@ def audit_line(config: config_lib.Config, plan: Plan) -> str:
     f"oracle.audit={each}: with {counted(audits, 'audit')} after "
     f"{counted(rounds, 'round')}, the accuracy is known to within "
     f"+-{100 * half:.1f} points, if about "
-    f"{EXPECTED_ACCURACY:.0%} of the predictions are right"
+    f"{percent(EXPECTED_ACCURACY)} of the predictions are right"
   )
 
 
@@ -217,7 +220,7 @@ def dry_run(config: config_lib.Config, workdir: str | os.PathLike) -> None:
   saved = trainable(plan) * 4 * numbers * (rounds + config.checkpoint.keep)
   tables = len(dataset.train) * 40 * rounds
   say(f"{one_line(plan)}; workdir {workdir}")
-  for line in data_lines(plan, most=DRY_RUN_LINES, has_sizes=False):
+  for line in data_lines(plan, most=DRY_RUN_LINES):
     say(line)
   say(f"labels: {plan.budget} a round, {counted(rounds, 'round')}")
   if line := audit_line(config, plan):

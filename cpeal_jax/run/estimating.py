@@ -12,15 +12,16 @@ from jaxtyping import Int
 from cpeal_jax import scoring
 from cpeal_jax.audit import estimates, permutation
 from cpeal_jax.audit.estimates import Estimate
+from cpeal_jax.errors import percent
 from cpeal_jax.run import calibrating, stages
 from cpeal_jax.run.known import Known
 from cpeal_jax.run.stages import Run
 
 MEANS = (
   "the share of the images without an answer whose predictions could be taken "
-  f"as labels if {estimates.WRONG_SHARE:.0%} of these may be wrong on average "
-  "(conformal labeling, for one look at this round). It shows the progress and "
-  "is no certificate: cpeal certify makes one."
+  f"as labels if {percent(estimates.WRONG_SHARE)} of these may be wrong on "
+  "average (conformal labeling, for one look at this round). It shows the "
+  "progress and is no certificate: cpeal certify makes one."
 )
 
 

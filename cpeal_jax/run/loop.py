@@ -221,7 +221,11 @@ def rounds(run: Run) -> list[dict]:
   journal.rebuild_results()
   earlier = [row for row in journal.rows() if row["round"] < done]
   zero_shot = table.zero_shot_of(earlier)
-  say(table.table(earlier))
+  dataset = plan.dataset
+  metrics = table.columns(
+    test=len(dataset.test) > 0, validation=len(dataset.val) > 0
+  )
+  say(table.table(earlier, metrics=metrics))
   known = known_lib.known(run, done)
   state = State(fitting.adapter_of(run, done - 1, known.labels), known)
   # The first round compiles the fit and the second the selection, so the third
@@ -234,7 +238,7 @@ def rounds(run: Run) -> list[dict]:
       break
     with profile(config.profile if round_ == traced else ""):
       state = play(run, round_, state)
-    say(table.line(journal.rows()[-1], zero_shot))
+    say(table.line(journal.rows()[-1], zero_shot, metrics=metrics))
   rows = journal.rows()
   if note := table.end_note(rows, config):
     say(note)

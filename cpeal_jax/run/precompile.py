@@ -16,8 +16,12 @@ import numpy as np
 from cpeal_jax import keys, scoring, training
 from cpeal_jax.data.batches import Batch
 from cpeal_jax.parallel import sharding
+from cpeal_jax.progress import stage
 from cpeal_jax.training import anchored
 from cpeal_jax.training.recipe import Recipe
+
+# Seconds after which a wait is shown.
+SOON = 0.3
 
 
 def in_background(calls: dict[str, Callable[[], None]]) -> dict[str, Future]:
@@ -58,10 +62,14 @@ def dropped_on_error(compiled: dict[str, Future]) -> Iterator[None]:
 def wait_for(compiled: dict[str, Future], name: str) -> None:
   """Waits until the program `name` has been compiled in the background.
 
-  Returns at once if no compilation of this name was started.
+  Returns at once if no compilation of this name was started. A wait that a
+  person notices is shown as a stage.
   """
-  if name in compiled:
+  if name not in compiled or wait([compiled[name]], SOON).done:
+    return
+  with stage(f"compile {name}", 1, "programs") as advance:
     wait([compiled[name]])
+    advance(1)
 
 
 def compile_encode(scorer: scoring.Scorer, params: dict, side: int) -> None:

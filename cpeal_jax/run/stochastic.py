@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import rowwise, spmd
 from cpeal_jax.scoring import Images, by_chunks, in_tiles
 
 # How many images a tile has; they share one dropout key. The number decides
@@ -63,7 +63,7 @@ def make_passes(
       params, adapter, dropout=key
     )
   )
-  run = sharding.run_spmd(one_pass, mesh, shared=5, backend=backend)
+  run = spmd.compiled(one_pass, mesh, shared=5, backend=backend)
 
   def stochastic_passes(
     params: dict,

@@ -11,15 +11,39 @@ from cpeal_jax.storage.results import ZERO_SHOT
 # The preset that holds an adapter above zero-shot, by the kind of the adapter.
 HELD = {"lora": "cpeal_lora_anchored", "prompts": "cpeal_prompt_anchored"}
 BELOW = "below zero-shot"
+# The metrics that the table shows, of the test split and of the validation
+# split.
+TEST = ("accuracy", "ece", "nll")
+VALIDATION = ("val_accuracy", "val_ece", "val_nll")
+# What a column is headed, where that is not the name of its metric. Accuracies
+# and calibration errors are shares from 0 to 1.
+HEADS = {"nll": "nll/nats", "val_nll": "val_nll/nats"}
 Row = Mapping[str, Any]
 
 
-def header() -> str:
+def columns(*, test: bool, validation: bool) -> tuple[str, ...]:
+  """Returns which metrics the table shows, by the splits that a run has.
+
+  Without a test split it shows those of the validation split. Without either
+  it shows none, since a column that no round can fill tells nothing.
+  """
+  if test:
+    return TEST
+  return VALIDATION if validation else ()
+
+
+def header(metrics: Sequence[str] = TEST) -> str:
   """Returns the header of the table whose lines `line` gives."""
-  return "     round  labeled  accuracy     ece     nll  seconds"
+  cells = [f"  {_head(name):>{_width(name)}}" for name in metrics]
+  return f"     round  labeled{''.join(cells)}  seconds"
 
 
-def line(row: Row, zero_shot: float | None = None) -> str:
+def line(
+  row: Row,
+  zero_shot: float | None = None,
+  *,
+  metrics: Sequence[str] = TEST,
+) -> str:
   """Returns one round's metrics as a line of the table.
 
   The last column adds up the seconds of all stages. Without a test split, the
@@ -29,13 +53,11 @@ def line(row: Row, zero_shot: float | None = None) -> str:
     row: the metrics of the round.
     zero_shot: the accuracy of the untrained model; a line with a lower one
       says so. None if it is not known.
+    metrics: what `columns` returned.
   """
   name = "zero-shot" if row["round"] == ZERO_SHOT else str(row["round"])
   seconds = sum(v or 0 for k, v in row.items() if k.startswith("seconds"))
-  cells = [
-    "-" if row.get(key) is None else f"{float(row[key]):.4f}"
-    for key in ("accuracy", "ece", "nll")
-  ]
+  cells = [f"  {_cell(row.get(key)):>{_width(key)}}" for key in metrics]
   mark = f"  {BELOW}" if _is_below(row, zero_shot) else ""
   if row.get("accuracy") is None and row.get("audits"):
     low, point, high = (
@@ -43,15 +65,33 @@ def line(row: Row, zero_shot: float | None = None) -> str:
     )
     mark = f"  {counted(row['audits'], 'audit')}: {point} ({low} to {high})"
   return (
-    f"{name:>10}  {row['labeled']:>7}  {cells[0]:>8}  {cells[1]:>6}"
-    f"  {cells[2]:>6}  {seconds:>7.1f}{mark}"
+    f"{name:>10}  {row['labeled']:>7}{''.join(cells)}  {seconds:>7.1f}{mark}"
   )
 
 
-def table(rows: Sequence[Row]) -> str:
-  """Returns the table of several rounds: a header, and a line for each."""
+def _cell(value: float | None) -> str:
+  return "-" if value is None else f"{float(value):.4f}"
+
+
+def _width(name: str) -> int:
+  """Returns a column's width: that of its head, or of a number as 0.1234."""
+  return max(len(_head(name)), 6)
+
+
+def _head(name: str) -> str:
+  return HEADS.get(name, name)
+
+
+def table(rows: Sequence[Row], *, metrics: Sequence[str] = TEST) -> str:
+  """Returns the table of several rounds: a header, and a line for each.
+
+  Args:
+    rows: the metrics of each round.
+    metrics: what `columns` returned.
+  """
   zero_shot = zero_shot_of(rows)
-  return "\n".join([header(), *(line(row, zero_shot) for row in rows)])
+  lines = [line(row, zero_shot, metrics=metrics) for row in rows]
+  return "\n".join([header(metrics), *lines])
 
 
 def zero_shot_of(rows: Iterable[Row]) -> float | None:

@@ -1,9 +1,10 @@
-"""The anchored head: trained on the labels, held by the pool's own answers.
+r"""The anchored head: trained on the labels, held by the pool's own answers.
 
 The head minimizes, over its weights and bias,
 
-  sum over labels of cross entropy
-    + tau / 2 * mean over the pool of |logits - anchor logits|^2
+  $$\sum_\text{labels} \text{cross entropy} + \frac{\tau}{2}
+    \underset{\text{pool}}{\text{mean}} \; \left\lVert
+    \text{logits} - \text{anchor logits} \right\rVert^2$$
 
 where the anchor is the Gaussian head of `gaussian`, tempered. For a linear head
 the mean over the pool is a quadratic form in the second moments of the

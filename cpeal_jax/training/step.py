@@ -22,7 +22,7 @@ from cpeal_jax.data.batches import Batch
 from cpeal_jax.errors import Failure, InputError
 from cpeal_jax.models import loss_head
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.parallel import sharding
+from cpeal_jax.parallel import sharding, spmd
 from cpeal_jax.training.anchored import Anchor
 from cpeal_jax.training.objective import make_loss
 from cpeal_jax.training.recipe import (
@@ -128,7 +128,7 @@ class Step:
     rows = sharding.split(vars(batch), self.mesh)
     rates = map(np.float32, (rate, weight, head_rate))
     out = self.program(state, params, texts, rows, key, *rates, anchor)
-    return sharding.settle(out, self.mesh)
+    return spmd.settle(out, self.mesh)
 
   def compile(
     self,

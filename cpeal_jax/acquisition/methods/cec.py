@@ -26,13 +26,14 @@ def calibrated_entropy(
   prior: str = "pooled",
   where: Bool[Array | np.ndarray, " N"] | None = None,
 ) -> Float[Array, " N"]:
-  """Returns the entropy in nats after division by the estimated class prior.
+  r"""Returns the entropy in nats after division by the estimated class prior.
 
-    S_c = the `support` images of largest p_c
-    pooled: P_c = mean of p_c over the union of all S_c
-    per_class: P_c = mean of p_c over S_c
-    q_c = p_c / max(P_c, 1e-8), scaled so that sum_c q_c = 1
-    H = - sum_c q_c ln q_c
+    $$H = -\sum_c q_c \ln q_c, \quad
+      q_c \propto \frac{p_c}{\max(P_c, 10^{-8})}$$
+
+  The $q_c$ of an image sum to 1. $P_c$ is the estimated prior of class c: the
+  mean of $p_c$ over the `support` images where $p_c$ is largest, $S_c$, with
+  the prior `per_class`, and over the union of all $S_c$ with `pooled`.
 
   Source: descriptions of CEC by other authors, since its paper was not
   available to us. The union is the construction of PATRON (arXiv 2209.06995),
@@ -104,14 +105,16 @@ def neighbor_uncertainty(
   rho: float = 1.0,
   normalize: bool = True,
 ) -> Float[Array, " N"]:
-  """Returns the weighted mean uncertainty of each image's neighbors.
+  r"""Returns the weighted mean uncertainty of each image's neighbors.
 
-    cosine: w = max(cos, 0);  rbf: w = exp(-rho (2 - 2 cos))
-    normalize: sum w u / sum w;  otherwise: sum w u / m
+    $$U_\text{nbr} = \frac{\sum_j w_j u_j}{\sum_j w_j}, \quad
+      w_j = \max(\cos_j, 0) \text{ or } \exp(-\rho\,(2 - 2 \cos_j))$$
 
-  The sums go over an image's neighbors, of which there are m: up to k. Unlike
-  in PATRON's code, an image is not its own neighbor. If all weights are 0, the
-  normalized mean is the unweighted mean. An image without neighbors gets 0.
+  The sums go over an image's m neighbors j, at most k. The first weight is that
+  of the kernel `cosine`, the second that of `rbf`. Without `normalize` the
+  divisor is m. Unlike in PATRON's code, an image is not its own neighbor. If
+  all weights are 0, the normalized mean is the unweighted mean. An image
+  without neighbors gets 0.
 
   Args:
     uncertainty: u of all images.
@@ -192,16 +195,16 @@ def cec(
   normalize: bool = True,
   alpha: float = 0.5,
 ) -> Picks:
-  """Picks one image per cluster, weighted by calibrated entropy (CEC).
+  r"""Picks one image per cluster, weighted by calibrated entropy (CEC).
 
-    U = (1 - alpha) H + alpha U_nbr
+    $$U = (1 - \alpha)\, H + \alpha\, U_\text{nbr}$$
 
-  H is `calibrated_entropy`, and U_nbr is the `neighbor_uncertainty` of H among
-  the unlabeled images. k-means with n centers runs on the unlabeled features,
-  weighted by U. Each center takes the image nearest to it, not the most
-  uncertain one of its cluster. If U is 0 everywhere, all images get the same
-  weight. A common factor does not change weighted k-means, so H + beta U_nbr
-  corresponds to alpha = beta / (1 + beta).
+  H is `calibrated_entropy`, and $U_\text{nbr}$ is the `neighbor_uncertainty` of
+  H among the unlabeled images. k-means with n centers runs on the unlabeled
+  features, weighted by U. Each center takes the image nearest to it, not the
+  most uncertain one of its cluster. If U is 0 everywhere, all images get the
+  same weight. A common factor does not change weighted k-means, so
+  $H + \beta U_\text{nbr}$ corresponds to $\alpha = \beta / (1 + \beta)$.
 
   Source: the stages that CEC's abstract names, and descriptions of its steps by
   other authors. The paper's constants are unknown to us, so the defaults are

@@ -30,16 +30,19 @@ def uherding(
   uncertainty: str = "margin",
   targets: int = 2048,
 ) -> Picks:
-  """Picks greedily what covers most of the uncertainty of the pool.
+  r"""Picks greedily what covers most of the uncertainty of the pool.
 
   A set S of labeled and picked images covers a target image j by
 
-    c_j = max over i in S of k(i, j),  k(i, j) = exp(-|h_i - h_j|^2 / b^2)
+    $$c_j = \max_{i \in S} k(i, j), \quad
+      k(i, j) = \exp(-\lVert h_i - h_j \rVert^2 / b^2)$$
 
-  and each pick maximizes the gain, sum_j u_j max(0, k(i, j) - c_j), where u_j
-  is the uncertainty of image j. With `none`, all u_j are 1 (MaxHerding). The
-  bandwidth b shrinks as labels come, so that the picks turn from typical images
-  to uncertain ones.
+  and each pick i maximizes the gain, where $u_j$ is the uncertainty of image j:
+
+    $$\sum_j u_j \max(0, k(i, j) - c_j)$$
+
+  With `none`, all $u_j$ are 1 (MaxHerding). The bandwidth b shrinks as labels
+  come, so that the picks turn from typical images to uncertain ones.
 
   The targets are random images of the pool. A gain can only fall as S grows, so
   an old gain bounds the present one, and only the candidates at the head of the

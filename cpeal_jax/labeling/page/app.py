@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cpeal_jax.data import reading
 from cpeal_jax.errors import InputError
 from cpeal_jax.labeling import thumbnails
 from cpeal_jax.labeling.page import access, recording
@@ -84,10 +83,9 @@ def make_app(
   async def image(request: Request) -> Response:
     side = SIDES.get(request.query_params.get("side", ""), SIDES["large"])
     id_ = request.query_params.get("id", "")
-    found = desk.board.pool.get(id_) if desk.board else None
-    if desk.board is None or found is None:
+    if desk.board is None or id_ not in desk.board.pool:
       return PlainTextResponse("There is no such image.\n", 404)
-    call = functools.partial(_picture, found.path, side, desk.board.value_range)
+    call = functools.partial(_picture, desk.board, id_, side)
     data, kind = await run_in_threadpool(call)
     if not data:
       return PlainTextResponse("The image cannot be shown.\n", 404)
@@ -192,17 +190,15 @@ def _record(
     ]
 
 
-def _picture(
-  path: str, side: int, value_range: tuple[float, float] | None
-) -> tuple[bytes, str]:
+def _picture(board: Board, id_: str, side: int) -> tuple[bytes, str]:
   try:
-    data = reading.read_bytes(path)
+    data = board.read(id_)
   except InputError:
     return b"", ""
   return thumbnails.picture(
     data,
     side=side,
-    value_range=value_range,
+    value_range=board.value_range,
     quality=QUALITY,
     lossless_side=thumbnails.LOSSLESS_SIDE,
   )

@@ -10,11 +10,12 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from cpeal_jax.data import reading
 from cpeal_jax.data.formats import Range
 from cpeal_jax.labeling import (
   answers,
@@ -53,11 +54,13 @@ class Board:
   Attributes:
     workdir: of the run, which has written its first files already.
     value_range: black and white of deep images.
+    saved: the folder of images that are no files, see `oracles.saved_at`.
     lock: held while the record is read or written.
   """
 
   workdir: str
   value_range: Range = None
+  saved: str = ""
   lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
   _events: list[Event] = dataclasses.field(default_factory=list)
   _offset: int = 0
@@ -81,6 +84,24 @@ class Board:
       for row in rows
       if row.get("status", "ok") == "ok"
     }
+
+  @functools.cached_property
+  def _read_saved(self) -> Callable[[str], bytes]:
+    # Only such data needs this module, and the page opens sooner without it.
+    from cpeal_jax.data import huggingface
+
+    return huggingface.reader_of(self.saved)
+
+  def read(self, id_: str) -> bytes:
+    """Returns the bytes of an image of the pool.
+
+    Raises:
+      InputError: they cannot be read.
+    """
+    path = self.pool[id_].path
+    if not path and self.saved:
+      return self._read_saved(id_)
+    return reading.read_bytes(path)
 
   @functools.cached_property
   def _given(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Desk:
     match message:
       case {"workdir": workdir, "range": value_range}:
         black_white = tuple(value_range) if value_range else None
-        self.board = Board(workdir, black_white)
+        self.board = Board(workdir, black_white, message.get("saved", ""))
       case {"apart": path}:
         if self.board is not None:
           self.board.ask_apart(path)

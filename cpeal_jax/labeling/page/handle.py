@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, renamed
 from cpeal_jax.progress import say
 
 # What waits for a server that does not read.
@@ -31,12 +32,19 @@ class Page:
     address: where it is, with the secret token in it.
   """
 
-  def __init__(self, *, port: int = 0, browser: bool = False):
+  def __init__(
+    self,
+    *,
+    port: int = 0,
+    browser: bool = False,
+    options: Mapping[str, str] | None = None,
+  ):
     """Starts the server.
 
     Args:
       port: the port on 127.0.0.1; 0 for the usual one or any free one.
       browser: whether a browser is opened, if there is a screen.
+      options: of the command, for why a run ended, see `errors.renamed`.
 
     Raises:
       InputError: the port is taken.
@@ -50,6 +58,7 @@ class Page:
       stdout=subprocess.PIPE,
       env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
+    self._options = options or {}
     self._lock = threading.Lock()
     self._last_progress = 0.0
     self._stopped = threading.Event()
@@ -123,7 +132,8 @@ class Page:
     if self._is_ended:
       return
     self._is_ended = True
-    message = {"ended": text[:LONGEST], "heading": heading}
+    text = renamed(text, self._options)[:LONGEST]
+    message = {"ended": text, "heading": heading}
     self._send(message, patience=SEND_SECONDS)
     assert self._process.stdin
     with contextlib.suppress(OSError):
