@@ -217,7 +217,7 @@ def test_a_run_ends_with_what_it_reached_and_what_to_do_next():
     "time: 4 s in 2 rounds",
     "left: runs/my run: metrics.jsonl, results.csv, rounds/, checkpoints/",
     "next: cpeal report 'runs/my run'   a page about it",
-    "      cpeal predict 'runs/my run'  predictions for all images",
+    "next: cpeal predict 'runs/my run'  predictions for all images",
   ]
   assert max(map(len, lines)) <= 80
   # Without a test split there is no accuracy to speak of.

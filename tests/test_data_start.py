@@ -106,12 +106,13 @@ def test_a_dry_run_says_all_of_a_folder_in_twelve_lines(tmp_path, capsys):
   code, lines, _ = dry_run(root, capsys, *words)
   assert code == main.FINISHED
   assert len(lines) <= 12
-  assert lines[0].startswith("data: pool 8, validation 2, test 4, 2 classes")
-  assert lines[1] == "classes: Annual Crop, sea lake"
-  assert lines[2] == (
+  assert lines[0].startswith("data: 2 classes; 9,984 trainable parameters; ")
+  assert lines[1] == "images: pool 8, validation 2, test 4"
+  assert lines[2] == "classes: Annual Crop, sea lake"
+  assert lines[3] == (
     "prompts: 'a photo of a Annual Crop.', 'a photo of a sea lake.'"
   )
-  assert lines[3] == (
+  assert lines[4] == (
     "note: passed over: 3 files by suffix: 1 .db, 1 .mp4, 1 .txt; 1 folder of "
     "the system (sea_lake/@eaDir)"
   )
@@ -124,8 +125,8 @@ def test_a_dry_run_says_all_of_a_folder_in_twelve_lines(tmp_path, capsys):
 def test_many_classes_are_counted(tmp_path, capsys):
   root = fill(tmp_path / "data", *(f"class{i:02}" for i in range(13)), n=4)
   _, lines, _ = dry_run(root, capsys)
-  assert lines[1].endswith("class08, class09, and 3 more")
-  assert lines[2].endswith("'a photo of a class02.', ...")
+  assert lines[2].endswith("class08, class09, and 3 more")
+  assert lines[3].endswith("'a photo of a class02.', ...")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_names_with_line_breaks_stay_in_their_line(tmp_path, capsys):
   (root / "cat/a\x1b[2J.zip").mkdir()
   code, lines, said = dry_run(root, capsys, "--config.budget=2")
   assert code == main.FINISHED, said
-  assert lines[1] == r"classes: cat, do g"
+  assert lines[2] == r"classes: cat, do g"
   shutil.rmtree(root / "do\rg")
   (root / "x\ny").mkdir()
   code, _, said = dry_run(root, capsys)

@@ -135,7 +135,8 @@ def test_the_table_with_a_validation_split_alone(played, digits, capsys):
   said = capsys.readouterr().out.splitlines()
   lines = [line.split() for line in said if line.startswith("     ")]
   names = ["val_accuracy", "val_ece", "val_nll"]
-  assert lines[0] == ["round", "labeled", *names, "seconds"]
+  heads = [*names[:2], "val_nll/nats"]
+  assert lines[0] == ["round", "labeled", *heads, "seconds"]
   for line, row in zip(lines[1:], rows, strict=True):
     assert line[2:5] == [f"{row[name]:.4f}" for name in names]
   widths = {len(line) for line in said if line.startswith("     ")}

@@ -337,7 +337,7 @@ def test_a_class_is_checked_at_a_glance_and_an_answer_is_corrected(
   window.page.click("#view-check")
   window.page.select_option("#check-class", "three")
   first = window.page.locator("#check-images button").first
-  window.wait_until(lambda: first.count() and "surest" in window.text("check"))
+  window.wait_until(lambda: window.text("confirm").endswith(" as three"))
   # By the arrow keys and the space bar.
   window.page.focus("#check-class")
   first.focus()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from cpeal_jax.errors import percent
 from cpeal_jax.report import mistakes, model_charts
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.parts import (
@@ -91,7 +92,7 @@ def section(
       Thumb(
         uris.get(x.id, ""),
         x.label,
-        [f"taken for {x.prediction}, {x.confidence:.0%}"],
+        [f"taken for {x.prediction}, {percent(x.confidence)}"],
         True,
       )
       for x in found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpeal_jax.errors import counted
+from cpeal_jax.errors import counted, percent
 from cpeal_jax.report import model_charts, reliability
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.measures import rows_of
@@ -100,7 +100,7 @@ def section(arms: Sequence[Arm], bins: Sequence[Bin]) -> Section:
 def _bins_table(bins: Sequence[Bin], round_: int) -> Table:
   rows = [
     [
-      f"{b.arm}, {b.low:.0%} to {b.high:.0%}",
+      f"{b.arm}, {percent(b.low)} to {percent(b.high)}",
       b.kind,
       str(b.count),
       f"{100 * b.confidence:.1f}",
@@ -151,10 +151,10 @@ def _audits(arms: Sequence[Arm]) -> list[Any]:
         parts.append(
           Text(
             f"By {counted(found['audits'], 'audit')} ({name}), "
-            f"{found['accuracy']:.1%} of the predictions for the "
+            f"{percent(found['accuracy'])} of the predictions for the "
             f"{found['images']:,} images it was not trained on are right, "
-            f"with 95 % confidence {found['low']:.1%} to {found['high']:.1%}. "
-            f"{found['sentence']}"
+            f"with 95 % confidence {percent(found['low'])} to "
+            f"{percent(found['high'])}. {found['sentence']}"
           )
         )
       path = Path(run.workdir) / "certificate.txt"

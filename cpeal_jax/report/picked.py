@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpeal_jax.errors import InputError, counted, reason
+from cpeal_jax.errors import InputError, counted, percent, reason
 from cpeal_jax.report import bought, pool_charts, pool_map
 from cpeal_jax.report.arms import Arm
 from cpeal_jax.report.bought import Balance, Pick
@@ -205,7 +205,7 @@ def _thumb(pick: Pick, uri: str) -> Thumb:
   lines = []
   is_wrong = bool(pick.prediction and pick.label != pick.prediction)
   if pick.prediction:
-    sure = "" if pick.confidence is None else f", {pick.confidence:.0%}"
+    sure = "" if pick.confidence is None else f", {percent(pick.confidence)}"
     lines.append(f"taken for {pick.prediction}{sure}")
   if pick.purpose != "train":
     lines.append(pick.purpose)
@@ -260,7 +260,7 @@ def _suspects(arms: Sequence[Arm], pictures: Pictures) -> list[Any]:
         Thumb(
           uris.get(row["id"], ""),
           f"labeled {row['label']}",
-          [f"the model: {row['model']}, {confidence:.0%}"],
+          [f"the model: {row['model']}, {percent(confidence)}"],
           True,
         )
         for row, confidence in zip(rows, sure, strict=True)

@@ -170,7 +170,7 @@ def end_lines(rows: Sequence[Row], workdir: str) -> list[str]:
   )
   name = shlex.quote(workdir)
   lines.append(f"next: cpeal report {name}   a page about it")
-  lines.append(f"      cpeal predict {name}  predictions for all images")
+  lines.append(f"next: cpeal predict {name}  predictions for all images")
   return lines
 
 

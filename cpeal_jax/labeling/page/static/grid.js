@@ -46,7 +46,8 @@ export class Check {
   async load(offset) {
     const name = el("check-class").value;
     const { content } = await ask(`grid?class=${encodeURIComponent(name)}&offset=${offset}&count=${AT_ONCE}`);
-    if (!content?.images) return;
+    // Another class may have been chosen in the meantime.
+    if (!content?.images || name !== el("check-class").value) return;
     if (offset && !content.images.length) return this.load(0);
     this.offset = offset;
     this.name = name;
