@@ -183,7 +183,7 @@ def _validate_methods(config: Config) -> None:
   settings = config.acquisition
   used = methods_of(config)
   _validate_anchor(config, used)
-  if not BY_ADAPTER[config.adapter.kind].has_texts:
+  if not BY_ADAPTER[config.adapter.kind][0].has_texts:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.tensors import Row
 
 # A number for each of red, green and blue.
@@ -84,6 +85,8 @@ class Backbone(Protocol):
   Attributes:
     name: the name that messages use.
     adapters: the values of `adapter.kind` that this backbone supports.
+    model_types: the values of `model_type` in the config.json of its models.
+    sizes: the class of `Pretrained.config`; each backbone has its own.
     has_texts: whether the model has a text tower, and so can classify
       zero-shot.
     towers: the towers that can have LoRA.
@@ -96,13 +99,23 @@ class Backbone(Protocol):
   def adapters(self) -> tuple[str, ...]: ...
 
   @property
+  def model_types(self) -> tuple[str, ...]: ...
+
+  @property
+  def sizes(self) -> type: ...
+
+  @property
   def has_texts(self) -> bool: ...
 
   @property
   def towers(self) -> tuple[str, ...]: ...
 
-  def load(self, source: str) -> Any:
+  def load(self, source: str, found: tuple[Path, Layout] | None = None) -> Any:
     """Reads the `Pretrained` of a directory or hub id.
+
+    Args:
+      source: the directory or hub id.
+      found: the result of `hub.locate` for it, if that is known already.
 
     Raises:
       InputError: if files are missing or unreadable, or do not fit together.
@@ -168,6 +181,19 @@ class Backbone(Protocol):
       transformers needs and the model's directory lacks.
     """
     ...
+
+
+def refuse_other_size(pretrained: Pretrained, size: int) -> None:
+  """Refuses images of another size than the weights are for.
+
+  Raises:
+    InputError: if `size` is not `pretrained.config.image_size`, in pixels.
+  """
+  if size != pretrained.config.image_size:
+    raise InputError(
+      f"{pretrained.preprocessor.name} crops to {size} pixels, but the "
+      f"weights are for {pretrained.config.image_size} pixels."
+    )
 
 
 def refuse_layers(lora: Lora, config: Any) -> None:

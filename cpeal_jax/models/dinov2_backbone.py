@@ -4,6 +4,7 @@ The head is trained alone or together with LoRA.
 """
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,9 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models import backbone, dinov2_weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.backbone import Channels, Wording
-from cpeal_jax.models.dinov2 import Dinov2
+from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
 from cpeal_jax.models.dinov2_weights import PretrainedDinov2
+from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import Row
 
@@ -25,11 +27,15 @@ class Dinov2Backbone:
 
   name: str = "DINOv2"
   adapters: tuple[str, ...] = ("head", "lora_head", "anchored_head")
+  model_types: tuple[str, ...] = dinov2_weights.MODEL_TYPES
+  sizes: type = Dinov2Config
   has_texts: bool = False
   towers: tuple[str, ...] = ("vision",)
 
-  def load(self, source: str) -> PretrainedDinov2:
-    return dinov2_weights.load_dinov2(source)
+  def load(
+    self, source: str, found: tuple[Path, Layout] | None = None
+  ) -> PretrainedDinov2:
+    return dinov2_weights.load_dinov2(source, found)
 
   def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
     # Position embeddings are resized to the image, so any size fits that is at

@@ -76,7 +76,8 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
 
   timm's repositories have OpenCLIP's files, and also a config.json and a
   model.safetensors that hold only the image tower. So if OpenCLIP's files
-  exist, the other layouts count only if config.json has the model_type "clip".
+  exist, the other layouts count only if config.json has the model_type "clip"
+  or "siglip".
 
   Args:
     directory: the directory with config.json, if the checkpoint has that file.
@@ -89,7 +90,7 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
       model_type = read_object(directory / "config.json").get("model_type")
     except InputError:
       model_type = None
-    if model_type != "clip":
+    if model_type not in ("clip", "siglip"):
       complete = [OPEN_CLIP]
   return complete[0] if complete else None
 
@@ -98,6 +99,14 @@ def preprocessor_file(directory: Path, layout: Layout) -> Path:
   """Returns the file with the image processor's settings."""
   settings = directory / layout.preprocessor
   return settings if os.path.lexists(settings) else directory / PROCESSOR
+
+
+# What is said of a model type that is not supported, besides that it is not.
+REMARKS = {
+  "siglip2": " This is a SigLIP 2 for images of any shape (NaFlex); those of a "
+  "fixed resolution, such as google/siglip2-base-patch16-224, have the "
+  "model_type 'siglip'.",
+}
 
 
 def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
@@ -111,12 +120,14 @@ def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
   Raises:
     InputError: if the model type is not supported.
   """
-  if raw.get("model_type") not in types:
+  model_type = raw.get("model_type")
+  if model_type not in types:
+    remark = REMARKS.get(model_type, "") if isinstance(model_type, str) else ""
     raise InputError(
-      f"{path} has model_type {shown(raw.get('model_type'))}; only "
+      f"{path} has model_type {shown(model_type)}; only "
       f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora, "
-      "prompts and anchored want a CLIP, head, lora_head and anchored_head a "
-      "DINOv2."
+      "prompts and anchored want a CLIP or SigLIP, head, lora_head and "
+      f"anchored_head a DINOv2.{remark}"
     )
 
 

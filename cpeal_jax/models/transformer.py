@@ -1,4 +1,4 @@
-"""The transformer of CLIP's towers; DINOv2 uses all of it but the block.
+"""The transformer of CLIP's and SigLIP's towers; DINOv2 has its own block.
 
 Shapes: B images or prompts; L tokens; Q tokens that have a query, which are all
 L tokens or one; W tower width. `_` is an axis of length L or 1.
@@ -27,6 +27,7 @@ def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 ACTIVATIONS = {
   "quick_gelu": quick_gelu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
@@ -49,6 +50,25 @@ class TowerConfig:
   mlp: int
   activation: str
   epsilon: float
+
+
+def to_patches(
+  pixels: Float[AnyArray, "B S S 3"], *, patch: int, dtype: DTypeLike
+) -> Float[Array, "B L P"]:
+  """Cuts images into flattened patches of P = patch^2 * 3 numbers, by row.
+
+  A patch convolution's stride is the side of its kernel, so a dense layer on
+  these patches computes it. Pixels beyond the last whole patch are not used.
+
+  Args:
+    pixels: the images.
+    patch: the side of a patch in pixels.
+    dtype: the type of the result.
+  """
+  batch, side = pixels.shape[0], pixels.shape[1] // patch
+  x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(dtype)
+  x = x.reshape(batch, side, patch, side, patch, 3)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
 
 
 # The place of the token whose state the caller needs: an array with a place for
@@ -158,11 +178,11 @@ def run_blocks(
   train: bool,
   remat: bool,
   at: At,
-) -> Float[Array, "B W"]:
-  """Runs the blocks in order and returns the final state of one token per row.
+) -> Float[Array, "B _ W"]:
+  """Runs the blocks in order and returns the final states of the tokens.
 
-  The last block computes only the token at `at`, because no other token's
-  final state is read.
+  If `at` is not None, the last block computes only the token at that place,
+  because no other token's final state is read; the result is [B, 1, W].
 
   Args:
     blocks: modules with the call signature of `Block`.
@@ -170,7 +190,7 @@ def run_blocks(
     train: True to apply LoRA's dropout.
     remat: True to keep only each block's input for the gradient and to
       recompute what is inside the block; used only in training.
-    at: the place of the token to return.
+    at: the place of the token to return; None for all tokens.
   """
   for block in blocks:
     block_at = at if block is blocks[-1] else None
@@ -179,16 +199,21 @@ def run_blocks(
       return block(x, train=train, at=block_at)
 
     x = nn.remat(run)(block, x) if remat and train else run(block, x)
-  return x[:, 0]
+  return x
 
 
 class Transformer(nn.Module):
-  """All blocks of one tower; returns the state of the token at `at`.
+  """All blocks of one tower; returns the states of the tokens at `at`.
 
   The blocks are separate modules, unrolled instead of scanned.
 
   Attributes:
-    tower: `vision`, or `text` for causal attention.
+    config: the sizes.
+    tower: `vision` or `text`, by which `lora` says where it applies.
+    lora: the LoRA adapter, or None.
+    dtype: the type that the blocks compute in.
+    remat: as for `run_blocks`.
+    causal: whether a token sees only itself and the tokens before it.
   """
 
   config: TowerConfig
@@ -196,15 +221,17 @@ class Transformer(nn.Module):
   lora: Lora | None
   dtype: DTypeLike
   remat: bool
+  causal: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B L W"], *, train: bool, at: At
-  ) -> Float[Array, "B W"]:
-    causal = self.tower == "text"
+  ) -> Float[Array, "B _ W"]:
     blocks = []
     for i in range(self.config.layers):
       lora = self.lora.on(self.tower, i) if self.lora else None
-      block = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
-      blocks.append(block)
+      name = f"block{i}"
+      blocks.append(
+        Block(self.config, self.causal, lora, self.dtype, name=name)
+      )
     return run_blocks(blocks, x, train=train, remat=self.remat, at=at)

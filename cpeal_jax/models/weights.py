@@ -18,13 +18,14 @@ from cpeal_jax.data.reading import read_object
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.hf_clip import config_from_hf
-from cpeal_jax.models.hub import locate, preprocessor_file, refuse_type
+from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
 from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import fill, read_tensors, refuse_depth, sha256
 from cpeal_jax.models.tokenizer import read_tokenizer
 
+MODEL_TYPES = ("clip",)
 # Tensors without a leaf, since they are no weights: counters, constants, and
 # the sizes that OpenAI's own files contain as tensors.
 IGNORED = re.compile(
@@ -71,13 +72,22 @@ def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
   refuse_depth(tensors, depth + config.text.layers)
   rows = key_table(config, naming_of(tensors))
   params = fill(tensors, shapes(config), rows, ignored=IGNORED)
+  refuse_scale(params)
+  return params
+
+
+def refuse_scale(params: Mapping) -> None:
+  """Refuses weights whose `logit_scale` is the factor, not its logarithm.
+
+  Raises:
+    InputError: if it is too large for a logarithm.
+  """
   scale = float(params["logit_scale"])
   if scale > MAX_LOGIT_SCALE:
     raise InputError(
       f"weights: logit_scale is {scale:g}; it must be a logarithm of at most "
       f"{MAX_LOGIT_SCALE}, and CLIP's is 4.6, the logarithm of 100."
     )
-  return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,21 +125,24 @@ def read_config(path: Path) -> ClipConfig:
   raw = read_object(path)
   if path.name == "open_clip_config.json":
     return config_from_open_clip(raw, path)
-  refuse_type(path, raw, ("clip",))
+  refuse_type(path, raw, MODEL_TYPES)
   return config_from_hf(raw, path)
 
 
-def load_pretrained(source: str) -> Pretrained:
+def load_pretrained(
+  source: str, found: tuple[Path, Layout] | None = None
+) -> Pretrained:
   """Reads a CLIP in Hugging Face's or OpenCLIP's form, with its tokenizer.
 
   Args:
     source: a directory or a hub id.
+    found: the result of `hub.locate` for it, if that is known already.
 
   Raises:
     InputError: if files are missing or unreadable, if the model is not a CLIP,
       or if the weights do not match the config.
   """
-  directory, layout = locate(source)
+  directory, layout = found or locate(source)
   config = read_config(directory / layout.config)
   weights = directory / layout.weights
   params = convert(read_tensors(weights), config)
@@ -139,7 +152,7 @@ def load_pretrained(source: str) -> Pretrained:
     weights=weights,
     config=config,
     params=params,
-    tokenizer=read_tokenizer(directory),
+    tokenizer=read_tokenizer(directory, transformers.CLIPConfig()),
     sha256=sha256(weights),
     preprocessor=preprocessor_file(directory, layout),
   )
