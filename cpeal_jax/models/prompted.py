@@ -28,17 +28,22 @@ class Family(NamedTuple):
     tokenize: tokenizes fixed prompts, as `text.tokenize` does.
     tokenize_with_context: tokenizes prompts with learnable tokens, as
       `text_context.tokenize_with_context` does.
+    lower: whether texts are in lower case.
   """
 
   model: type[Clip] | type[Siglip]
   tokenize: Callable[..., text.Tokens]
   tokenize_with_context: Callable[..., text.Tokens]
+  lower: bool = False
 
 
 FAMILIES: dict[type, Family] = {
   ClipConfig: Family(Clip, text.tokenize, text_context.tokenize_with_context),
   SiglipConfig: Family(
-    Siglip, siglip_text.tokenize, siglip_text.tokenize_with_context
+    Siglip,
+    siglip_text.tokenize,
+    siglip_text.tokenize_with_context,
+    lower=True,
   ),
 }
 
@@ -104,7 +109,8 @@ def text_classifiers(
   template_tokens = fill_template(wording.template)
   text.refuse_alike(template_tokens, classes)
   if prompts is not None:
-    context = text_context.context_of(prompts, wording.template, tokenizer)
+    template = wording.template.lower() if family.lower else wording.template
+    context = text_context.context_of(prompts, template, tokenizer)
     count = len(context.before) + len(context.after)
     prompts = dataclasses.replace(prompts, tokens=count)
     tokens = family.tokenize_with_context(

@@ -128,6 +128,45 @@ def to_hf(params: Mapping, config: SiglipConfig) -> dict[str, np.ndarray]:
   return {name: np.concatenate(values) for name, values in parts.items()}
 
 
+def hf_config(config: SiglipConfig, *, dtype: str) -> dict[str, Any]:
+  """Returns the content of config.json for `transformers.SiglipModel`.
+
+  `siglip.config_from_hf` reads the same sizes from it.
+
+  Args:
+    config: the sizes.
+    dtype: the name of the weights' type, such as `float32`.
+  """
+  towers = {
+    tower: {
+      "model_type": f"siglip_{tower}_model",
+      "hidden_size": sizes.width,
+      "num_hidden_layers": sizes.layers,
+      "num_attention_heads": sizes.heads,
+      "intermediate_size": sizes.mlp,
+      "hidden_act": sizes.activation,
+      "layer_norm_eps": sizes.epsilon,
+    }
+    for tower, sizes in (("vision", config.vision), ("text", config.text))
+  }
+  return {
+    "model_type": "siglip",
+    "architectures": ["SiglipModel"],
+    "dtype": dtype,
+    "text_config": {
+      **towers["text"],
+      "vocab_size": config.vocabulary,
+      "max_position_embeddings": config.positions,
+      "projection_size": config.dim,
+    },
+    "vision_config": {
+      **towers["vision"],
+      "image_size": config.image_size,
+      "patch_size": config.patch_size,
+    },
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainedSiglip:
   """A SigLIP as read from disk.

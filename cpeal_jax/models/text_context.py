@@ -9,6 +9,30 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Prompts
 from cpeal_jax.models.text import Frame, Tokens, padded, readable
 
+# A word that is a token of its own in every tokenizer.
+WORD = "X"
+
+
+def _ids(text: str, tokenizer, *, after_word: bool = False) -> list[int]:
+  """Returns the token ids of a text without those of start and end.
+
+  Args:
+    text: the text.
+    tokenizer: a tokenizer of transformers.
+    after_word: whether a word stands before the text. Some tokenizers make a
+      space between them a part of the text's first token, and some add a space
+      to a text that begins with none.
+  """
+
+  def ids(text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+  if not after_word or not text:
+    return ids(text)
+  word, both = ids(WORD), ids(WORD + text)
+  # If word and text have become one token, the text is on its own.
+  return both[len(word) :] if both[: len(word)] == word else ids(text)
+
 
 class Context(NamedTuple):
   """The tokens around a class name that learnable vectors replace.
@@ -42,10 +66,8 @@ def context_of(prompts: Prompts, template: str, tokenizer) -> Context:
   if prompts.initial == "template":
     before, _, after = template.partition("{}")
     period = after.endswith(".")
-    sides = (before.rstrip(), after.removesuffix(".").rstrip())
-    first, second = (
-      tokenizer(side, add_special_tokens=False)["input_ids"] for side in sides
-    )
+    first = _ids(before.strip(), tokenizer)
+    second = _ids(after.removesuffix(".").rstrip(), tokenizer, after_word=True)
     if not first and not second:
       raise InputError(
         "adapter.prompts.initial=template, but model.template="
@@ -53,7 +75,7 @@ def context_of(prompts: Prompts, template: str, tokenizer) -> Context:
       )
     return Context(first, second, period)
   # A placeholder: a learnable vector replaces the embedding of this token.
-  filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
+  filler = _ids(WORD, tokenizer)[:1]
   shares = {"end": 1.0, "middle": 0.5, "front": 0.0}
   count = int(prompts.tokens * shares[prompts.position])
   return Context(filler * count, filler * (prompts.tokens - count))
@@ -118,18 +140,16 @@ def framed(
     " ".join([*["X"] * before, readable(name), *["X"] * after]) + stop
     for name in classes
   )
-  # Some tokenizers have other tokens for a word after a space.
-  shown = [(" " if before else "") + readable(name) for name in classes]
-  names = [
-    tokenizer(name, add_special_tokens=False)["input_ids"] for name in shown
-  ]
-  period = tokenizer(stop, add_special_tokens=False)["input_ids"]
+
+  def named(name: str) -> list[int]:
+    space = " " if before else ""
+    return _ids(space + name, tokenizer, after_word=before > 0)
+
+  names = [named(readable(name)) for name in classes]
+  period = _ids(stop, tokenizer)
   endings = [period] * len(names)
   if joint_period and context.period:
-    name_periods = [
-      tokenizer(f"{name}.", add_special_tokens=False)["input_ids"]
-      for name in shown
-    ]
+    name_periods = [named(f"{readable(name)}.") for name in classes]
     endings = [
       both[len(name) :] for both, name in zip(name_periods, names, strict=True)
     ]

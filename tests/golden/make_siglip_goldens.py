@@ -102,8 +102,16 @@ def gemma_tokenizer() -> transformers.PreTrainedTokenizerBase:
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=len(special) + 100, special_tokens=special, show_progress=False
   )
-  # No piece reaches over a space, as in sentencepiece's training.
-  made.pre_tokenizer = tokenizers.pre_tokenizers.Split("▁", "merged_with_next")
+  # No piece reaches over a space or has letters and marks, as in
+  # sentencepiece's training.
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    [
+      tokenizers.pre_tokenizers.Split("▁", "merged_with_next"),
+      tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(r"[^\w\s▁]"), "isolated"
+      ),
+    ]
+  )
   made.train_from_iterator([line.lower() for line in CORPUS], trainer)
   raw = json.loads(made.to_str())["model"]
   return transformers.GemmaTokenizer(
