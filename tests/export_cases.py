@@ -13,12 +13,13 @@ from cpeal_jax.data.images import image_spec
 from cpeal_jax.models import (
   dinov2_weights,
   hub,
+  siglip_weights,
   text,
   text_context,
   weights,
 )
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.backbone import Pretrained
+from cpeal_jax.models.backbone import Pretrained, Wording
 from cpeal_jax.models.backbones import backbone_of
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
@@ -101,6 +102,27 @@ def on_open_clip(lora: Lora) -> finished.Finished:
     Clip(sizes, lora=lora), tokens, spec.mean, spec.std
   )
   return finish(pretrained, classifier, ("a", "b", "c"), "lora")
+
+
+def on_siglip(
+  adapter: Lora | Prompts, name: str = "siglip2"
+) -> finished.Finished:
+  """A round on a golden SigLIP, with its own tokenizer."""
+  pretrained = siglip_weights.load_siglip(str(GOLDEN / name))
+  spec = image_spec(pretrained.preprocessor)
+  classifier, _ = backbone_of(pretrained).classifiers(
+    pretrained,
+    CLASSES,
+    mean=spec.mean,
+    std=spec.std,
+    lora=adapter if isinstance(adapter, Lora) else None,
+    prompts=adapter if isinstance(adapter, Prompts) else None,
+    wording=Wording(template=TEMPLATE),
+    dtype="float32",
+    remat=False,
+  )
+  kind = "lora" if isinstance(adapter, Lora) else "prompts"
+  return finish(pretrained, classifier, CLASSES, kind)
 
 
 def on_dinov2(lora: Lora | None) -> finished.Finished:

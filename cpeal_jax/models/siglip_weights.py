@@ -35,6 +35,9 @@ from cpeal_jax.models.weights import refuse_scale
 from cpeal_jax.models.weights_out import convolution_of
 
 MODEL_TYPES = ("siglip",)
+# Tokens that SigLIP's tokenizers have. The defaults of transformers are CLIP's,
+# and transformers warns of them.
+TOKENS = {"bos_token_id": 1, "eos_token_id": 1}
 # Tensors without a leaf: places in a text or an image, counted from 0.
 IGNORED = re.compile(r".*\.position_ids")
 
@@ -216,7 +219,9 @@ def load_siglip(
     weights=weights,
     config=config,
     params=convert(read_tensors(weights), config),
-    tokenizer=read_tokenizer(directory, transformers.SiglipConfig()),
+    tokenizer=read_tokenizer(
+      directory, transformers.SiglipConfig(text_config=TOKENS)
+    ),
     sha256=sha256(weights),
     preprocessor=preprocessor_file(directory, layout),
   )
