@@ -80,6 +80,7 @@ HEADINGS = {
   "parallel": "Devices",
   "checkpoint": "Checkpoints",
   "keep": "What a round leaves for reports",
+  "logging": "Copies of the metrics for other programs",
 }
 
 # Each row has a few lines; the formatter would put each value on its own.
@@ -362,6 +363,14 @@ TABLE = (
    "validation and the test split, from which cpeal report draws calibration "
    "and errors; auto writes it, with 16 bits a number beyond ten million "
    "numbers"),
+
+  ("logging.tensorboard", False, RUN, YES_NO,
+   "whether each round's metrics are written for TensorBoard too, into the "
+   "folder tensorboard of the workdir"),
+  ("logging.wandb", "", RUN, Text(),
+   "project of Weights & Biases that each round's metrics are sent to; empty "
+   "for none; with WANDB_MODE=offline they stay in the folder wandb of the "
+   "workdir"),
 )
 # fmt: on
 KEYS = tuple(Key(*row) for row in TABLE)
