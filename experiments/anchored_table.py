@@ -66,7 +66,9 @@ def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
           for s in shared
         ]
       )
-  adjusted = holm({arm: sign_flip(gap) for arm, gap in gaps.items()})
+  adjusted = holm(
+    {arm: sign_flip(gap) for arm, gap in gaps.items() if len(gap) > 1}
+  )
   random = np.mean(
     [curve(rows, "accuracy") for rows in arms[base].values()], axis=0
   )
@@ -93,7 +95,9 @@ def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
     accuracy = np.array([curve(rows, "accuracy") for rows in runs])
     means = accuracy.mean(axis=0)
     cells = [*arm, str(len(runs)), f"{means.mean():.1f}"]
-    if arm in gaps:
+    if arm in gaps and len(gaps[arm]) == 1:
+      cells += [f"{gaps[arm][0]:+.1f}", ""]
+    elif arm in gaps:
       low, high = interval(gaps[arm])
       cells.append(f"{gaps[arm].mean():+.1f} [{low:+.1f}, {high:+.1f}]")
       cells.append(f"{adjusted[arm]:.3f}")
