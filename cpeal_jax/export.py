@@ -175,7 +175,10 @@ def _transformers(trained: finished.Finished, aside: Path) -> None:
   settings = processor_settings(trained.spec)
   tensors, more = trained.backbone.transformers_files(base, tensors, settings)
   for name, content in more.items():
-    _write(aside / name, content)
+    if isinstance(content, bytes):
+      (aside / name).write_bytes(content)
+    else:
+      _write(aside / name, content)
   adapter = jax.device_get(trained.adapter)
   merged = weights_out.merged(
     tensors, base.params, adapter, lora, trained.backbone.tensor_names(base)

@@ -27,6 +27,7 @@ from cpeal_jax.data import duplicates
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
 from cpeal_jax.models import adapters
+from cpeal_jax.models.architectures import ARCHITECTURES
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
@@ -151,7 +152,13 @@ TABLE = (
   # Paths of files are RUN keys, since files may be moved. A run records their
   # sha256, which must not change.
   ("model.weights", "", RUN, Text("a directory or hub id", required=True),
-   "the pretrained CLIP or DINOv2"),
+   "the pretrained CLIP or DINOv2; with model.arch also a file of weights, "
+   "here or on the hub as OWNER/NAME/FILE"),
+  ("model.arch", "", RESULT, choice("", *ARCHITECTURES),
+   "architecture of a CLIP whose weights come without a config, by OpenCLIP's "
+   "name; empty takes the config beside the weights"),
+  ("model.tokenizer", "", RUN, Text("a directory or hub id, or empty"),
+   "where a CLIP's tokenizer is; empty takes the one beside the weights"),
   ("model.template", "a photo of a {}.", RESULT, Template(),
    "prompt of a class; {} stands for the class name"),
   ("model.prompt", "template", RESULT, choice("template", "x16"),

@@ -28,7 +28,10 @@ class Dinov2Backbone:
   has_texts: bool = False
   towers: tuple[str, ...] = ("vision",)
 
-  def load(self, source: str) -> PretrainedDinov2:
+  def load(
+    self, source: str, *, arch: str = "", tokenizer: str = ""
+  ) -> PretrainedDinov2:
+    del arch, tokenizer
     return dinov2_weights.load_dinov2(source)
 
   def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
