@@ -152,8 +152,8 @@ TABLE = (
   # Paths of files are RUN keys, since files may be moved. A run records their
   # sha256, which must not change.
   ("model.weights", "", RUN, Text("a directory or hub id", required=True),
-   "the pretrained CLIP or DINOv2; with model.arch also a file of weights, "
-   "here or on the hub as OWNER/NAME/FILE"),
+   "the pretrained CLIP, DINOv2 or DINOv3; with model.arch also a file of "
+   "weights, here or on the hub as OWNER/NAME/FILE"),
   ("model.arch", "", RESULT, choice("", *ARCHITECTURES),
    "architecture of a CLIP whose weights come without a config, by OpenCLIP's "
    "name; empty takes the config beside the weights"),
@@ -183,7 +183,7 @@ TABLE = (
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
    "what is trained: lora, prompts or anchored (a linear head that the pool "
    "holds) on a CLIP; head (linear probe), lora_head (PEAL) or anchored_head "
-   "on a DINOv2"),
+   "on a DINOv2 or DINOv3"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
    "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),

@@ -129,7 +129,7 @@ def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
       f"{path} has model_type {shown(raw.get('model_type'))}; only "
       f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora, "
       "prompts and anchored want a CLIP, head, lora_head and anchored_head a "
-      "DINOv2."
+      "DINOv2 or DINOv3."
     )
 
 

@@ -61,6 +61,16 @@ def patches(x: np.ndarray) -> np.ndarray:
   return convolution(x).reshape(-1, x.shape[0])
 
 
+def first_row(x: np.ndarray) -> np.ndarray:
+  """Drops the leading axes of length 1: [1, 1, W] to [W]."""
+  return x.reshape(x.shape[-1])
+
+
+def first_rows(x: np.ndarray) -> np.ndarray:
+  """Drops the batch axis: [1, n, W] to [n, W]."""
+  return x.reshape(x.shape[-2:])
+
+
 def fill(
   tensors: Mapping[str, np.ndarray],
   tree: Mapping,
