@@ -133,7 +133,7 @@ def test_blocks_may_have_the_names_of_their_modules(tmp_path):
     ({"num_attention_heads": 4}, "a head has 6 channels"),
     ({"rope_theta": 0}, "rope_theta is 0"),
     ({"value_bias": "yes"}, "value_bias is 'yes'; it must be true or false"),
-    ({"hidden_act": "relu"}, "unknown hidden_act 'relu'"),
+    ({"hidden_act": "relu"}, "config.json 'relu'; choose from: gelu"),
     ({"model_type": "dinov3_convnext"}, "model_type 'dinov3_convnext'"),
   ],
   ids=str,
@@ -184,7 +184,7 @@ def test_merged_lora_is_the_branch():
 @pytest.mark.parametrize(
   ("variant", "changes"),
   [
-    ("linear_probe", {}),
+    ("linear_probe", {"train.learning_rate": 5e-2, "train.epochs": 200}),
     ("peal", {"model.remat": True}),
     (
       "linear_probe",
