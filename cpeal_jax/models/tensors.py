@@ -207,13 +207,6 @@ def _without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _unreadable(path: Path, why: str) -> str:
   """Returns the message about a file that a reader failed on."""
-  if foreign := re.search(r"GLOBAL ([\w.]+)", why):
-    return (
-      f"{path} holds {foreign[1]}, which is no tensor and may be code that "
-      "runs when it is read, so torch's weights_only loader refuses the file. "
-      "If you trust it, load it in PyTorch and save its weights alone: "
-      "torch.save(model.state_dict(), FILE)."
-    )
   # Only the first sentence is shown, since torch's message goes on with the
   # advice to load the file with weights_only=False, which may run code in it.
   why = why.split(". ")[0]
@@ -280,7 +273,18 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
       "and torch is not installed: install torch, or give the same weights as "
       "model.safetensors, open_clip_model.safetensors or flax_model.msgpack."
     ) from error
-  state = torch.load(path, map_location="cpu", weights_only=True)
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign is None:
+      raise
+    raise InputError(
+      f"{path} holds {foreign[1]}, which is no tensor and may be code that "
+      "runs when it is read, so torch's weights_only loader refuses the file. "
+      "If you trust it, load it in PyTorch and save its weights alone: "
+      "torch.save(model.state_dict(), FILE)."
+    ) from error
   for wrapper in WRAPPERS:
     if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
       state = state[wrapper]
