@@ -28,6 +28,7 @@ from cpeal_jax.models.transformer import (
   Norm,
   TowerConfig,
   run_blocks,
+  to_patches,
   token,
 )
 
@@ -131,20 +132,6 @@ def resize_matrix(
   return matrix.astype(np.float32)
 
 
-def flat_patches(
-  pixels: Float[AnyArray, "B S S 3"], *, patch: int, dtype: DTypeLike
-) -> Float[Array, "B P R"]:
-  """Returns the pixels of each patch as one row, in the type `dtype`.
-
-  The patch convolution's stride is its kernel size, so it is computed as a
-  matrix product over these rows. P is the number of patches, R is patch^2 * 3.
-  """
-  batch, side = pixels.shape[0], pixels.shape[1] // patch
-  x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(dtype)
-  x = x.reshape(batch, side, patch, side, patch, 3)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
-
-
 class LayerScale(nn.Module):
   """A learned factor per channel on a residual branch (Touvron et al. 2021)."""
 
@@ -218,7 +205,7 @@ class Dinov2(nn.Module):
     side, stored_side = (
       s // patch for s in (pixels.shape[1], self.config.image_size)
     )
-    x = flat_patches(pixels, patch=patch, dtype=dtype)
+    x = to_patches(pixels, patch=patch, dtype=dtype)
     x = Linear(config.width, dtype=dtype, name="patch")(x)
     normal = nn.initializers.normal(0.02)
     class_token = self.param("class_token", normal, (config.width,))

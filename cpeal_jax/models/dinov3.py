@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from cpeal_jax.data.reading import Fields
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Linear, Lora
-from cpeal_jax.models.dinov2 import LayerScale, flat_patches
+from cpeal_jax.models.dinov2 import LayerScale
 from cpeal_jax.models.rotary import Rotary
 from cpeal_jax.models.sizes import MAX_SIDE, hf_tower, image_sizes
 from cpeal_jax.models.transformer import (
@@ -30,6 +30,7 @@ from cpeal_jax.models.transformer import (
   Norm,
   TowerConfig,
   run_blocks,
+  to_patches,
   token,
 )
 
@@ -185,7 +186,7 @@ class Dinov3(nn.Module):
       train: True to apply LoRA's dropout.
     """
     sizes, config, dtype = self.config, self.config.vision, self.dtype
-    x = flat_patches(pixels, patch=sizes.patch_size, dtype=dtype)
+    x = to_patches(pixels, patch=sizes.patch_size, dtype=dtype)
     x = Linear(config.width, dtype=dtype, name="patch")(x)
     normal = nn.initializers.normal(0.02)
     class_token = self.param("class_token", normal, (config.width,))

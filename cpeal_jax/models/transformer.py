@@ -53,6 +53,25 @@ class TowerConfig:
   epsilon: float
 
 
+def to_patches(
+  pixels: Float[AnyArray, "B S S 3"], *, patch: int, dtype: DTypeLike
+) -> Float[Array, "B L P"]:
+  """Cuts images into flattened patches of P = patch^2 * 3 numbers, by row.
+
+  A patch convolution's stride is the side of its kernel, so a dense layer on
+  these patches computes it. Pixels beyond the last whole patch are not used.
+
+  Args:
+    pixels: the images.
+    patch: the side of a patch in pixels.
+    dtype: the type of the result.
+  """
+  batch, side = pixels.shape[0], pixels.shape[1] // patch
+  x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(dtype)
+  x = x.reshape(batch, side, patch, side, patch, 3)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
+
+
 # The place of the token whose state the caller needs: an array with a place for
 # each row, one number for all rows, or None for all tokens.
 At = Int[AnyArray, " B"] | int | None
