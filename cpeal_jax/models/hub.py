@@ -148,7 +148,8 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
       that has them, or if the download fails.
   """
   path = Path(source).expanduser()
-  names = _entries(path)
+  hint = BARE if kind == "CLIP" and source.endswith(SINGLE_FILES) else ""
+  names = _entries(path, hint)
   if names is not None:
     layout = choose(path, names)
     if layout is None:
@@ -159,14 +160,17 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
     or source.startswith((".", "~"))
     or (source.count("/") > 1)
   ):
-    hint = BARE if source.endswith(SINGLE_FILES) else ""
     raise InputError(f"model.weights: there is no directory {source}.{hint}")
   with connection.quiet():
     return _from_hub(source, kind)
 
 
-def _entries(path: Path) -> list[str] | None:
+def _entries(path: Path, hint: str) -> list[str] | None:
   """Returns the names in a directory, or None if there is nothing at `path`.
+
+  Args:
+    path: the directory.
+    hint: what the message about a file says at its end.
 
   Raises:
     InputError: if `path` is a file, or a directory that cannot be read.
@@ -178,7 +182,7 @@ def _entries(path: Path) -> list[str] | None:
   except NotADirectoryError as error:
     raise InputError(
       f"model.weights: {path} is no directory; give the directory that holds "
-      f"the weights with their config.json, preprocessor and tokenizer.{BARE}"
+      f"the weights with their config.json, preprocessor and tokenizer.{hint}"
     ) from error
   except OSError as error:
     raise InputError(
