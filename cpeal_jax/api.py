@@ -112,20 +112,34 @@ class Encoder:
     return scorer, sharding.replicate(self.pretrained.params, mesh)
 
 
-def load_clip(source: str | os.PathLike, *, dtype: str = "float32") -> Encoder:
+def load_clip(
+  source: str | os.PathLike,
+  *,
+  dtype: str = "float32",
+  arch: str = "",
+  tokenizer: str = "",
+) -> Encoder:
   """Loads a CLIP from a Hugging Face or OpenCLIP directory or hub id.
 
   Args:
-    source: the directory, or the id.
+    source: the directory, or the id; with `arch` also a file of weights, here
+      or on the hub as OWNER/NAME/FILE.
     dtype: the type to compute in, `float32` or `bfloat16`; weights stay in
       float32.
+    arch: the architecture of weights that come without a config, by OpenCLIP's
+      name, such as `ViT-B-32`.
+    tokenizer: a directory or hub id with the tokenizer, if it is not beside the
+      weights.
 
   Raises:
     InputError: there is no CLIP at `source`, its weights do not match its
       config.json, or `dtype` is another type.
   """
   one_of("dtype", dtype, ("float32", "bfloat16"))
-  return Encoder(weights.load_pretrained(os.fspath(source)), dtype)
+  pretrained = weights.load_pretrained(
+    os.fspath(source), arch=arch, tokenizer=tokenizer
+  )
+  return Encoder(pretrained, dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from cpeal_jax.data import duplicates
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
 from cpeal_jax.models import adapters
+from cpeal_jax.models.architectures import ARCHITECTURES
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
@@ -151,7 +152,13 @@ TABLE = (
   # Paths of files are RUN keys, since files may be moved. A run records their
   # sha256, which must not change.
   ("model.weights", "", RUN, Text("a directory or hub id", required=True),
-   "the pretrained CLIP or DINOv2"),
+   "the pretrained CLIP, DINOv2 or DINOv3; with model.arch also a file of "
+   "weights, here or on the hub as OWNER/NAME/FILE"),
+  ("model.arch", "", RESULT, choice("", *ARCHITECTURES),
+   "architecture of a CLIP whose weights come without a config, by OpenCLIP's "
+   "name; empty takes the config beside the weights"),
+  ("model.tokenizer", "", RUN, Text("a directory or hub id, or empty"),
+   "where a CLIP's tokenizer is; empty takes the one beside the weights"),
   ("model.template", "a photo of a {}.", RESULT, Template(),
    "prompt of a class; {} stands for the class name"),
   ("model.prompt", "template", RESULT, choice("template", "x16"),
@@ -176,7 +183,7 @@ TABLE = (
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
    "what is trained: lora, prompts or anchored (a linear head that the pool "
    "holds) on a CLIP; head (linear probe), lora_head (PEAL) or anchored_head "
-   "on a DINOv2"),
+   "on a DINOv2 or DINOv3"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
    "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),

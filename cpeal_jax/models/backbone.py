@@ -5,12 +5,14 @@ an instance of it to `backbones.BACKBONES`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax.typing import DTypeLike
 
+from cpeal_jax.data.images import ImageSpec
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
@@ -31,7 +33,8 @@ class Pretrained(Protocol):
     config: the model's sizes; `config.dim` is D, the length of a feature.
     params: the weights, float32, on the host; they are never trained.
     sha256: the hex digest of the weights; records identify them by this.
-    preprocessor: the file with the image processor's settings.
+    preprocessor: the file with the image processor's settings, or the settings
+      if the checkpoint has no such file.
   """
 
   @property
@@ -53,7 +56,7 @@ class Pretrained(Protocol):
   def sha256(self) -> str: ...
 
   @property
-  def preprocessor(self) -> Path: ...
+  def preprocessor(self) -> Path | ImageSpec: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +104,14 @@ class Backbone(Protocol):
   @property
   def towers(self) -> tuple[str, ...]: ...
 
-  def load(self, source: str) -> Any:
+  def load(self, source: str, *, arch: str = "", tokenizer: str = "") -> Any:
     """Reads the `Pretrained` of a directory or hub id.
+
+    Args:
+      source: the directory or hub id.
+      arch, tokenizer: the architecture of weights without a config, and where
+        the tokenizer is, as in `weights.load_pretrained`; a model without
+        texts ignores both.
 
     Raises:
       InputError: if files are missing or unreadable, or do not fit together.
@@ -155,7 +164,7 @@ class Backbone(Protocol):
 
   def transformers_files(
     self, pretrained: Any, tensors: dict[str, np.ndarray], preprocessor: dict
-  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+  ) -> tuple[dict[str, np.ndarray], Mapping[str, dict | bytes]]:
     """Converts a model's files to those that transformers reads.
 
     Args:
@@ -164,8 +173,9 @@ class Backbone(Protocol):
       preprocessor: the content for preprocessor_config.json.
 
     Returns:
-      The weights by transformers' names, and the JSON files, by name, that
-      transformers needs and the model's directory lacks.
+      The weights by transformers' names, and the files, by name, that
+      transformers needs and the model's directory lacks: the content of a JSON
+      file, or the bytes of any other.
     """
     ...
 

@@ -4,11 +4,14 @@ Its adapter is LoRA or learned prompts.
 """
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from cpeal_jax.data.images import ImageSpec
+from cpeal_jax.data.reading import read_bytes, without_mark
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import (
   backbone,
@@ -24,6 +27,7 @@ from cpeal_jax.models.clip import Clip, refuse_lora
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import Row
 from cpeal_jax.models.text_classifier import TextClassifier
+from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 from cpeal_jax.models.weights import Pretrained
 
 
@@ -36,13 +40,17 @@ class ClipBackbone:
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 
-  def load(self, source: str) -> Pretrained:
-    return weights.load_pretrained(source)
+  def load(
+    self, source: str, *, arch: str = "", tokenizer: str = ""
+  ) -> Pretrained:
+    return weights.load_pretrained(source, arch=arch, tokenizer=tokenizer)
 
   def refuse_size(self, pretrained: Pretrained, size: int) -> None:
     if size != pretrained.config.image_size:
+      settings = pretrained.preprocessor
+      name = settings.name if isinstance(settings, Path) else "the processor"
       raise InputError(
-        f"{pretrained.preprocessor.name} crops to {size} pixels, but the "
+        f"{name} crops to {size} pixels, but the "
         f"weights are for {pretrained.config.image_size} pixels."
       )
 
@@ -126,15 +134,16 @@ class ClipBackbone:
 
     A CLIP with a ResNet has neither of the formats `transformers` and `peft`,
     since transformers has no such model. `peft` needs a base model that
-    transformers can load; it cannot load OpenCLIP's files, nor the .msgpack
-    files of transformers 4.
+    transformers can load; it cannot load OpenCLIP's files, nor a bare file of
+    weights, nor the .msgpack files of transformers 4.
     """
     if lora is None:
       return ("prompts", "head")
     if isinstance(pretrained.config.vision, ResNetConfig):
       return ("head",)
     has_hf_config = (pretrained.directory / "config.json").is_file()
-    if not has_hf_config or pretrained.weights.suffix == ".msgpack":
+    is_hf = has_hf_config and not pretrained.arch
+    if not is_hf or pretrained.weights.suffix == ".msgpack":
       return ("transformers", "head")
     return ("transformers", "peft", "head")
 
@@ -146,13 +155,23 @@ class ClipBackbone:
     pretrained: Pretrained,
     tensors: dict[str, np.ndarray],
     preprocessor: dict,
-  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    config = pretrained.config
+  ) -> tuple[dict[str, np.ndarray], dict[str, dict | bytes]]:
+    config, more = pretrained.config, {}
     renamed = weights_out.in_hf(tensors, pretrained.params, config)
-    if pretrained.preprocessor.name != "open_clip_config.json":
-      return renamed, {}
+    words = pretrained.tokenizer_directory
+    if words != pretrained.directory:
+      more |= {
+        name: without_mark(read_bytes(words / name))
+        for name in TOKENIZER_FILES
+        if (words / name).is_file()
+      }
+    settings = pretrained.preprocessor
+    is_hf = not isinstance(settings, ImageSpec) and (
+      settings.name != "open_clip_config.json"
+    )
+    if is_hf and not pretrained.arch:
+      return renamed, more
     dtype = str(renamed["logit_scale"].dtype)
-    return renamed, {
-      "config.json": weights_out.hf_config(config, dtype=dtype),
-      "preprocessor_config.json": preprocessor,
-    }
+    more["config.json"] = weights_out.hf_config(config, dtype=dtype)
+    more["preprocessor_config.json"] = preprocessor
+    return renamed, more

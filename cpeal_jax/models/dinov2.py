@@ -28,6 +28,7 @@ from cpeal_jax.models.transformer import (
   Norm,
   TowerConfig,
   run_blocks,
+  to_patches,
   token,
 )
 
@@ -204,11 +205,7 @@ class Dinov2(nn.Module):
     side, stored_side = (
       s // patch for s in (pixels.shape[1], self.config.image_size)
     )
-    # The patch convolution's stride is its kernel size, so it is computed as
-    # a matrix product over flattened patches [B, side * side, patch^2 * 3].
-    x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(dtype)
-    x = x.reshape(batch, side, patch, side, patch, 3)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
+    x = to_patches(pixels, patch=patch, dtype=dtype)
     x = Linear(config.width, dtype=dtype, name="patch")(x)
     normal = nn.initializers.normal(0.02)
     class_token = self.param("class_token", normal, (config.width,))

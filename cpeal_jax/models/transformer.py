@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cpeal_jax.models.adapters import Linear, Lora
+from cpeal_jax.models.rotary import Rotary, turn
 
 AnyArray = Array | np.ndarray
 
@@ -27,6 +28,7 @@ def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 ACTIVATIONS = {
   "quick_gelu": quick_gelu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "silu": jax.nn.silu,
 }
 
 
@@ -51,6 +53,25 @@ class TowerConfig:
   epsilon: float
 
 
+def to_patches(
+  pixels: Float[AnyArray, "B S S 3"], *, patch: int, dtype: DTypeLike
+) -> Float[Array, "B L P"]:
+  """Cuts images into flattened patches of P = patch^2 * 3 numbers, by row.
+
+  A patch convolution's stride is the side of its kernel, so a dense layer on
+  these patches computes it. Pixels beyond the last whole patch are not used.
+
+  Args:
+    pixels: the images.
+    patch: the side of a patch in pixels.
+    dtype: the type of the result.
+  """
+  batch, side = pixels.shape[0], pixels.shape[1] // patch
+  x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(dtype)
+  x = x.reshape(batch, side, patch, side, patch, 3)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
+
+
 # The place of the token whose state the caller needs: an array with a place for
 # each row, one number for all rows, or None for all tokens.
 At = Int[AnyArray, " B"] | int | None
@@ -70,12 +91,19 @@ class Attention(nn.Module):
 
   If `at` is not None, only the token at that place has a query, and the output
   is [B, 1, W]; keys and values are those of all tokens.
+
+  Attributes:
+    rotary: how queries and keys are turned by their token's place, or None;
+      then `at` is one place for all rows, or None.
+    biases: which of q, k, v and out have a bias.
   """
 
   config: TowerConfig
   causal: bool
   lora: Lora | None
   dtype: DTypeLike
+  rotary: Rotary | None = None
+  biases: tuple[str, ...] = ("q", "k", "v", "out")
 
   @nn.compact
   def __call__(
@@ -88,12 +116,21 @@ class Attention(nn.Module):
     def linear(name: str) -> Linear:
       has_lora = self.lora is not None and name in self.lora.matrices
       lora = self.lora if has_lora else None
-      return Linear(width, lora=lora, dtype=self.dtype, name=name)
+      bias = name in self.biases
+      return Linear(
+        width, use_bias=bias, lora=lora, dtype=self.dtype, name=name
+      )
 
     q, k, v = (
       linear(name)(y, train=train).reshape(batch, -1, heads, width // heads)
       for name, y in (("q", query_tokens), ("k", x), ("v", x))
     )
+    if self.rotary is not None:
+      tables = self.rotary.tables(width // heads)
+      own = tables
+      if at is not None:
+        own = tuple(table[at : at + 1] for table in tables)
+      q, k = turn(q, own), turn(k, tables)
     mask = None
     if self.causal:
       places = jnp.arange(length)

@@ -24,12 +24,15 @@ def backbone_of(config: Config) -> Backbone:
 
 
 def load_backbone(config: Config) -> Pretrained:
-  """Reads the pretrained model that `config.model.weights` names.
+  """Reads the pretrained model that `config.model` names.
 
   Raises:
     InputError: a file is missing, unreadable, or of another kind of model.
   """
-  return backbone_of(config).load(config.model.weights)
+  model = config.model
+  return backbone_of(config).load(
+    model.weights, arch=model.arch, tokenizer=model.tokenizer
+  )
 
 
 def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:
