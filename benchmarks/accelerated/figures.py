@@ -6,6 +6,7 @@ that was cut off can be read. The lines of earlier starts stay.
 """
 
 import dataclasses
+import datetime
 import json
 import os
 from pathlib import Path
@@ -71,6 +72,9 @@ class Book:
   def write(self, stage: str, figure: Figure, **more: Any) -> None:
     """Appends a line, which is on the disk then, and makes the table anew."""
     fields = dataclasses.asdict(figure) | {"verdict": figure.verdict}
+    begun = datetime.datetime.fromisoformat(self.about["start"])
+    after = (datetime.datetime.now() - begun).total_seconds()
+    more |= {"after_seconds": round(after, 1)}
     line = json.dumps({**self.about, "stage": stage, **fields, **more})
     with (self.to / LINES).open("a") as file:
       file.write(line + "\n")
