@@ -9,7 +9,7 @@ import optional_peers
 import timing
 
 from accelerated import rate
-from accelerated.figures import Figure, left_out, ratio
+from accelerated.figures import Figure, left_out, ratio, reason
 from accelerated.setting import Setting
 
 FASTER = 1.2  # The goal against `torch.compile`.
@@ -77,9 +77,8 @@ def compare(
       theirs = make_theirs(peers, kind)
       found, answers = _in_turn({"ours": ours.run, kind: theirs})
     except Exception as error:
-      if not rate.out_of_memory(error):
-        raise
-      yield left_out(case, "out of memory")
+      # Ours goes on where PyTorch has too little memory or another version.
+      yield left_out(case, reason(error))
       continue
     yield Figure(case, "images/s", ours.items / found[kind])
     name = f"times as fast as PyTorch, {kind}"

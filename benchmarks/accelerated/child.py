@@ -6,7 +6,7 @@ import os
 import sys
 
 from accelerated import annotations
-from accelerated.figures import Book, Figure
+from accelerated.figures import Book, Figure, reason
 from accelerated.setting import Setting
 from accelerated.stages import Stage
 
@@ -34,7 +34,7 @@ def run(stage: Stage, setting: Setting, about: dict) -> int:
     peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak is not None:
       write(Figure("the whole stage", "peak memory, GiB", peak / 2**30))
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     write(
       Figure("the whole stage", "failed", None, note=reason(error)), failed=True
@@ -42,9 +42,3 @@ def run(stage: Stage, setting: Setting, about: dict) -> int:
   sys.stdout.flush()
   # Threads of compilers would keep a process that is done from ending.
   os._exit(0)
-
-
-def reason(error: BaseException) -> str:
-  """Returns the kind of an error and the first line of what it says."""
-  lines = str(error).strip().splitlines() or [""]
-  return f"{type(error).__name__}: {lines[0]}"[:300]

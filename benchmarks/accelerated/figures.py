@@ -50,6 +50,12 @@ def left_out(case: str, reason: str) -> Figure:
   return Figure(case, "left out", None, note=reason)
 
 
+def reason(error: BaseException) -> str:
+  """Returns the kind of an error and the first line of what it says."""
+  lines = str(error).strip().splitlines() or [""]
+  return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
 def ratio(
   case: str, name: str, value: float, goal: float | None, note: str = ""
 ) -> Figure:

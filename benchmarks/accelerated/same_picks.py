@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,8 @@ def on_cpu() -> None:
   file, small = Path(sys.argv[1]), sys.argv[2] == "1"
   work, images = made(small)
   features = encoded(work, images)
-  np.savez(file, features=features, **chosen(work, features, small))
+  arrays: dict[str, Any] = {"features": features}
+  np.savez(file, **arrays, **chosen(work, features, small))
 
 
 def made(small: bool) -> tuple[workload.Work, workload.Pictures]:
@@ -94,7 +96,7 @@ def encoded(work: workload.Work, images: workload.Pictures) -> np.ndarray:
 
 def chosen(
   work: workload.Work, features: np.ndarray, small: bool
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """Returns the picks of each method from features, by its name."""
   scorer = scoring.make_scorer(work.classifier, work.mesh, tile=16)
   total = len(features)

@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -94,9 +95,11 @@ def measure(
   texts = np.stack([features[truth == c][:3].mean(0) for c in range(classes)])
   texts /= np.linalg.norm(texts, axis=1, keepdims=True)
   model = SimpleNamespace(config=SimpleNamespace(dim=SIZE))
-  classifier = AnchoredClassifier(
-    SimpleNamespace(model=model, classes=classes, widest_activation=0)
+  # Only what stands for the model is missing: features are known.
+  frozen: Any = SimpleNamespace(
+    model=model, classes=classes, widest_activation=0
   )
+  classifier = AnchoredClassifier(frozen)
   mesh = sharding.make_mesh()
   scorer = scoring.make_scorer(classifier, mesh, tile=64)
   params = {"logit_scale": np.float32(np.log(SCALE))}
@@ -110,7 +113,10 @@ def measure(
   # A search takes long, and its result does not decide the time.
   near = rng.integers(0, rows, (rows, wide)).astype(np.int32)
   alike = -np.sort(-rng.random((rows, wide), np.float32), axis=1)
-  known = tuple(sharding.place(a, mesh, to=size, fill=0) for a in (near, alike))
+  known = (
+    sharding.place(near, mesh, to=size, fill=0),
+    sharding.place(alike, mesh, to=size, fill=0),
+  )
   labels = np.full(rows, -1, np.int32)
   ids = [f"images/{i:07d}.jpg" for i in range(rows)]
   bought = rng.choice(rows, classes, replace=False)
