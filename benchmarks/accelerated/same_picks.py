@@ -25,7 +25,7 @@ METHODS = (
   *("entropy", "margin", "cec", "coreset"),
   *("badge", "typiclust", "uherding", "clue"),
 )
-SMALL_METHODS = METHODS[:4]
+SMALL_METHODS = ("margin", "coreset")
 CLASSES, NEIGHBORS, PICKS = 10, 10, 20
 START = (
   "from accelerated import annotations; annotations.stand_in(); "

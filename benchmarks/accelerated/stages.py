@@ -28,7 +28,7 @@ STAGES = (
   Stage("scoring L/14", "pool_scoring", "ViT-L/14", 35, 130),
   Stage("LoRA step", "steps", "lora", 30, 120),
   Stage("prompt step", "steps", "prompts", 30, 120),
-  Stage("neighbors", "neighbor_search", "", 20, 90),
+  Stage("neighbors", "neighbor_search", "", 20, 150),
   Stage("head 200k", "heads", "200000", 20, 60),
   Stage("head 1M", "heads", "1000000", 40, 90),
   Stage("trajectory", "trajectory", "", 40, 120),
