@@ -115,7 +115,7 @@ def test_every_stage_runs_with_what_is_needed_alone(blocked, tmp_path):
   assert {(x["device"], x["devices"]) for x in lines} == {("cpu", 2)}
   shares = [x for x in lines if x["name"] == "share of the matrix rate"]
   assert len(shares) == 4
-  assert all(0 < x["value"] < 5 for x in shares), shares
+  assert all(x["value"] > 0 for x in shares), shares
   # On one and the same device, the choice is the same from any features.
   same = [x for x in by_stage["same picks"] if x["compared"]]
   assert [x["value"] for x in same] == [1.0] * 3
