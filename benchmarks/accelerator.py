@@ -15,7 +15,7 @@ more.
 Goals on an H100 or H200: scoring at least 0.5 and LoRA's step at least 0.4 of
 the matrix rate that the device itself reaches in bfloat16, both at least 1.2
 times as fast as `torch.compile`. The exit code is 1 if a stage failed or a goal
-was missed. `--small` takes a minute or two on a CPU and has no goals.
+was missed. `--small` takes minutes on a CPU and has no goals.
 
 The machine needs jax for its device, flax, optax, orbax, transformers, numpy,
 pillow, scikit-learn and safetensors, and what these bring along; PyTorch is
@@ -33,30 +33,12 @@ import sys
 import time
 from pathlib import Path
 
+from accelerated.environment import environment
 from accelerated.figures import Book, left_out
 from accelerated.setting import Setting
 from accelerated.stages import STAGES, Stage
 
-HERE = Path(__file__).resolve().parent
 WHOLE, LOG = "the whole stage", "log.txt"
-# What JAX takes of the device's memory; the rest is for PyTorch beside it.
-SHARE = "0.6"
-
-
-def environment(own: argparse.Namespace) -> dict[str, str]:
-  """Returns the environment variables of the stages."""
-  programs = own.programs or own.to / "programs"
-  own_places = [HERE.parent, HERE, HERE / "speed"]
-  places = [*map(str, own_places), os.environ.get("PYTHONPATH", "")]
-  defaults = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "TORCHINDUCTOR_CACHE_DIR": str(programs / "torch"),
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": SHARE,
-    "HF_HUB_OFFLINE": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(programs),
-  }
-  paths = {"PYTHONPATH": os.pathsep.join(filter(None, places))}
-  return {**defaults, **os.environ, **paths}
 
 
 def run(
@@ -77,8 +59,10 @@ def run(
     log.write(f"== {stage.name}\n")
     log.flush()
     command = [sys.executable, __file__, *words]
+    programs = own.programs or own.to / "programs"
+    variables = environment(programs, small=own.small)
     child = subprocess.Popen(
-      command, env=environment(own), stderr=log, process_group=0
+      command, env=variables, stderr=log, process_group=0
     )
     try:
       code, failed = child.wait(seconds), True
