@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from myst_parser.sphinx_parser import MystParser
+from myst_parser.parsers.sphinx_ import MystParser
 
 
 class NotebookParser(MystParser):
@@ -18,7 +18,7 @@ class NotebookParser(MystParser):
   supported = ("notebook",)
 
   def parse(self, inputstring: str, document) -> None:
-    name = posixpath.basename(self.env.current_document.docname)
+    name = posixpath.basename(document.settings.env.current_document.docname)
     super().parse(as_markdown(json.loads(inputstring), name), document)
 
 
