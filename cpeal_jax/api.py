@@ -23,6 +23,7 @@ from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import finished
+from cpeal_jax.training.gaussian import LinearHead
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +97,16 @@ class Encoder:
     embeddings = np.asarray(embed(pretrained.params, {}))
     text.refuse_equal(listed, embeddings)
     return embeddings
+
+  def zero_shot(self, prompts: str | Iterable[str]) -> LinearHead:
+    """Returns the pretrained model as a head on image features.
+
+    Args:
+      prompts: a complete prompt for each class, in the order of the logits.
+    """
+    texts = self.encode_texts(prompts)
+    bias = np.zeros(len(texts), np.float32)
+    return LinearHead(np.float32(self.logit_scale) * texts, bias)
 
   def _classifier(self, tokens: text.Tokens) -> TextClassifier:
     spec = image_spec(self.pretrained.preprocessor)

@@ -93,7 +93,7 @@ def with_pool(
   store = experiment.stores["train"]
   usable = np.flatnonzero(store.ok)
   held = head(run, labels)[0]
-  logits = _logits(
+  logits = gaussian.pool_logits(
     feature_cache.features(experiment, run.config, "train"), held
   )
   size = experiment.plan.recipe.batch
@@ -111,13 +111,8 @@ def rescored(
   run: Run, scores: scoring.PoolScores, labels: Labels
 ) -> scoring.PoolScores:
   """Returns the scores with the logits of the anchored head of the labels."""
-  logits = _logits(scores.features, head(run, labels)[0])
+  logits = gaussian.pool_logits(scores.features, head(run, labels)[0])
   return dataclasses.replace(scores, logits=logits)
-
-
-@rowwise.per_device(rows=("features",), out=rowwise.ROWS)
-def _logits(features, head):
-  return rowwise.each(head.logits, features)
 
 
 def adapter(run: Run, head: LinearHead) -> dict:
