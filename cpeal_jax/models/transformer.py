@@ -126,11 +126,10 @@ class Attention(nn.Module):
       for name, y in (("q", query_tokens), ("k", x), ("v", x))
     )
     if self.rotary is not None:
-      tables = self.rotary.tables(width // heads)
-      own = tables
-      if at is not None:
-        own = tuple(table[at : at + 1] for table in tables)
-      q, k = turn(q, own), turn(k, tables)
+      cosines, sines = self.rotary.tables(width // heads)
+      queried = slice(None) if at is None else slice(at, at + 1)
+      q = turn(q, (cosines[queried], sines[queried]))
+      k = turn(k, (cosines, sines))
     mask = None
     if self.causal:
       places = jnp.arange(length)
