@@ -21,19 +21,8 @@ Labels:   all that the data have stay in the pool if some images have none. If
           --config.dataset.shares=TRAIN,VAL,TEST changes that.
 """
 
-from cpeal_jax.config import base
-from cpeal_jax.config.presets import CLIP, PRESETS
-from cpeal_jax.errors import one_of
+from cpeal_jax.config import presets
 
 
 def get_config(variant: str = "anchored"):
-  one_of("variant of configs/own_images.py", variant, PRESETS)
-  config = base()
-  config.name = "own_images"
-  config.variant = variant
-  # Images of the pool may repeat; only those of the test split must not be in
-  # the pool, which is what this refuses.
-  config.dataset.duplicates = "refuse"
-  config.model.weights = CLIP
-  PRESETS[variant](config)
-  return config
+  return presets.own_images("own_images", variant)

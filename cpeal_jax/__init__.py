@@ -1,7 +1,8 @@
 """Tells which images to label next, and trains a CLIP on them.
 
-Start with `load_clip` and `load_run`. The modules `acquisition`, `losses`,
-`metrics` and `neighbors` can be used separately. All of these names are
+Start with `load_clip` and `load_run`. `score`, `select`, `fit` and `evaluate`
+are the calls of a round. The modules `acquisition`, `losses`, `metrics` and
+`neighbors` can be used separately. All of these names are
 imported only when they are first used, so `import cpeal_jax` alone is fast.
 """
 
@@ -15,22 +16,36 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 MODULES = ("acquisition", "losses", "metrics", "neighbors")
-FUNCTIONS = ("load_clip", "load_run")
+FUNCTIONS = {
+  "evaluate": "rounds",
+  "fit": "rounds",
+  "load_clip": "api",
+  "load_run": "api",
+  "pool_moments": "rounds",
+  "score": "rounds",
+  "select": "rounds",
+}
 
 __all__ = [
   "__version__",
   "acquisition",
+  "evaluate",
+  "fit",
   "load_clip",
   "load_run",
   "losses",
   "metrics",
   "neighbors",
+  "pool_moments",
+  "score",
+  "select",
 ]
 
 
 def __getattr__(name: str) -> Any:
   if name in FUNCTIONS:
-    return getattr(importlib.import_module("cpeal_jax.api"), name)
+    module = importlib.import_module(f"cpeal_jax.{FUNCTIONS[name]}")
+    return getattr(module, name)
   if name in MODULES:
     return importlib.import_module(f"cpeal_jax.{name}")
   if name == "__version__":

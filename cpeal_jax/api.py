@@ -23,6 +23,7 @@ from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import finished
+from cpeal_jax.training.gaussian import LinearHead
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +97,16 @@ class Encoder:
     text.refuse_equal(listed, embeddings)
     return embeddings
 
+  def zero_shot(self, prompts: str | Iterable[str]) -> LinearHead:
+    """Returns the pretrained model as a head on image features.
+
+    Args:
+      prompts: a complete prompt for each class, in the order of the logits.
+    """
+    texts = self.encode_texts(prompts)
+    bias = np.zeros(len(texts), np.float32)
+    return LinearHead(np.float32(self.logit_scale) * texts, bias)
+
   def _classifier(self, tokens: text.Tokens) -> TextClassifier:
     spec = image_spec(self.pretrained.preprocessor)
     family = prompted.family_of(self.pretrained)
@@ -113,23 +124,37 @@ class Encoder:
     return scorer, sharding.replicate(self.pretrained.params, mesh)
 
 
-def load_clip(source: str | os.PathLike, *, dtype: str = "float32") -> Encoder:
+def load_clip(
+  source: str | os.PathLike,
+  *,
+  dtype: str = "float32",
+  arch: str = "",
+  tokenizer: str = "",
+) -> Encoder:
   """Loads a CLIP or SigLIP from a directory or hub id.
 
   A CLIP's files may be those of Hugging Face or of OpenCLIP, a SigLIP's are
   those of Hugging Face.
 
   Args:
-    source: the directory, or the id.
+    source: the directory, or the id; with `arch` also a file of weights, here
+      or on the hub as OWNER/NAME/FILE.
     dtype: the type to compute in, `float32` or `bfloat16`; weights stay in
       float32.
+    arch: the architecture of weights that come without a config, by OpenCLIP's
+      name, such as `ViT-B-32`.
+    tokenizer: a directory or hub id with the tokenizer, if it is not beside the
+      weights.
 
   Raises:
     InputError: there is no such model at `source`, its weights do not match its
       config.json, or `dtype` is another type.
   """
   one_of("dtype", dtype, ("float32", "bfloat16"))
-  return Encoder(backbones.load("anchored", os.fspath(source)), dtype)
+  pretrained = backbones.load(
+    "anchored", os.fspath(source), arch=arch, tokenizer=tokenizer
+  )
+  return Encoder(pretrained, dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

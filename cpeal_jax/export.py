@@ -5,8 +5,8 @@
 The formats are:
 
 transformers  the base model with LoRA merged into its weights, for
-              `from_pretrained` of `CLIPModel` or `SiglipModel`, or of
-              `Dinov2Model` after a run with a linear head
+              `from_pretrained` of `CLIPModel` or `SiglipModel`, or after a run
+              with a linear head of `Dinov2Model` or `DINOv3ViTModel`
 peft          LoRA alone, for `PeftModel.from_pretrained` on the base model
 prompts       the learned contexts, and the class embeddings made with them
 head          the tensors that turn unit image features into logits: class
@@ -175,7 +175,10 @@ def _transformers(trained: finished.Finished, aside: Path) -> None:
   settings = processor_settings(trained.spec)
   tensors, more = trained.backbone.transformers_files(base, tensors, settings)
   for name, content in more.items():
-    _write(aside / name, content)
+    if isinstance(content, bytes):
+      (aside / name).write_bytes(content)
+    else:
+      _write(aside / name, content)
   adapter = jax.device_get(trained.adapter)
   merged = weights_out.merged(
     tensors, base.params, adapter, lora, trained.backbone.tensor_names(base)

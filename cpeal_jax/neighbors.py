@@ -26,6 +26,9 @@ from cpeal_jax.parallel import rowwise, sharding, spmd
 
 # The largest k.
 MOST = 1024
+# How many more neighbors than asked for a run keeps for each image, since those
+# that are labeled later are skipped; see `narrow`.
+SPARE = 30
 # The largest number of queries in one matrix product. With 1024 keys and
 # k = 10, a CPU core runs the search at 60 % of the speed of the matrix products
 # alone.

@@ -230,7 +230,10 @@ def by_chunks(
   for start in range(0, longest, length):
     tiles = -(-min(length, longest - start) // tile)
     parts = [read(first + start, tiles * tile) for first in firsts]
-    chunk = np.concatenate([fill_up(x, length) for x in parts])
+    # Each copy of a chunk takes as long as some accelerators need to encode it,
+    # so only what is short is filled up first.
+    whole = [x if len(x) == length else fill_up(x, length) for x in parts]
+    chunk = np.concatenate(whole)
     # Wait for the previous chunk. Otherwise the host would read chunks faster
     # than the devices compute, and hold all of them in memory.
     jax.block_until_ready(new)

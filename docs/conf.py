@@ -27,6 +27,7 @@ extensions = [
   "docstrings",
   "file_links",
   "mathml",
+  "notebooks",
   "settings_page",
 ]
 exclude_patterns = ["_build", "_ext"]

@@ -6,7 +6,8 @@
 A seed draws a pool of its own from the training images, so that methods without
 random draws have different trajectories too. `anchored_table.py` makes the
 tables; `docs/preregistration.md` says what was fixed before the first run on
-test data. Runs resume, so this script can be stopped and started again.
+test data. Runs resume, so this script can be stopped and started again. Runs
+that `records.py` kept are not repeated.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from records import key_of, read_records
 
 from cpeal_jax import config as config_lib
 from cpeal_jax.config.load import load
@@ -228,6 +230,7 @@ def workdir(
 
 def run(options: argparse.Namespace) -> None:
   """Executes every arm, seed and pool that is not finished."""
+  kept = {} if options.again else read_records()
   parts = itertools.product(options.seeds, options.pools, options.adapters)
   for seed, pool, adapter in parts:
     experiment = None
@@ -237,6 +240,8 @@ def run(options: argparse.Namespace) -> None:
         f"{adapter} on {options.labels_of}" if options.labels_of else adapter
       )
       folder = workdir(options, name, method, seed, pool)
+      if key_of(folder) in kept:
+        continue
       if (folder / f"rounds/{config.rounds - 1:03d}/DONE").exists():
         continue
       if experiment is None or (
@@ -276,6 +281,9 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--weights", help="a CLIP's directory or hub id")
   parser.add_argument("--out", type=Path, default=Path("runs/anchored"))
   parser.add_argument("--labels-of", help="buy what this adapter's run bought")
+  parser.add_argument(
+    "--again", action="store_true", help="repeat what records.py kept"
+  )
   parser.add_argument("--set", type=words, default=[], help="KEY=VALUE,...")
   return parser.parse_args()
 

@@ -6,17 +6,17 @@
 A table has a line for each adapter and method that has runs. Differences are to
 the arm `--base`, paired by seed, with the intervals and tests of
 `cpeal_jax.report.statistics`. `docs/preregistration.md` says what was fixed
-before.
+before. A run that has no workdir here is taken from what `records.py` kept.
 """
 
 import argparse
 import itertools
-import json
 import math
 import sys
 
 import numpy as np
 from anchored import parse, workdir
+from records import key_of, read_records, read_workdir
 
 from cpeal_jax.report.statistics import holm, interval, labels_for, sign_flip
 
@@ -31,13 +31,11 @@ Runs = dict[int, list[dict]]
 def read(options: argparse.Namespace, adapter: str, method: str) -> Runs:
   """Returns the rows of every finished seed, round -1 first where there is."""
   runs = {}
+  kept = read_records()
   for seed in options.seeds:
-    path = workdir(options, adapter, method, seed, 0) / "metrics.jsonl"
-    if not path.exists():
-      continue
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows.sort(key=lambda row: row["round"])
-    if rows[-1]["round"] == 9:
+    folder = workdir(options, adapter, method, seed, 0)
+    rows = read_workdir(folder) or kept.get(key_of(folder), [])
+    if rows:
       runs[seed] = rows
   return runs
 
@@ -68,7 +66,9 @@ def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
           for s in shared
         ]
       )
-  adjusted = holm({arm: sign_flip(gap) for arm, gap in gaps.items()})
+  adjusted = holm(
+    {arm: sign_flip(gap) for arm, gap in gaps.items() if len(gap) > 1}
+  )
   random = np.mean(
     [curve(rows, "accuracy") for rows in arms[base].values()], axis=0
   )
@@ -95,7 +95,9 @@ def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
     accuracy = np.array([curve(rows, "accuracy") for rows in runs])
     means = accuracy.mean(axis=0)
     cells = [*arm, str(len(runs)), f"{means.mean():.1f}"]
-    if arm in gaps:
+    if arm in gaps and len(gaps[arm]) == 1:
+      cells += [f"{gaps[arm][0]:+.1f}", ""]
+    elif arm in gaps:
       low, high = interval(gaps[arm])
       cells.append(f"{gaps[arm].mean():+.1f} [{low:+.1f}, {high:+.1f}]")
       cells.append(f"{adjusted[arm]:.3f}")

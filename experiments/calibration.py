@@ -29,11 +29,12 @@ import anchored as arms
 from cpeal_jax import metrics
 from cpeal_jax.labeling.oracle import Simulated
 from cpeal_jax.parallel import sharding
-from cpeal_jax.run import anchoring, build, calibrating, fitting, loop, stages
+from cpeal_jax.run import build, calibrating, fitting, loop, stages
 from cpeal_jax.run.journal import Journal
 from cpeal_jax.run.known import known
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.storage import checkpoint
+from cpeal_jax.training import pool_head
 
 FOLDS = 5
 
@@ -51,7 +52,7 @@ def logits_of(run, adapter, split):
 def refitted(run, round_, labels):
   """Temperature of held-out logits of adapters that are trained again."""
   rows = np.flatnonzero(labels >= 0)
-  parts = anchoring.folds(labels[rows])
+  parts = pool_head.folds(labels[rows])
   held_out = np.zeros((len(rows), len(run.experiment.plan.dataset.classes)))
   for part in range(FOLDS):
     left = labels.copy()
@@ -67,7 +68,7 @@ def refitted(run, round_, labels):
     # The whole pool is scored, which an experiment can afford.
     logits = logits_of(run, adapter, "train")
     held_out[parts == part] = logits[rows[parts == part]]
-  padded = anchoring.padded(held_out.astype(np.float32), labels[rows])
+  padded = pool_head.padded(held_out.astype(np.float32), labels[rows])
   return float(calibrating._inverse(padded))
 
 

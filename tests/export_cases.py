@@ -92,6 +92,7 @@ def on_open_clip(lora: Lora) -> finished.Finished:
     tokenizer=weights.load_pretrained(str(quickstart.CLIP)).tokenizer,
     sha256="0" * 64,
     preprocessor=folder / layout.preprocessor,
+    tokenizer_directory=folder,
   )
   ids = np.random.default_rng(1).integers(0, sizes.end_token, (3, 8))
   ids[:, -2:] = sizes.end_token

@@ -12,13 +12,12 @@ from scipy.stats import entropy
 
 from cpeal_jax import load_clip, quickstart
 from cpeal_jax.models import text
-from cpeal_jax.run import anchoring
-from cpeal_jax.training import anchored, gaussian, held_out
+from cpeal_jax.training import anchored, gaussian, held_out, pool_head
 from cpeal_jax.training.objective import divergence_from_anchor
 
 
 def known(features, labels, n=24):
-  return anchoring.padded(features[:n], labels[:n])
+  return pool_head.padded(features[:n], labels[:n])
 
 
 def fitted(tau, n=24):
@@ -105,7 +104,7 @@ def test_padding_changes_nothing():
   features, labels, texts = made()
   moments = moments_of(features, texts)
   few = anchored.Labels(features[:20], labels[:20], np.ones(20, np.float32))
-  parts = anchoring.folds(labels[:20])
+  parts = pool_head.folds(labels[:20])
   padded = known(features, labels, 20)
   fold = np.zeros(len(padded.classes), np.int32)
   fold[:20] = parts
@@ -147,11 +146,11 @@ def test_held_out_logits_are_those_of_heads_without_the_part():
   n, scale, tau = 40, np.float32(0.3), np.float32(3)
   labeled = known(features, labels, n)
   fold = np.zeros(len(labeled.classes), np.int32)
-  fold[:n] = anchoring.folds(labels[:n])
+  fold[:n] = pool_head.folds(labels[:n])
   got = held_out.held_out_logits(moments, labeled, fold, scale, tau)
   for part in range(held_out.FOLDS):
     keep = np.flatnonzero(fold[:n] != part)
-    train = anchoring.padded(features[keep], labels[keep])
+    train = pool_head.padded(features[keep], labels[keep])
     means, _ = gaussian.class_means(moments, *train)
     head = gaussian.gaussian_head(moments, means)
     anchor = gaussian.LinearHead(scale * head.weights, scale * head.bias)
@@ -168,9 +167,9 @@ def test_tau_is_strong_while_a_class_has_no_label():
   everything = np.concatenate([seen[:50], np.flatnonzero(labels == 0)[:10]])
   taus = []
   for rows in (seen, everything):
-    labeled = anchoring.padded(features[rows], labels[rows])
+    labeled = pool_head.padded(features[rows], labels[rows])
     fold = np.zeros(len(labeled.classes), np.int32)
-    fold[: len(rows)] = anchoring.folds(labels[rows])
+    fold[: len(rows)] = pool_head.folds(labels[rows])
     tau = held_out.choose_tau(moments, labeled, fold, np.float32(0.2))
     assert float(tau) in held_out.TAUS
     taus.append(float(tau))
@@ -179,7 +178,7 @@ def test_tau_is_strong_while_a_class_has_no_label():
 
 def test_folds_spread_every_class():
   labels = np.repeat(np.arange(4, dtype=np.int32), 10)
-  parts = anchoring.folds(labels)
+  parts = pool_head.folds(labels)
   for c in range(4):
     assert np.bincount(parts[labels == c]).tolist() == [2] * 5
 
@@ -211,7 +210,7 @@ def test_odd_labels_give_finite_heads(case):
   count = n if case == "N = n" else 8
   labeled = known(features, labels, count)
   fold = np.zeros(len(labeled.classes), np.int32)
-  fold[:count] = anchoring.folds(labels[:count])
+  fold[:count] = pool_head.folds(labels[:count])
   anchor, scale = anchored.make_anchor(moments, features, labeled)
   tau = held_out.choose_tau(moments, labeled, fold, scale)
   head, value = anchored.fit_head(moments, labeled, anchor, tau)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "speed" / "check.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "check.py"
 
 
 def row(case, ratio, gate=None, threads=1):
@@ -90,3 +90,39 @@ def test_refusals_are_one_line(check, tmp_path):
   assert "--small" in done.stderr
   assert (done.returncode, done.stderr.count("\n")) == (1, 1)
   assert not (tmp_path / "ratios.json").exists()
+
+
+def test_figures_of_an_accelerator_are_compared(tmp_path):
+  """Those of the last start that are shares or ratios, and no others."""
+  file = tmp_path / "figures.jsonl"
+
+  def line(start, name, value, **more):
+    known = {"benchmark": "accelerator", "device": "H200", "devices": 1}
+    known |= {"start": start, "small": False, "case": "B/16", "name": name}
+    goal, compared = (0.5, True) if "share" in name else (None, False)
+    known |= {"value": value, "goal": goal, "compared": compared}
+    met = "met" if goal is None or value >= goal else "MISSED"
+    verdict = f">= {goal}: {met}" if goal else ""
+    return json.dumps({**known, "verdict": verdict, **more}) + "\n"
+
+  def check(*lines, flags=()):
+    file.write_text("".join(lines))
+    stored = f"--stored={tmp_path / 'ratios.json'}"
+    command = [sys.executable, str(SCRIPT), str(file), stored, *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+  first = line(1, "share", 0.6), line(1, "images/s", 9000)
+  assert check(*first, flags=["--update"]).returncode == 0
+  stored = json.loads((tmp_path / "ratios.json").read_text())
+  kept = {"device": "H200", "case": "B/16", "peer": "share", "threads": 1}
+  assert stored == [
+    {"benchmark": "accelerator", **kept, "ratio": 0.6, "gate": 0.5}
+  ]
+  done = check(*first, line(2, "share", 0.55))
+  assert (changes(done), done.returncode) == (["-8 %"], 0)
+  done = check(*first, line(2, "share", 0.49), '{"start": 3, "cut')
+  assert changes(done) == ["-18 %, gate MISSED"]
+  assert done.returncode == 1
+  done = check(*first, line(2, "share", 0.55, small=True))
+  assert "--small" in done.stderr
+  assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -16,6 +16,15 @@ from cpeal_jax.models import dinov2, linear
 from cpeal_jax.run import loop, models
 
 ROOT = Path(__file__).parents[1]
+# The CLIPs of a domain: what their configs set.
+DOMAINS = {
+  "remoteclip": ("chendelong/RemoteCLIP/RemoteCLIP-ViT-B-32.pt", "ViT-B-32"),
+  "georsclip": (
+    "Zilun/GeoRSCLIP/ckpt/RS5M_ViT-B-32.pt",
+    "ViT-B-32-quickgelu",
+  ),
+  "bioclip": ("imageomics/bioclip", ""),
+}
 # Where TFDS has none, or as a folder has fewer than its 1,000 classes.
 FILES = {
   "fgvc_aircraft": lambda root: tiny_layouts.aircraft(root, images=16),
@@ -27,7 +36,38 @@ FILES = {
 
 def test_a_config_for_each_data_set():
   found = {path.stem for path in CONFIGS.glob("*.py")}
-  assert found == {"quickstart", "own_images", *catalogue.CATALOGUE}
+  own = {"own_images", *DOMAINS}
+  assert found == {"quickstart", *own, *catalogue.CATALOGUE}
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_clip_of_a_domain(name):
+  weights, arch = DOMAINS[name]
+  module = load(name)
+  for variant in ("anchored", "cpeal_lora", "cpeal_prompt", "cec"):
+    config = module.get_config(variant)
+    config_lib.validate(config)
+    assert (config.model.weights, config.model.arch) == (weights, arch)
+    own = presets.own_images("own_images", variant)
+    same = ("name", "model.weights", "model.arch", "model.tokenizer")
+    own, config = map(config_lib.flatten, (own, config))
+    assert {k for k in own if own[k] != config[k]} <= {*same}
+  assert module.get_config().variant == "anchored"
+  assert (
+    tuple(
+      v
+      for v in presets.PRESETS
+      if presets.preset("dtd", v).model.weights == presets.CLIP
+    )
+    == module.VARIANTS
+  )
+  for variant in ("peal", "cpeal_script", "cpeal_lora_script", "all"):
+    with pytest.raises(InputError, match=f"configs/{name}.py '{variant}'"):
+      module.get_config(variant)
+  words = " ".join(module.__doc__.split())
+  assert f"--config={name}" in words
+  assert weights.split("/")[1] in words
+  assert "\nLicence:" in module.__doc__
 
 
 @pytest.mark.parametrize("name", catalogue.CATALOGUE)

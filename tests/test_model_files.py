@@ -433,8 +433,11 @@ def test_other_files_are_not_waited_for_either(clip, name):
 
 
 def test_a_file_is_no_directory(clip):
-  message = refused(clip / "model.safetensors", "is no directory; give the")
-  assert "CLIP" not in message
+  hint = "--config.model.arch=ViT-B-32."
+  refused(clip / "model.safetensors", "is no directory; give the", hint)
+  with pytest.raises(InputError, match="is no directory") as error:
+    hub.locate(str(clip / "model.safetensors"), "DINOv2")
+  assert "CLIP" not in str(error.value)
 
 
 def test_a_model_that_is_not_whole_is_not_called_none(clip):

@@ -24,6 +24,7 @@ from cpeal_jax.report import (
   bundle,
   command,
   comparing,
+  facts,
   measures,
   reading,
   reliability,
@@ -528,3 +529,14 @@ def test_without_the_package_that_draws(tmp_path, monkeypatch):
   monkeypatch.setattr(bundle.importlib.metadata, "version", missing)
   with pytest.raises(InputError, match=r"pip install 'cpeal_jax\[report\]'"):
     bundle.bundle(tmp_path)
+
+
+def test_the_head_has_no_whole_paths(tmp_path):
+  folder = made_runs.make(tmp_path / "run")
+  run = reading.read(str(folder))
+  for weights, shown in (
+    ("/home/somebody/models/clip-large", "models/clip-large"),
+    ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
+  ):
+    run.environment["weights"] = weights
+    assert ("Model", shown) in facts.head([arms.Arm("random", {}, {1: run})])

@@ -17,6 +17,7 @@ import pytest
 from flax import serialization, traverse_util
 from flax_naming import in_flax_naming
 from model_files import save_tokenizer
+from parity import assert_parity, expected, outputs
 from safetensors.numpy import load_file, save_file
 
 from cpeal_jax import api
@@ -25,8 +26,7 @@ from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import connection, hub, tensors, weights
 from cpeal_jax.models.adapters import Lora
-from cpeal_jax.models.classifier import cosine_logits
-from cpeal_jax.models.clip import Clip, normalize
+from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.run.plan import classifiers
@@ -43,37 +43,6 @@ def read(folder, layout=OPEN_CLIP):
   return config, weights.convert(
     tensors.read_tensors(folder / layout.weights), config
   )
-
-
-def expected(folder, side):
-  want = dict(np.load(folder / "expected.npz"))
-  if "seed" in want:
-    rng = np.random.default_rng(int(want["seed"]))
-    pixels = rng.normal(size=(3, side, side, 3)).astype(np.float32)
-    want["pixels"] = pixels
-  return want
-
-
-def outputs(config, params, want, dtype=jnp.float32):
-  slots = np.full_like(want["ids"], -1)
-  with jax.default_matmul_precision("highest"):
-    images, texts = jax.jit(Clip(config, dtype=dtype).apply)(
-      {"params": params}, want["pixels"], want["ids"], slots
-    )
-  units = normalize(images), normalize(texts)
-  return {
-    "image_features": images,
-    "text_features": texts,
-    "image_embeds": units[0],
-    "text_embeds": units[1],
-    "logits": cosine_logits(*units, params["logit_scale"]),
-  }
-
-
-def assert_parity(got, want):
-  for name, value in got.items():
-    gap = np.abs(np.asarray(value) - want[name]).max()
-    assert gap <= 1e-5 * np.abs(want[name]).max(), name
 
 
 @pytest.mark.parametrize("name", OPENAI)

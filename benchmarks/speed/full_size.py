@@ -5,9 +5,9 @@
 
 The weights are random and in float32; the batch is 4, and there are ten classes
 with prompts of 16 tokens. CLIP's ViTs train LoRA in both towers, its ResNets
-prompts, and DINOv2 LoRA with a linear head. Each model runs in a process of its
-own; the peak is its largest resident size. The seconds are those of a second
-call on one machine, so they only indicate what to expect.
+prompts, and DINOv2 and DINOv3 LoRA with a linear head. Each model runs in a
+process of its own; the peak is its largest resident size. The seconds are those
+of a second call on one machine, so they only indicate what to expect.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from cpeal_jax.data.batches import Batch
 from cpeal_jax.models import dinov2_weights, weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.clip import Clip, ClipConfig
-from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
+from cpeal_jax.models.dinov2 import Dinov2Config
+from cpeal_jax.models.dinov3 import Dinov3Config
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.text import Tokens
@@ -61,17 +62,28 @@ def dinov2(width: int, layers: int, heads: int) -> Dinov2Config:
   return Dinov2Config(tower, 518, 14, registers=0, antialias=False)
 
 
+def dinov3(width: int, layers: int, heads: int) -> Dinov3Config:
+  tower = TowerConfig(width, layers, heads, 4 * width, "gelu", 1e-5)
+  biases = ("q", "v", "out", "mlp1", "mlp2")
+  return Dinov3Config(tower, 224, 16, 4, 100.0, biases, gated=False)
+
+
 B, L = vit(768, 12, 12), vit(1024, 24, 16)
-MODELS: dict[str, ClipConfig | Dinov2Config] = {
+MODELS: dict[str, ClipConfig | Dinov2Config | Dinov3Config] = {
   "ViT-B/32": clip(B, 224, 32, (512, 8), 512),
   "ViT-B/16": clip(B, 224, 16, (512, 8), 512),
   "ViT-L/14": clip(L, 224, 14, (768, 12), 768),
   "ViT-L/14@336": clip(L, 336, 14, (768, 12), 768),
   "RN50": clip(ResNetConfig((3, 4, 6, 3), 64, 32), 224, 0, (512, 8), 1024),
   "RN101": clip(ResNetConfig((3, 4, 23, 3), 64, 32), 224, 0, (512, 8), 512),
+  "RN50x4": clip(ResNetConfig((4, 6, 10, 6), 80, 40), 288, 0, (640, 10), 640),
+  "RN50x16": clip(ResNetConfig((6, 8, 18, 8), 96, 48), 384, 0, (768, 12), 768),
   "DINOv2-S": dinov2(384, 12, 6),
   "DINOv2-B": dinov2(768, 12, 12),
   "DINOv2-L": dinov2(1024, 24, 16),
+  "DINOv3-S": dinov3(384, 12, 6),
+  "DINOv3-B": dinov3(768, 12, 12),
+  "DINOv3-L": dinov3(1024, 24, 16),
 }
 
 
@@ -95,7 +107,7 @@ def tokens(
   return Tokens(tuple(map(str, range(classes))), ids, slots)
 
 
-def random_params(config: ClipConfig | Dinov2Config) -> dict:
+def random_params(config: ClipConfig | Dinov2Config | Dinov3Config) -> dict:
   """Returns random weights of the model's shapes, on the host."""
   rng = np.random.default_rng(0)
 
@@ -104,8 +116,10 @@ def random_params(config: ClipConfig | Dinov2Config) -> dict:
       return np.ones(leaf.shape, np.float32)
     return 0.02 * rng.standard_normal(leaf.shape, np.float32)
 
-  dinov2 = isinstance(config, Dinov2Config)
-  shapes = dinov2_weights.shapes(config) if dinov2 else weights.shapes(config)
+  if isinstance(config, ClipConfig):
+    shapes = weights.shapes(config)
+  else:
+    shapes = dinov2_weights.shapes(config)
   return jax.tree_util.tree_map_with_path(random, shapes)
 
 
@@ -113,8 +127,8 @@ def make(name: str) -> tuple[Any, dict, int]:
   """Returns the classifier, random weights and the image size in pixels."""
   config = MODELS[name]
   params = random_params(config)
-  if isinstance(config, Dinov2Config):
-    model = Dinov2(config, lora=Lora(towers=("vision",)))
+  if not isinstance(config, ClipConfig):
+    model = dinov2_weights.tower(config, lora=Lora(towers=("vision",)))
     params["logit_scale"] = np.float32(math.log(config.dim) / 2)
     return LinearClassifier(model, CLASSES, MEAN, STD), params, 224
   resnet = isinstance(config.vision, ResNetConfig)

@@ -22,16 +22,18 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 
 from cpeal_jax import acquisition, scoring
 from cpeal_jax.models.anchored import AnchoredClassifier
+from cpeal_jax.models.linear import HEAD
+from cpeal_jax.neighbors import SPARE
 from cpeal_jax.parallel import sharding
-from cpeal_jax.run import anchoring, feature_cache
-from cpeal_jax.storage import record
-from cpeal_jax.training import gaussian
+from cpeal_jax.training import gaussian, pool_head
+from cpeal_jax.training.gaussian import LinearHead
 
 SIZE, NEIGHBORS, SCALE = 512, 10, 20.0
 
@@ -61,15 +63,43 @@ def features_of(rows: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
   return features, labels
 
 
-def measure(rows: int, classes: int, rounds: int) -> Parts:
+def adapter_of(head: LinearHead) -> dict:
+  """Returns the head as the adapter of an `AnchoredClassifier`."""
+  kernel = np.asarray(head.weights) / np.float32(SCALE)
+  return {HEAD: {"kernel": kernel, "bias": np.asarray(head.bias)}}
+
+
+def write(round_: int, selection: dict, scores: dict) -> None:
+  """Writes the files of a selection, as a run does."""
+  # The rest of this file does not need what is imported here.
+  from cpeal_jax.storage import record
+
+  with tempfile.TemporaryDirectory() as folder:
+    place = Path(folder)
+    record.write_selection(place, round_, selection=selection, scores=scores)
+
+
+def measure(
+  rows: int, classes: int, rounds: int, *, recorded: bool = True
+) -> Parts:
+  """Times the parts of a round in `rounds` rounds and one before them.
+
+  Args:
+    rows: images of the pool.
+    classes: classes, and picks of a round.
+    rounds: how many rounds follow the first, which compiles.
+    recorded: whether the files of the selection are written too.
+  """
   parts, rng = Parts(), np.random.default_rng(1)
   features, truth = features_of(rows, classes)
   texts = np.stack([features[truth == c][:3].mean(0) for c in range(classes)])
   texts /= np.linalg.norm(texts, axis=1, keepdims=True)
   model = SimpleNamespace(config=SimpleNamespace(dim=SIZE))
-  classifier = AnchoredClassifier(
-    SimpleNamespace(model=model, classes=classes, widest_activation=0)
+  # Only what stands for the model is missing: features are known.
+  frozen: Any = SimpleNamespace(
+    model=model, classes=classes, widest_activation=0
   )
+  classifier = AnchoredClassifier(frozen)
   mesh = sharding.make_mesh()
   scorer = scoring.make_scorer(classifier, mesh, tile=64)
   params = {"logit_scale": np.float32(np.log(SCALE))}
@@ -79,71 +109,59 @@ def measure(rows: int, classes: int, rounds: int) -> Parts:
   moments = parts.time(
     "moments", lambda: gaussian.pool_moments(x, where, texts, SCALE)
   )
-  wide = NEIGHBORS + feature_cache.SPARE_NEIGHBORS
+  wide = NEIGHBORS + SPARE
   # A search takes long, and its result does not decide the time.
   near = rng.integers(0, rows, (rows, wide)).astype(np.int32)
   alike = -np.sort(-rng.random((rows, wide), np.float32), axis=1)
-  known = tuple(sharding.place(a, mesh, to=size, fill=0) for a in (near, alike))
-  plan = SimpleNamespace(
-    mesh=mesh,
-    pretrained=SimpleNamespace(params=params),
-    zero_shot=SimpleNamespace(has_texts=True),
+  known = (
+    sharding.place(near, mesh, to=size, fill=0),
+    sharding.place(alike, mesh, to=size, fill=0),
   )
-  experiment = SimpleNamespace(plan=plan, cached_moments=[moments])
-  run = SimpleNamespace(experiment=experiment, config=None)
-  feature_cache.features = lambda *_: x
   labels = np.full(rows, -1, np.int32)
   ids = [f"images/{i:07d}.jpg" for i in range(rows)]
   bought = rng.choice(rows, classes, replace=False)
-  with tempfile.TemporaryDirectory() as folder:
-    for round_ in range(rounds + 1):
-      labels[bought] = truth[bought]
-      head, _ = parts.time("head", lambda: anchoring.head(run, labels))
-      adapter = anchoring.adapter(run, head)
-      scores = parts.time(
-        "score",
-        lambda adapter=adapter: scoring.score_pool(
-          scorer,
-          params,
-          adapter,
-          x,
-          total=rows,
-          neighbors=NEIGHBORS,
-          where=labels < 0,
-          known=known,
-        ),
+  for round_ in range(rounds + 1):
+    labels[bought] = truth[bought]
+    head, _ = parts.time("head", lambda: pool_head.fit(moments, x, labels))
+    adapter = adapter_of(head)
+    scores = parts.time(
+      "score",
+      lambda adapter=adapter: scoring.score_pool(
+        scorer,
+        params,
+        adapter,
+        x,
+        total=rows,
+        neighbors=NEIGHBORS,
+        where=labels < 0,
+        known=known,
+      ),
+    )
+
+    def select(scores=scores, adapter=adapter, round_=round_):
+      pool = acquisition.PoolView(
+        logits=scores.logits,
+        features=x,
+        labeled=sharding.place(labels >= 0, mesh, to=size, fill=True),
+        labels=sharding.place(labels, mesh, to=size, fill=-1),
+        total=rows,
+        neighbor_indices=scores.neighbor_indices,
+        neighbor_similarities=scores.neighbor_similarities,
       )
+      key = jax.random.key(round_)
+      picks = acquisition.choose("margin", key, pool, classes)
+      names = tuple(map(str, range(classes)))
+      reasons = acquisition.explain("margin", pool, picks, classes=names)
+      return picks, reasons, acquisition.columns(pool, picks)
 
-      def select(scores=scores, adapter=adapter, round_=round_):
-        pool = acquisition.PoolView(
-          logits=scores.logits,
-          features=x,
-          labeled=sharding.place(labels >= 0, mesh, to=size, fill=True),
-          labels=sharding.place(labels, mesh, to=size, fill=-1),
-          total=rows,
-          neighbor_indices=scores.neighbor_indices,
-          neighbor_similarities=scores.neighbor_similarities,
-        )
-        key = jax.random.key(round_)
-        picks = acquisition.choose("margin", key, pool, classes)
-        names = tuple(map(str, range(classes)))
-        reasons = acquisition.explain("margin", pool, picks, classes=names)
-        return picks, reasons, acquisition.columns(pool, picks)
-
-      picks, reasons, columns = parts.time("select", select)
-      bought = np.asarray(picks.indices)
+    picks, reasons, columns = parts.time("select", select)
+    bought = np.asarray(picks.indices)
+    if recorded:
       chosen = [ids[i] for i in bought]
       selection = {"id": chosen, "path": chosen, "rank": range(classes)}
+      told = selection | reasons, {"id": ids, **columns}
       parts.time(
-        "record",
-        lambda round_=round_, selection=selection | reasons, columns=columns: (
-          record.write_selection(
-            Path(folder),
-            round_,
-            selection=selection,
-            scores={"id": ids, **columns},
-          )
-        ),
+        "record", lambda round_=round_, told=told: write(round_, *told)
       )
   return parts
 

@@ -58,7 +58,7 @@ class Work:
     params: the frozen weights on the device.
     adapter: random adapter variables on the host. Unlike a fresh adapter's, no
       factor is 0, so all gradients are nonzero.
-    mesh: the mesh, which has one device.
+    mesh: the devices; one unless `make` is told otherwise.
   """
 
   classifier: TextClassifier
@@ -76,6 +76,7 @@ def make(
   length: int,
   scale: float = 100,
   dtype: str = "float32",
+  devices: int = 1,
 ) -> Work:
   """Makes a CLIP with an adapter and random prompts.
 
@@ -86,6 +87,7 @@ def make(
     length: the number of tokens of every prompt, start and end included.
     scale: the factor of the cosine similarities in the logits.
     dtype: the type in which both towers compute.
+    devices: how many devices the mesh has; 0 for all.
   """
   config = config_of(name)
   lora, prompts = ADAPTERS[adapter]
@@ -96,7 +98,7 @@ def make(
   host["logit_scale"] = np.float32(math.log(scale))
   model = Clip(config, lora=lora, prompts=prompts, dtype=jnp.dtype(dtype))
   classifier = TextClassifier(model, tokens, full_size.MEAN, full_size.STD)
-  mesh = sharding.make_mesh(1)
+  mesh = sharding.make_mesh(devices)
   params = sharding.replicate(host, mesh)
   fresh = jax.jit(classifier.init)(params, jax.random.key(0))
   rng = np.random.default_rng(1)

@@ -184,6 +184,7 @@ def _validate_methods(config: Config) -> None:
   used = methods_of(config)
   _validate_anchor(config, used)
   if not BY_ADAPTER[config.adapter.kind][0].has_texts:
+    _refuse_clip_settings(config)
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
@@ -225,6 +226,21 @@ def _validate_anchor(config: Config, used: set[str]) -> None:
       f"loss.anchor={config.loss.anchor} is for adapter.kind=lora and prompts, "
       f"not {kind}: set loss.anchor=0."
     )
+
+
+def _refuse_clip_settings(config: Config) -> None:
+  """Refuses settings of a CLIP's weights for a model without texts.
+
+  Raises:
+    InputError: naming the setting and the adapter.
+  """
+  for name in ("arch", "tokenizer"):
+    if value := config.model[name]:
+      raise InputError(
+        f"model.{name}={value} is for a CLIP, and adapter.kind="
+        f"{config.adapter.kind} wants a {BY_ADAPTER[config.adapter.kind].name}:"
+        " leave it empty."
+      )
 
 
 def _validate_head(config: Config, used: set[str]) -> None:

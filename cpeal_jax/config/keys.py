@@ -27,6 +27,7 @@ from cpeal_jax.data import duplicates
 from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.layouts import LAYOUTS
 from cpeal_jax.models import adapters
+from cpeal_jax.models.architectures import ARCHITECTURES
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
@@ -80,6 +81,7 @@ HEADINGS = {
   "parallel": "Devices",
   "checkpoint": "Checkpoints",
   "keep": "What a round leaves for reports",
+  "logging": "Copies of the metrics for other programs",
 }
 
 # Each row has a few lines; the formatter would put each value on its own.
@@ -150,7 +152,13 @@ TABLE = (
   # Paths of files are RUN keys, since files may be moved. A run records their
   # sha256, which must not change.
   ("model.weights", "", RUN, Text("a directory or hub id", required=True),
-   "the pretrained CLIP or DINOv2"),
+   "the pretrained CLIP, DINOv2 or DINOv3; with model.arch also a file of "
+   "weights, here or on the hub as OWNER/NAME/FILE"),
+  ("model.arch", "", RESULT, choice("", *ARCHITECTURES),
+   "architecture of a CLIP whose weights come without a config, by OpenCLIP's "
+   "name; empty takes the config beside the weights"),
+  ("model.tokenizer", "", RUN, Text("a directory or hub id, or empty"),
+   "where a CLIP's tokenizer is; empty takes the one beside the weights"),
   ("model.template", "a photo of a {}.", RESULT, Template(),
    "prompt of a class; {} stands for the class name"),
   ("model.prompt", "template", RESULT, choice("template", "x16"),
@@ -175,7 +183,7 @@ TABLE = (
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
    "what is trained: lora, prompts or anchored (a linear head that the pool "
    "holds) on a CLIP or SigLIP; head (linear probe), lora_head (PEAL) or "
-   "anchored_head on a DINOv2"),
+   "anchored_head on a DINOv2 or DINOv3"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
    "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),
@@ -362,6 +370,14 @@ TABLE = (
    "validation and the test split, from which cpeal report draws calibration "
    "and errors; auto writes it, with 16 bits a number beyond ten million "
    "numbers"),
+
+  ("logging.tensorboard", False, RUN, YES_NO,
+   "whether each round's metrics are written for TensorBoard too, into the "
+   "folder tensorboard of the workdir"),
+  ("logging.wandb", "", RUN, Text(),
+   "project of Weights & Biases that each round's metrics are sent to; empty "
+   "for none; with WANDB_MODE=offline they stay in the folder wandb of the "
+   "workdir"),
 )
 # fmt: on
 KEYS = tuple(Key(*row) for row in TABLE)

@@ -34,6 +34,8 @@ from cpeal_jax.errors import one_of
 CLIP = "openai/clip-vit-base-patch32"
 CLIP_16 = "openai/clip-vit-base-patch16"
 RESNET = "timm/resnet50_clip.openai"
+# Has the tokenizer of OpenAI's CLIPs, which bare files of weights lack.
+CLIP_TOKENIZER = CLIP
 DINOV2 = "facebook/dinov2-base"
 DINOV2_LARGE = "facebook/dinov2-large"
 
@@ -44,7 +46,6 @@ def preset(name: str, variant: str) -> Config:
   Args:
     name: name of a data set in the catalogue.
     variant: name of the preset.
-
 
   Raises:
     InputError: an unknown data set or variant.
@@ -59,6 +60,50 @@ def preset(name: str, variant: str) -> Config:
   config.model.weights = CLIP
   config.model.template = catalogue.find(name).template
   PRESETS[variant](config)
+  return config
+
+
+def own_images(name: str, variant: str) -> Config:
+  """Returns the config of a person's own images with one of `PRESETS`.
+
+  Args:
+    name: name of the config.
+    variant: name of the preset.
+
+  Raises:
+    InputError: an unknown variant.
+  """
+  one_of(f"variant of configs/{name}.py", variant, PRESETS)
+  config = base()
+  config.name = name
+  config.variant = variant
+  # Images of the pool may repeat; only those of the test split must not be in
+  # the pool, which is what this refuses.
+  config.dataset.duplicates = "refuse"
+  config.model.weights = CLIP
+  PRESETS[variant](config)
+  return config
+
+
+def of_a_domain(
+  name: str, variant: str, *, weights: str, arch: str = "", tokenizer: str = ""
+) -> Config:
+  """Returns the config of own images with a CLIP of their domain.
+
+  Args:
+    name: name of the config.
+    variant: one of `OF_ANY_CLIP`.
+    weights: where the CLIP is, see `model.weights`.
+    arch, tokenizer: its architecture and tokenizer, if they are not there.
+
+  Raises:
+    InputError: an unknown variant, or one of another model.
+  """
+  one_of(f"variant of configs/{name}.py", variant, OF_ANY_CLIP)
+  config = own_images(name, variant)
+  config.model.weights = weights
+  config.model.arch = arch
+  config.model.tokenizer = tokenizer
   return config
 
 
@@ -187,3 +232,8 @@ PRESETS: dict[str, Callable[[Config], None]] = {
   "peal_published": _peal_published,
   "linear_probe": _linear_probe,
 }
+# The presets that name no other model than the default, a CLIP.
+OF_ANY_CLIP = (
+  *("cpeal_lora", "cpeal_prompt", "pcb", "pcb_as", "pcb_ae", "cec"),
+  *("anchored", "cpeal_lora_anchored", "cpeal_prompt_anchored"),
+)

@@ -141,7 +141,7 @@ def preprocess(
   return pixels[top : top + spec.size, left : left + spec.size].copy()
 
 
-def image_spec(path: Path | str) -> ImageSpec:
+def image_spec(path: Path | str | ImageSpec) -> ImageSpec:
   """Reads how a checkpoint preprocesses images.
 
   The settings are those of one of these files:
@@ -155,12 +155,15 @@ def image_spec(path: Path | str) -> ImageSpec:
   aspect ratio, or `{"height": S, "width": S}`, which does not.
 
   Args:
-    path: one of the files, or a folder with one of the first two.
+    path: one of the files, or a folder with one of the first two; or the
+      settings of a checkpoint without such a file, which are returned.
 
   Raises:
     InputError: there is no such file, or it has a setting that is not
       supported.
   """
+  if isinstance(path, ImageSpec):
+    return path
   path, config = _settings(Path(path))
 
   def setting(name, default):

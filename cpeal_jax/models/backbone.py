@@ -5,17 +5,21 @@ an instance of it to `backbones.BACKBONES`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax.typing import DTypeLike
 
+from cpeal_jax.data.images import ImageSpec
+from cpeal_jax.data.reading import read_bytes, without_mark
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.tensors import Row
+from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 
 # A number for each of red, green and blue.
 Channels = tuple[float, float, float]
@@ -32,7 +36,8 @@ class Pretrained(Protocol):
     config: the model's sizes; `config.dim` is D, the length of a feature.
     params: the weights, float32, on the host; they are never trained.
     sha256: the hex digest of the weights; records identify them by this.
-    preprocessor: the file with the image processor's settings.
+    preprocessor: the file with the image processor's settings, or the settings
+      if the checkpoint has no such file.
   """
 
   @property
@@ -54,7 +59,7 @@ class Pretrained(Protocol):
   def sha256(self) -> str: ...
 
   @property
-  def preprocessor(self) -> Path: ...
+  def preprocessor(self) -> Path | ImageSpec: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Backbone(Protocol):
     name: the name that messages use.
     adapters: the values of `adapter.kind` that this backbone supports.
     model_types: the values of `model_type` in the config.json of its models.
-    sizes: the class of `Pretrained.config`; each backbone has its own.
+    sizes: the classes of `Pretrained.config`; each belongs to one backbone.
     has_texts: whether the model has a text tower, and so can classify
       zero-shot.
     towers: the towers that can have LoRA.
@@ -102,7 +107,7 @@ class Backbone(Protocol):
   def model_types(self) -> tuple[str, ...]: ...
 
   @property
-  def sizes(self) -> type: ...
+  def sizes(self) -> tuple[type, ...]: ...
 
   @property
   def has_texts(self) -> bool: ...
@@ -110,11 +115,21 @@ class Backbone(Protocol):
   @property
   def towers(self) -> tuple[str, ...]: ...
 
-  def load(self, source: str, found: tuple[Path, Layout] | None = None) -> Any:
+  def load(
+    self,
+    source: str,
+    *,
+    arch: str = "",
+    tokenizer: str = "",
+    found: tuple[Path, Layout] | None = None,
+  ) -> Any:
     """Reads the `Pretrained` of a directory or hub id.
 
     Args:
       source: the directory or hub id.
+      arch, tokenizer: the architecture of weights without a config, and where
+        the tokenizer is, as in `weights.load_pretrained`; a model without
+        texts ignores both.
       found: the result of `hub.locate` for it, if that is known already.
 
     Raises:
@@ -168,7 +183,7 @@ class Backbone(Protocol):
 
   def transformers_files(
     self, pretrained: Any, tensors: dict[str, np.ndarray], preprocessor: dict
-  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+  ) -> tuple[dict[str, np.ndarray], Mapping[str, dict | bytes]]:
     """Converts a model's files to those that transformers reads.
 
     Args:
@@ -177,8 +192,9 @@ class Backbone(Protocol):
       preprocessor: the content for preprocessor_config.json.
 
     Returns:
-      The weights by transformers' names, and the JSON files, by name, that
-      transformers needs and the model's directory lacks.
+      The weights by transformers' names, and the files, by name, that
+      transformers needs and the model's directory lacks: the content of a JSON
+      file, or the bytes of any other.
     """
     ...
 
@@ -190,10 +206,28 @@ def refuse_other_size(pretrained: Pretrained, size: int) -> None:
     InputError: if `size` is not `pretrained.config.image_size`, in pixels.
   """
   if size != pretrained.config.image_size:
+    settings = pretrained.preprocessor
+    name = settings.name if isinstance(settings, Path) else "the processor"
     raise InputError(
-      f"{pretrained.preprocessor.name} crops to {size} pixels, but the "
+      f"{name} crops to {size} pixels, but the "
       f"weights are for {pretrained.config.image_size} pixels."
     )
+
+
+def tokenizer_files(pretrained: Any) -> dict[str, bytes]:
+  """Returns the files of a tokenizer that is not beside the weights, by name.
+
+  Args:
+    pretrained: a `Pretrained` with a `tokenizer_directory`.
+  """
+  words = pretrained.tokenizer_directory
+  if words == pretrained.directory:
+    return {}
+  return {
+    name: without_mark(read_bytes(words / name))
+    for name in TOKENIZER_FILES
+    if (words / name).is_file()
+  }
 
 
 def refuse_layers(lora: Lora, config: Any) -> None:

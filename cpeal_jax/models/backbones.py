@@ -23,7 +23,7 @@ BY_ADAPTER: dict[str, tuple[Backbone, ...]] = {
 }
 
 
-def load(kind: str, source: str) -> Any:
+def load(kind: str, source: str, *, arch: str = "", tokenizer: str = "") -> Any:
   """Reads the `Pretrained` of a directory or hub id.
 
   Which backbone reads it is decided by the `model_type` of its config.json.
@@ -31,12 +31,16 @@ def load(kind: str, source: str) -> Any:
   Args:
     kind: a value of `adapter.kind`; only its backbones are tried.
     source: the directory or hub id.
+    arch, tokenizer: as in `Backbone.load`. Weights that `arch` describes are
+      read by the first backbone of `kind`.
 
   Raises:
     InputError: if files are missing or unreadable, do not fit together, or are
       those of a model that `kind` does not go with.
   """
   choices = BY_ADAPTER[kind]
+  if arch or len(choices) == 1:
+    return choices[0].load(source, arch=arch, tokenizer=tokenizer)
   directory, layout = found = locate(
     source, " or ".join(choice.name for choice in choices)
   )
@@ -48,7 +52,7 @@ def load(kind: str, source: str) -> Any:
   (choice,) = (
     each for each in choices if raw["model_type"] in each.model_types
   )
-  return choice.load(source, found)
+  return choice.load(source, tokenizer=tokenizer, found=found)
 
 
 def backbone_of(pretrained: Any) -> Backbone:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jax.typing import DTypeLike
 
+from cpeal_jax.data.images import ImageSpec
 from cpeal_jax.models import (
   backbone,
   naming,
@@ -33,14 +34,21 @@ class ClipBackbone:
   name: str = "CLIP"
   adapters: tuple[str, ...] = ("lora", "prompts", "anchored")
   model_types: tuple[str, ...] = weights.MODEL_TYPES
-  sizes: type = ClipConfig
+  sizes: tuple[type, ...] = (ClipConfig,)
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 
   def load(
-    self, source: str, found: tuple[Path, Layout] | None = None
+    self,
+    source: str,
+    *,
+    arch: str = "",
+    tokenizer: str = "",
+    found: tuple[Path, Layout] | None = None,
   ) -> Pretrained:
-    return weights.load_pretrained(source, found)
+    return weights.load_pretrained(
+      source, arch=arch, tokenizer=tokenizer, found=found
+    )
 
   def refuse_size(self, pretrained: Pretrained, size: int) -> None:
     backbone.refuse_other_size(pretrained, size)
@@ -82,15 +90,16 @@ class ClipBackbone:
 
     A CLIP with a ResNet has neither of the formats `transformers` and `peft`,
     since transformers has no such model. `peft` needs a base model that
-    transformers can load; it cannot load OpenCLIP's files, nor the .msgpack
-    files of transformers 4.
+    transformers can load; it cannot load OpenCLIP's files, nor a bare file of
+    weights, nor the .msgpack files of transformers 4.
     """
     if lora is None:
       return ("prompts", "head")
     if isinstance(pretrained.config.vision, ResNetConfig):
       return ("head",)
     has_hf_config = (pretrained.directory / "config.json").is_file()
-    if not has_hf_config or pretrained.weights.suffix == ".msgpack":
+    is_hf = has_hf_config and not pretrained.arch
+    if not is_hf or pretrained.weights.suffix == ".msgpack":
       return ("transformers", "head")
     return ("transformers", "peft", "head")
 
@@ -102,13 +111,17 @@ class ClipBackbone:
     pretrained: Pretrained,
     tensors: dict[str, np.ndarray],
     preprocessor: dict,
-  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+  ) -> tuple[dict[str, np.ndarray], dict[str, dict | bytes]]:
     config = pretrained.config
+    more: dict[str, dict | bytes] = {**backbone.tokenizer_files(pretrained)}
     renamed = weights_out.in_hf(tensors, pretrained.params, config)
-    if pretrained.preprocessor.name != "open_clip_config.json":
-      return renamed, {}
+    settings = pretrained.preprocessor
+    is_hf = not isinstance(settings, ImageSpec) and (
+      settings.name != "open_clip_config.json"
+    )
+    if is_hf and not pretrained.arch:
+      return renamed, more
     dtype = str(renamed["logit_scale"].dtype)
-    return renamed, {
-      "config.json": weights_out.hf_config(config, dtype=dtype),
-      "preprocessor_config.json": preprocessor,
-    }
+    more["config.json"] = weights_out.hf_config(config, dtype=dtype)
+    more["preprocessor_config.json"] = preprocessor
+    return renamed, more

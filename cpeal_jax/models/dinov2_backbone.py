@@ -1,4 +1,4 @@
-"""DINOv2 as a backbone, with a linear head on its features.
+"""DINOv2 or DINOv3 as a backbone, with a linear head on its features.
 
 The head is trained alone or together with LoRA.
 """
@@ -11,11 +11,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import backbone, dinov2_weights
+from cpeal_jax.models import backbone, dinov2_weights, dinov3_weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.backbone import Channels, Wording
-from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config
+from cpeal_jax.models.dinov2 import Dinov2Config
 from cpeal_jax.models.dinov2_weights import PretrainedDinov2
+from cpeal_jax.models.dinov3 import Dinov3Config
 from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import Row
@@ -23,23 +24,29 @@ from cpeal_jax.models.tensors import Row
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Backbone:
-  """The `Backbone` of every DINOv2, with or without registers."""
+  """The `Backbone` of every DINOv2, with or without registers, and DINOv3."""
 
   name: str = "DINOv2"
   adapters: tuple[str, ...] = ("head", "lora_head", "anchored_head")
   model_types: tuple[str, ...] = dinov2_weights.MODEL_TYPES
-  sizes: type = Dinov2Config
+  sizes: tuple[type, ...] = (Dinov2Config, Dinov3Config)
   has_texts: bool = False
   towers: tuple[str, ...] = ("vision",)
 
   def load(
-    self, source: str, found: tuple[Path, Layout] | None = None
+    self,
+    source: str,
+    *,
+    arch: str = "",
+    tokenizer: str = "",
+    found: tuple[Path, Layout] | None = None,
   ) -> PretrainedDinov2:
+    del arch, tokenizer
     return dinov2_weights.load_dinov2(source, found)
 
   def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
-    # Position embeddings are resized to the image, so any size fits that is at
-    # least the size of a patch.
+    # Position embeddings are resized to the image, and rotary positions fit any
+    # image, so any size will do that is at least the size of a patch.
     if size < pretrained.config.patch_size:
       raise InputError(
         f"preprocessor_config.json crops to {size} pixels, which is less than "
@@ -69,7 +76,7 @@ class Dinov2Backbone:
     del prompts, wording
 
     def with_head(lora: Lora | None) -> LinearClassifier:
-      model = Dinov2(
+      model = dinov2_weights.tower(
         pretrained.config, lora=lora, dtype=jnp.dtype(dtype), remat=remat
       )
       return LinearClassifier(model, len(classes), mean, std)
@@ -96,5 +103,7 @@ class Dinov2Backbone:
     tensors: dict[str, np.ndarray],
     preprocessor: dict,
   ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    del pretrained, preprocessor
+    del preprocessor
+    if isinstance(pretrained.config, Dinov3Config):
+      tensors = dinov3_weights.published_names(tensors)
     return tensors, {}

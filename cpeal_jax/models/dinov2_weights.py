@@ -1,4 +1,4 @@
-"""Reads a pretrained DINOv2 from a Hugging Face directory or hub id.
+"""Reads a pretrained DINOv2 or DINOv3 from a directory or hub id.
 
 As for CLIP, each tensor of the file must belong to a leaf of the model's
 weights, and each leaf must have its tensor. All mismatches are reported in one
@@ -15,11 +15,15 @@ import jax
 import numpy as np
 
 from cpeal_jax.data.reading import read_object
+from cpeal_jax.models import dinov3, dinov3_weights
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config, config_from_hf
+from cpeal_jax.models.dinov3 import Dinov3, Dinov3Config
 from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
 from cpeal_jax.models.tensors import (
   Row,
   fill,
+  first_row,
+  first_rows,
   patches,
   read_tensors,
   refuse_depth,
@@ -28,25 +32,16 @@ from cpeal_jax.models.tensors import (
   transpose,
 )
 
-MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+MODEL_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+Config = Dinov2Config | Dinov3Config
 # A tensor without a leaf: the token that replaces masked patches, which only
 # DINOv2's pretraining uses.
 IGNORED = re.compile(r"embeddings\.mask_token")
 
 
-def _to_vector(x: np.ndarray) -> np.ndarray:
-  """Drops the leading axes of length 1: [1, 1, W] to [W]."""
-  return x.reshape(x.shape[-1])
-
-
-def _drop_batch(x: np.ndarray) -> np.ndarray:
-  """Drops the batch axis: [1, n, W] to [n, W]."""
-  return x.reshape(x.shape[-2:])
-
-
 TABLE: tuple[Row, ...] = (
-  ("class_token", "embeddings.cls_token", _to_vector),
-  ("positions", "embeddings.position_embeddings", _drop_batch),
+  ("class_token", "embeddings.cls_token", first_row),
+  ("positions", "embeddings.position_embeddings", first_rows),
   (
     "patch/kernel",
     "embeddings.patch_embeddings.projection.weight",
@@ -56,7 +51,7 @@ TABLE: tuple[Row, ...] = (
   ("norm_out/scale", "layernorm.weight", same),
   ("norm_out/bias", "layernorm.bias", same),
 )
-REGISTERS: Row = ("registers", "embeddings.register_tokens", _drop_batch)
+REGISTERS: Row = ("registers", "embeddings.register_tokens", first_rows)
 # (module in our block, module in Hugging Face's block).
 BLOCK_TABLE: tuple[tuple[str, str], ...] = (
   ("attention/q", "attention.attention.query"),
@@ -70,8 +65,22 @@ BLOCK_TABLE: tuple[tuple[str, str], ...] = (
 )
 
 
-def key_table(config: Dinov2Config) -> tuple[Row, ...]:
+def tower(config: Config, **settings) -> Dinov2 | Dinov3:
+  """Returns the image tower of these sizes.
+
+  Args:
+    config: the sizes.
+    settings: other attributes of the tower, such as `lora`.
+  """
+  if isinstance(config, Dinov3Config):
+    return Dinov3(config, **settings)
+  return Dinov2(config, **settings)
+
+
+def key_table(config: Config) -> tuple[Row, ...]:
   """Returns one row per leaf of the tower, with its Hugging Face name."""
+  if isinstance(config, Dinov3Config):
+    return dinov3_weights.key_table(config)
   rows = [*TABLE, REGISTERS] if config.registers else list(TABLE)
   for i in range(config.vision.layers):
     their_block = f"encoder.layer.{i}"
@@ -90,16 +99,15 @@ def key_table(config: Dinov2Config) -> tuple[Row, ...]:
   return tuple(rows)
 
 
-def shapes(config: Dinov2Config) -> dict:
+def shapes(config: Config) -> dict:
   """Returns the tree of the tower's weights as `jax.ShapeDtypeStruct`s."""
   side = config.image_size
   pixels = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-  return jax.eval_shape(Dinov2(config).init, jax.random.key(0), pixels)[
-    "params"
-  ]
+  init = tower(config).init
+  return jax.eval_shape(init, jax.random.key(0), pixels)["params"]
 
 
-def convert(tensors: Mapping[str, np.ndarray], config: Dinov2Config) -> dict:
+def convert(tensors: Mapping[str, np.ndarray], config: Config) -> dict:
   """Returns the `params` of a `LinearClassifier`.
 
   These are the tower's weights in float32 and the constant `logit_scale` =
@@ -115,13 +123,15 @@ def convert(tensors: Mapping[str, np.ndarray], config: Dinov2Config) -> dict:
       not finite; the message lists them all.
   """
   refuse_depth(tensors, config.vision.layers)
+  if isinstance(config, Dinov3Config):
+    tensors = dinov3_weights.published_names(tensors)
   params = fill(tensors, shapes(config), key_table(config), ignored=IGNORED)
   return params | {"logit_scale": np.float32(math.log(config.dim) / 2)}
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedDinov2:
-  """A DINOv2 as read from disk.
+  """A DINOv2 or DINOv3 as read from disk.
 
   Attributes:
     source: the hub id or directory, as the user gave it.
@@ -136,7 +146,7 @@ class PretrainedDinov2:
   source: str
   directory: Path
   weights: Path
-  config: Dinov2Config
+  config: Config
   params: dict
   sha256: str
   preprocessor: Path
@@ -145,21 +155,24 @@ class PretrainedDinov2:
 def load_dinov2(
   source: str, found: tuple[Path, Layout] | None = None
 ) -> PretrainedDinov2:
-  """Reads a `Dinov2Model`, with or without registers.
+  """Reads a `Dinov2Model`, with or without registers, or a `DINOv3ViTModel`.
 
   Args:
     source: a directory or a hub id.
     found: the result of `hub.locate` for it, if that is known already.
 
   Raises:
-    InputError: if files are missing or unreadable, if the model is not a
-      DINOv2, or if the weights do not match the config.
+    InputError: if files are missing or unreadable, if the model is neither
+      DINOv2 nor DINOv3, or if the weights do not match the config.
   """
   directory, layout = found or locate(source, "DINOv2")
   path, weights = directory / layout.config, directory / layout.weights
   raw = read_object(path)
   refuse_type(path, raw, MODEL_TYPES)
-  config = config_from_hf(raw, path)
+  if raw["model_type"] == "dinov3_vit":
+    config = dinov3.config_from_hf(raw, path)
+  else:
+    config = config_from_hf(raw, path)
   return PretrainedDinov2(
     source=source,
     directory=directory,

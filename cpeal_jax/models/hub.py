@@ -55,8 +55,13 @@ SHARDED = Layout(INDEX)
 # Used only if there is no other file of weights, and no conversion of this one
 # on the hub.
 PICKLED = Layout("pytorch_model.bin")
+OPEN_CLIP_PICKLED = Layout(
+  "open_clip_pytorch_model.bin",
+  "open_clip_config.json",
+  "open_clip_config.json",
+)
 # All layouts, the preferred ones first.
-LAYOUTS = (SAFETENSORS, OPEN_CLIP, FLAX, SHARDED, PICKLED)
+LAYOUTS = (SAFETENSORS, OPEN_CLIP, FLAX, SHARDED, PICKLED, OPEN_CLIP_PICKLED)
 SMALL_FILES = (
   "config.json",
   "preprocessor_config.json",
@@ -69,15 +74,21 @@ SMALL_FILES = (
 # weights to safetensors. Anyone may open a pull request, so those of other
 # authors are not used.
 CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")
+# Endings of a file that may hold a whole model's weights.
+SINGLE_FILES = (".safetensors", ".pt", ".pth", ".bin")
+# What messages say where there may be such a file without a config.
+BARE = (
+  " Weights of a CLIP without a config need its architecture, by OpenCLIP's "
+  "name: --config.model.arch=ViT-B-32."
+)
 
 
 def choose(directory: Path, names: Iterable[str]) -> Layout | None:
   """Returns the first of `LAYOUTS` whose files all exist, or None.
 
-  timm's repositories have OpenCLIP's files, and also a config.json and a
-  model.safetensors that hold only the image tower. So if OpenCLIP's files
-  exist, the other layouts count only if config.json has the model_type "clip"
-  or "siglip".
+  timm's repositories have OpenCLIP's files, and also a config.json and weights
+  that hold only the image tower. So if OpenCLIP's files exist, the other
+  layouts count only if config.json has the model_type "clip" or "siglip".
 
   Args:
     directory: the directory with config.json, if the checkpoint has that file.
@@ -85,13 +96,14 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
   """
   names = set(names)
   complete = [layout for layout in LAYOUTS if not layout.missing(names)]
-  if OPEN_CLIP in complete:
+  open_clip = [x for x in complete if x in (OPEN_CLIP, OPEN_CLIP_PICKLED)]
+  if open_clip:
     try:
       model_type = read_object(directory / "config.json").get("model_type")
     except InputError:
       model_type = None
     if model_type not in ("clip", "siglip"):
-      complete = [OPEN_CLIP]
+      complete = open_clip
   return complete[0] if complete else None
 
 
@@ -127,7 +139,7 @@ def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
       f"{path} has model_type {shown(model_type)}; only "
       f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora, "
       "prompts and anchored want a CLIP or SigLIP, head, lora_head and "
-      f"anchored_head a DINOv2.{remark}"
+      f"anchored_head a DINOv2 or DINOv3.{remark}"
     )
 
 
@@ -146,7 +158,8 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
       that has them, or if the download fails.
   """
   path = Path(source).expanduser()
-  names = _entries(path)
+  hint = BARE if "CLIP" in kind and source.endswith(SINGLE_FILES) else ""
+  names = _entries(path, hint)
   if names is not None:
     layout = choose(path, names)
     if layout is None:
@@ -157,13 +170,17 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
     or source.startswith((".", "~"))
     or (source.count("/") > 1)
   ):
-    raise InputError(f"model.weights: there is no directory {source}.")
+    raise InputError(f"model.weights: there is no directory {source}.{hint}")
   with connection.quiet():
     return _from_hub(source, kind)
 
 
-def _entries(path: Path) -> list[str] | None:
+def _entries(path: Path, hint: str) -> list[str] | None:
   """Returns the names in a directory, or None if there is nothing at `path`.
+
+  Args:
+    path: the directory.
+    hint: what the message about a file says at its end.
 
   Raises:
     InputError: if `path` is a file, or a directory that cannot be read.
@@ -175,7 +192,7 @@ def _entries(path: Path) -> list[str] | None:
   except NotADirectoryError as error:
     raise InputError(
       f"model.weights: {path} is no directory; give the directory that holds "
-      "the weights with their config.json, preprocessor and tokenizer."
+      f"the weights with their config.json, preprocessor and tokenizer.{hint}"
     ) from error
   except OSError as error:
     raise InputError(
@@ -197,15 +214,19 @@ def _lacks(names: Iterable[str], kind: str) -> str:
     key=lambda layout: len(layout.files) - len(layout.missing(present)),
   )
   missing = f"has no {', '.join(closest.missing(present))}"
-  if not present & {*wanted, PROCESSOR}:
+  if not present & {*wanted, PROCESSOR} and not any(
+    name.endswith(SINGLE_FILES) for name in present
+  ):
     return f"{missing}, so it holds no {kind}."
   foreign = sorted(
     name
     for name in present
-    if name.endswith((".safetensors", ".bin", ".h5", ".pt", ".index.json"))
+    if name.endswith((*SINGLE_FILES, ".h5", ".index.json"))
     and name not in wanted
   )
   others = f" It has {', '.join(foreign[:3])} instead." if foreign else ""
+  if "CLIP" in kind and not present & {"config.json", OPEN_CLIP.config}:
+    others += BARE
   weights = ", ".join(layout.weights for layout in LAYOUTS)
   return (
     f"{missing}: the {kind} in it is not whole. Weights are read from one of "
@@ -240,7 +261,7 @@ def _from_hub(source: str, kind: str) -> tuple[Path, Layout]:
       )
     )
     layout, revision = choose(directory, names), None
-    if layout is None or layout is PICKLED:
+    if layout is None or layout in (PICKLED, OPEN_CLIP_PICKLED):
       revision = _conversion(source)
       layout = LAYOUTS[0] if revision else layout
     if layout is None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from cpeal_jax.models.classifier import cosine_logits, to_pixels
 from cpeal_jax.models.clip import normalize
 from cpeal_jax.models.dinov2 import Dinov2
+from cpeal_jax.models.dinov3 import Dinov3
 
 # The key of the head's weights in the adapter.
 HEAD = "head"
@@ -40,7 +41,7 @@ class LinearClassifier:
       whose values are in [0, 1] before.
   """
 
-  model: Dinov2
+  model: Dinov2 | Dinov3
   classes: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
@@ -59,7 +60,7 @@ class LinearClassifier:
   def widest_activation(self) -> int:
     """How many numbers one image has in the perceptron of a block.
 
-    The image is assumed to have the side `Dinov2Config.image_size`.
+    The image is assumed to have the side `config.image_size`.
     """
     config = self.model.config
     tokens = (config.image_size // config.patch_size) ** 2 + 1

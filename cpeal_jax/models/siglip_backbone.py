@@ -26,14 +26,20 @@ class SiglipBackbone:
   name: str = "SigLIP"
   adapters: tuple[str, ...] = ("lora", "prompts", "anchored")
   model_types: tuple[str, ...] = siglip_weights.MODEL_TYPES
-  sizes: type = SiglipConfig
+  sizes: tuple[type, ...] = (SiglipConfig,)
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 
   def load(
-    self, source: str, found: tuple[Path, Layout] | None = None
+    self,
+    source: str,
+    *,
+    arch: str = "",
+    tokenizer: str = "",
+    found: tuple[Path, Layout] | None = None,
   ) -> PretrainedSiglip:
-    return siglip_weights.load_siglip(source, found)
+    del arch
+    return siglip_weights.load_siglip(source, tokenizer=tokenizer, found=found)
 
   def refuse_size(self, pretrained: PretrainedSiglip, size: int) -> None:
     backbone.refuse_other_size(pretrained, size)
@@ -84,7 +90,7 @@ class SiglipBackbone:
     pretrained: PretrainedSiglip,
     tensors: dict[str, np.ndarray],
     preprocessor: dict,
-  ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+  ) -> tuple[dict[str, np.ndarray], dict[str, dict | bytes]]:
     """Returns the tensors as they are, which are transformers' already."""
-    del pretrained, preprocessor
-    return tensors, {}
+    del preprocessor
+    return tensors, {**backbone.tokenizer_files(pretrained)}

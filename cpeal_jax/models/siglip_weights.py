@@ -21,6 +21,7 @@ from cpeal_jax.data.reading import read_object
 from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
 from cpeal_jax.models.naming import hf_blocks, pairs, stacked
 from cpeal_jax.models.siglip import Siglip, SiglipConfig, config_from_hf
+from cpeal_jax.models.single_files import tokenizer_directory
 from cpeal_jax.models.tensors import (
   Row,
   fill,
@@ -183,6 +184,7 @@ class PretrainedSiglip:
     tokenizer: the checkpoint's tokenizer, an object of transformers.
     sha256: the hex digest of the weights; records identify them by this.
     preprocessor: the file with the image processor's settings.
+    tokenizer_directory: the directory with the tokenizer's files.
   """
 
   source: str
@@ -193,15 +195,21 @@ class PretrainedSiglip:
   tokenizer: transformers.PreTrainedTokenizerBase
   sha256: str
   preprocessor: Path
+  tokenizer_directory: Path
 
 
 def load_siglip(
-  source: str, found: tuple[Path, Layout] | None = None
+  source: str,
+  *,
+  tokenizer: str = "",
+  found: tuple[Path, Layout] | None = None,
 ) -> PretrainedSiglip:
   """Reads a `SiglipModel` with its tokenizer.
 
   Args:
     source: a directory or a hub id.
+    tokenizer: a directory or hub id with the tokenizer; empty if its files are
+      beside the weights.
     found: the result of `hub.locate` for it, if that is known already.
 
   Raises:
@@ -213,6 +221,7 @@ def load_siglip(
   raw = read_object(path)
   refuse_type(path, raw, MODEL_TYPES)
   config = config_from_hf(raw, path)
+  words = tokenizer_directory(tokenizer) if tokenizer else directory
   return PretrainedSiglip(
     source=source,
     directory=directory,
@@ -220,8 +229,9 @@ def load_siglip(
     config=config,
     params=convert(read_tensors(weights), config),
     tokenizer=read_tokenizer(
-      directory, transformers.SiglipConfig(text_config=TOKENS)
+      words, transformers.SiglipConfig(text_config=TOKENS)
     ),
     sha256=sha256(weights),
     preprocessor=preprocessor_file(directory, layout),
+    tokenizer_directory=words,
   )

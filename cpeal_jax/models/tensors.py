@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,12 @@ from cpeal_jax.models.shards import (
 Turn = Callable[[np.ndarray], np.ndarray]
 # (path of a leaf, name of its tensor in the file, conversion to the leaf).
 Row = tuple[str, str, Turn]
+# Names under which training scripts save a model's tensors beside other things,
+# such as the state of an optimizer.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+# Prefixes that PyTorch's wrappers for many devices and for compilation put
+# before the name of every tensor.
+PREFIXES = ("module.", "_orig_mod.")
 
 
 def same(x: np.ndarray) -> np.ndarray:
@@ -52,6 +59,16 @@ def convolution(x: np.ndarray) -> np.ndarray:
 def patches(x: np.ndarray) -> np.ndarray:
   """Converts a patch convolution [W, 3, p, p] to a matrix [p * p * 3, W]."""
   return convolution(x).reshape(-1, x.shape[0])
+
+
+def first_row(x: np.ndarray) -> np.ndarray:
+  """Drops the leading axes of length 1: [1, 1, W] to [W]."""
+  return x.reshape(x.shape[-1])
+
+
+def first_rows(x: np.ndarray) -> np.ndarray:
+  """Drops the batch axis: [1, n, W] to [n, W]."""
+  return x.reshape(x.shape[-2:])
 
 
 def fill(
@@ -151,24 +168,41 @@ def sha256(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-  """Reads all tensors of a `.safetensors`, `.msgpack` or PyTorch `.bin` file.
+  """Reads all tensors of a `.safetensors`, `.msgpack` or PyTorch file.
+
+  A PyTorch file ends in `.bin`, `.pt` or `.pth`. If all names begin with one of
+  `PREFIXES`, it is removed.
 
   Args:
     path: the file, or the index of several safetensors files.
 
   Returns:
     The tensors by name, in the types of the file. A bfloat16 tensor has the
-    type of ml_dtypes, or is converted to float32 if it is from a `.bin` file.
+    type of ml_dtypes, or is converted to float32 if it is from a PyTorch file.
 
   Raises:
     InputError: if the file is missing, truncated or not of its format.
   """
   refuse_unreadable(path)
   if path.name == INDEX:
-    return _sharded(path)
-  read = {".safetensors": _safetensors, ".msgpack": _msgpack, ".bin": _torch}
+    return _without_prefixes(_sharded(path))
+  return _without_prefixes(_read_file(path))
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+  """Reads one file; the names are those of the file."""
+  refuse_unreadable(path)
+  read = {".safetensors": _safetensors, ".msgpack": _msgpack}
   with explained(partial(_unreadable, path)):
-    return read[path.suffix](path)
+    return read.get(path.suffix, _torch)(path)
+
+
+def _without_prefixes(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Removes each of `PREFIXES` that all names begin with."""
+  for prefix in PREFIXES:
+    if tensors and all(name.startswith(prefix) for name in tensors):
+      tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+  return tensors
 
 
 def _unreadable(path: Path, why: str) -> str:
@@ -193,7 +227,7 @@ def _sharded(index: Path) -> dict[str, np.ndarray]:
   tensors: dict[str, np.ndarray] = {}
   table = weight_map(index)
   for name in shard_names(index):
-    shard = read_tensors(index.parent / name)
+    shard = _read_file(index.parent / name)
     for tensor in shard:
       if table.get(tensor, name) != name or tensor in tensors:
         contradiction = "and also in another file"
@@ -230,6 +264,7 @@ def _msgpack(path: Path) -> dict[str, np.ndarray]:
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
   """Reads a pickle with torch's restricted unpickler, never with another."""
+  _refuse_torchscript(path)
   try:
     torch = importlib.import_module("torch")
   except ImportError as error:
@@ -238,8 +273,52 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
       "and torch is not installed: install torch, or give the same weights as "
       "model.safetensors, open_clip_model.safetensors or flax_model.msgpack."
     ) from error
-  state = torch.load(path, map_location="cpu", weights_only=True)
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign is None:
+      raise
+    raise InputError(
+      f"{path} holds {foreign[1]}, which is no tensor and may be code that "
+      "runs when it is read, so torch's weights_only loader refuses the file. "
+      "If you trust it, load it in PyTorch and save its weights alone: "
+      "torch.save(model.state_dict(), FILE)."
+    ) from error
+  for wrapper in WRAPPERS:
+    if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+      state = state[wrapper]
+      break
+  foreign = []
+  if isinstance(state, Mapping):
+    foreign = [str(x) for x, v in state.items() if not hasattr(v, "numpy")]
+  if not isinstance(state, Mapping) or foreign:
+    what = f"a {type(state).__name__}"
+    if foreign:
+      what = f"other things among its tensors, such as {', '.join(foreign[:3])}"
+    raise InputError(
+      f"{path} holds {what}; it must hold tensors by name, as PyTorch's "
+      f"state_dict() gives them, alone or under {' or '.join(WRAPPERS)}."
+    )
   return {name: _array(torch, x) for name, x in state.items()}
+
+
+def _refuse_torchscript(path: Path) -> None:
+  """Refuses an archive of `torch.jit.save`, as OpenAI published its CLIPs.
+
+  Its tensors are members of objects that only code in the archive describes.
+  """
+  if not zipfile.is_zipfile(path):
+    return
+  with zipfile.ZipFile(path) as archive:
+    names = archive.namelist()
+  if any(name.endswith("/constants.pkl") for name in names):
+    raise InputError(
+      f"{path} is a TorchScript archive, which holds code and is not read. "
+      "OpenAI's CLIPs are on the hub in another form, such as "
+      "openai/clip-vit-base-patch32; of any other archive that you trust, save "
+      "the weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW)."
+    )
 
 
 def _array(torch, tensor) -> np.ndarray:

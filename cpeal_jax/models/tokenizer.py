@@ -52,6 +52,13 @@ PROBE = "a photo of 7 dogs, it's."
 MOST_UNUSED = 0.1
 
 
+def has_tokenizer(directory: Path) -> bool:
+  """Tells whether the files of a tokenizer are in a directory."""
+  return any(
+    all(_is_there(directory / name) for name in files) for files in VOCABULARIES
+  )
+
+
 def read_tokenizer(
   directory: Path, config: transformers.PretrainedConfig
 ) -> transformers.PreTrainedTokenizerBase:
@@ -68,11 +75,12 @@ def read_tokenizer(
       transformers reads the files as a tokenizer of another class.
   """
   names = [name for name in TOKENIZER_FILES if _is_there(directory / name)]
-  if not any(set(names).issuperset(files) for files in VOCABULARIES):
+  if not has_tokenizer(directory):
     choices = ", or ".join(" and ".join(files) for files in VOCABULARIES)
     raise InputError(
       f"{directory} has no tokenizer: it needs {choices}. Copy the files from "
-      "where the weights are from."
+      "where the weights are from, or give their directory: "
+      "--config.model.tokenizer=DIR."
     )
   if SENTENCES in names:
     _refuse_without_sentencepiece(directory / SENTENCES)

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cpeal_jax.models.adapters import Linear, Lora
+from cpeal_jax.models.rotary import Rotary, turn
 
 AnyArray = Array | np.ndarray
 
@@ -28,6 +29,7 @@ ACTIVATIONS = {
   "quick_gelu": quick_gelu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "silu": jax.nn.silu,
 }
 
 
@@ -90,12 +92,19 @@ class Attention(nn.Module):
 
   If `at` is not None, only the token at that place has a query, and the output
   is [B, 1, W]; keys and values are those of all tokens.
+
+  Attributes:
+    rotary: how queries and keys are turned by their token's place, or None;
+      then `at` is one place for all rows, or None.
+    biases: which of q, k, v and out have a bias.
   """
 
   config: TowerConfig
   causal: bool
   lora: Lora | None
   dtype: DTypeLike
+  rotary: Rotary | None = None
+  biases: tuple[str, ...] = ("q", "k", "v", "out")
 
   @nn.compact
   def __call__(
@@ -108,12 +117,20 @@ class Attention(nn.Module):
     def linear(name: str) -> Linear:
       has_lora = self.lora is not None and name in self.lora.matrices
       lora = self.lora if has_lora else None
-      return Linear(width, lora=lora, dtype=self.dtype, name=name)
+      bias = name in self.biases
+      return Linear(
+        width, use_bias=bias, lora=lora, dtype=self.dtype, name=name
+      )
 
     q, k, v = (
       linear(name)(y, train=train).reshape(batch, -1, heads, width // heads)
       for name, y in (("q", query_tokens), ("k", x), ("v", x))
     )
+    if self.rotary is not None:
+      cosines, sines = self.rotary.tables(width // heads)
+      queried = slice(None) if at is None else slice(at, at + 1)
+      q = turn(q, (cosines[queried], sines[queried]))
+      k = turn(k, (cosines, sines))
     mask = None
     if self.causal:
       places = jnp.arange(length)

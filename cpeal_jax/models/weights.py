@@ -14,16 +14,26 @@ import jax
 import numpy as np
 import transformers
 
+from cpeal_jax.data.images import ImageSpec
 from cpeal_jax.data.reading import read_object
-from cpeal_jax.errors import InputError
+from cpeal_jax.errors import InputError, one_of
+from cpeal_jax.models.architectures import ARCHITECTURES, fitting
 from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.hf_clip import config_from_hf
-from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
+from cpeal_jax.models.hub import (
+  PROCESSOR,
+  Layout,
+  locate,
+  preprocessor_file,
+  refuse_type,
+)
 from cpeal_jax.models.naming import key_table, naming_of
 from cpeal_jax.models.open_clip import config_from_open_clip
 from cpeal_jax.models.resnet import ResNetConfig
+from cpeal_jax.models.single_files import tokenizer_directory, weights_file
 from cpeal_jax.models.tensors import fill, read_tensors, refuse_depth, sha256
-from cpeal_jax.models.tokenizer import read_tokenizer
+from cpeal_jax.models.tokenizer import has_tokenizer, read_tokenizer
+from cpeal_jax.progress import say
 
 MODEL_TYPES = ("clip",)
 # Tensors without a leaf, since they are no weights: counters, constants, and
@@ -31,6 +41,20 @@ MODEL_TYPES = ("clip",)
 IGNORED = re.compile(
   r".*\.position_ids|.*\.num_batches_tracked|"
   r"attn_mask|input_resolution|context_length|vocab_size"
+)
+# What those who train with OpenCLIP leave beside a CLIP's tensors, and no class
+# scores need: a bias that is the same for all classes, and heads for other
+# tasks. They are passed over in a checkpoint without a config, and said.
+EXTRAS = re.compile(
+  r"logit_bias|(visual\.)?(head|heads|fc|classifier|classification_head|"
+  r"projection_head|text_decoder|decoder|teacher|predictor)\..+"
+)
+# Where a single file of weights gets its settings for images, if one of these
+# is beside it.
+PREPROCESSORS = (
+  "preprocessor_config.json",
+  PROCESSOR,
+  "open_clip_config.json",
 )
 # If cosines are multiplied by exp(20), softmax gives nearly all probability to
 # the most similar class. A value above 20 is taken for the factor itself
@@ -102,7 +126,11 @@ class Pretrained:
     params: the pretrained weights, float32, on the host.
     tokenizer: the checkpoint's tokenizer, an object of transformers.
     sha256: the hex digest of the weights; records identify them by this.
-    preprocessor: the file with the image processor's settings.
+    preprocessor: the file with the image processor's settings, or the settings
+      if the checkpoint has no such file.
+    tokenizer_directory: the directory with the tokenizer's files.
+    arch: OpenCLIP's name of the architecture, if the checkpoint has no config;
+      otherwise empty.
   """
 
   source: str
@@ -112,7 +140,9 @@ class Pretrained:
   params: dict
   tokenizer: transformers.PreTrainedTokenizerBase
   sha256: str
-  preprocessor: Path
+  preprocessor: Path | ImageSpec
+  tokenizer_directory: Path
+  arch: str = ""
 
 
 def read_config(path: Path) -> ClipConfig:
@@ -130,19 +160,30 @@ def read_config(path: Path) -> ClipConfig:
 
 
 def load_pretrained(
-  source: str, found: tuple[Path, Layout] | None = None
+  source: str,
+  *,
+  arch: str = "",
+  tokenizer: str = "",
+  found: tuple[Path, Layout] | None = None,
 ) -> Pretrained:
   """Reads a CLIP in Hugging Face's or OpenCLIP's form, with its tokenizer.
 
   Args:
-    source: a directory or a hub id.
-    found: the result of `hub.locate` for it, if that is known already.
+    source: a directory or a hub id; with `arch` it may also be a file.
+    arch: OpenCLIP's name of the architecture, for weights without a config;
+      empty if the checkpoint has a config.
+    tokenizer: a directory or hub id with the tokenizer; empty if its files are
+      beside the weights.
+    found: the result of `hub.locate` for `source`, if that is known already.
 
   Raises:
     InputError: if files are missing or unreadable, if the model is not a CLIP,
       or if the weights do not match the config.
   """
+  if arch:
+    return _load_bare(source, arch, tokenizer)
   directory, layout = found or locate(source)
+  words = tokenizer_directory(tokenizer) if tokenizer else directory
   config = read_config(directory / layout.config)
   weights = directory / layout.weights
   params = convert(read_tensors(weights), config)
@@ -152,7 +193,53 @@ def load_pretrained(
     weights=weights,
     config=config,
     params=params,
-    tokenizer=read_tokenizer(directory, transformers.CLIPConfig()),
+    tokenizer=read_tokenizer(words, transformers.CLIPConfig()),
     sha256=sha256(weights),
     preprocessor=preprocessor_file(directory, layout),
+    tokenizer_directory=words,
+  )
+
+
+def _load_bare(source: str, arch: str, tokenizer: str) -> Pretrained:
+  """Reads a file of weights that has no config; see `load_pretrained`."""
+  config = ARCHITECTURES[one_of("model.arch", arch, ARCHITECTURES)]
+  weights = weights_file(source)
+  directory = weights.parent
+  # The tokenizer is looked for first, since it takes no time.
+  if not tokenizer and not has_tokenizer(directory):
+    raise InputError(
+      f"{weights.name} has no tokenizer beside it, and needs CLIP's: give a "
+      "directory or hub id that has it, such as "
+      "--config.model.tokenizer=openai/clip-vit-base-patch32."
+    )
+  words = tokenizer_directory(tokenizer) if tokenizer else directory
+  read = read_tokenizer(words, transformers.CLIPConfig())
+  tensors = read_tensors(weights)
+  extras = [name for name in tensors if EXTRAS.fullmatch(name)]
+  kept = {name: x for name, x in tensors.items() if name not in extras}
+  try:
+    params = convert(kept, config)
+  except InputError as error:
+    fits = [name for name in fitting(kept) if name != arch]
+    hint = f", but that of {' and '.join(fits)}" if fits else ""
+    raise InputError(
+      f"{weights} does not have the form of model.arch={arch}{hint}: {error}"
+    ) from error
+  if extras:
+    say(f"{weights.name}: not read: {', '.join(extras)}")
+  settings = [
+    directory / name for name in PREPROCESSORS if (directory / name).is_file()
+  ]
+  side = config.image_size
+  return Pretrained(
+    source=source,
+    directory=directory,
+    weights=weights,
+    config=config,
+    params=params,
+    tokenizer=read,
+    sha256=sha256(weights),
+    preprocessor=(*settings, ImageSpec(size=side, resize=side))[0],
+    tokenizer_directory=words,
+    arch=arch,
   )

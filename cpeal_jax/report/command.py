@@ -2,6 +2,7 @@
 
   cpeal report WORKDIR                       # one run
   cpeal report runs/eurosat --to=report.html # all runs below a folder: a sweep
+  cpeal report WORKDIR --watch               # again after every round
 
 The page is one file, to look at in a browser or to send to somebody. It has
 learning curves over seeds with intervals and tests, calibration, the images
@@ -25,6 +26,7 @@ Settings that say where files are may be given as for `cpeal run`, such as
 usage or input.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +35,14 @@ from cpeal_jax import command_line
 from cpeal_jax.config import overrides
 from cpeal_jax.errors import FINISHED, InputError, counted
 from cpeal_jax.progress import say
-from cpeal_jax.report import reading
+from cpeal_jax.report import reading, watching
 from cpeal_jax.report.build import build
 from cpeal_jax.storage import files
 
 NAME = "report.html"
-MARK = b'<meta name="generator" content="cpeal report">'
+MARK = '<meta name="generator" content="cpeal report">'
+# Makes a browser load the page again, while a run goes on.
+RELOAD = '<meta http-equiv="refresh" content="30">'
 
 
 def report(
@@ -48,6 +52,7 @@ def report(
   tables: str = "",
   base: str = "",
   changes: Sequence[str] = (),
+  watch: bool = False,
 ) -> list[Path]:
   """Writes a report; returns the page and the folder of tables and plots.
 
@@ -58,27 +63,58 @@ def report(
     tables: the folder of tables and plots; empty for one beside the page.
     base: the arm that others are compared with, by its name in the page.
     changes: words such as --config.dataset.root=DIR.
+    watch: whether the report is written again after each further round, until
+      all runs have their rounds or Ctrl-C is pressed. A browser that shows the
+      page loads it again.
 
   Raises:
     InputError: no run can be read, or a file cannot be written.
   """
   for path in workdirs:
-    reading.workdirs_in(path)
+    # A run that is watched may start later.
+    if not watch or os.path.isfile(path):
+      reading.workdirs_in(path)
   page = _target(to or _default(workdirs))
   folder = Path(tables or page.with_name(f"{page.stem}_files")).expanduser()
   if os.path.lexists(folder) and not os.path.isdir(folder):
     raise InputError(f"--tables={folder} is a file; give a folder.")
+  write = functools.partial(
+    _write, page=page, folder=folder, base=base, changes=changes
+  )
+  if not watch:
+    write(workdirs)
+    return [page, folder]
+  try:
+    watching.follow(workdirs, functools.partial(write, more=RELOAD))
+  except KeyboardInterrupt:
+    say("the report is not written any more")
+  if not page.exists():
+    return []
+  text = page.read_text("utf-8")
+  files.write_atomic(page, text.replace(RELOAD, "", 1))
+  return [page, folder]
+
+
+def _write(
+  workdirs: Sequence[str],
+  *,
+  page: Path,
+  folder: Path,
+  base: str,
+  changes: Sequence[str],
+  more: str = "",
+) -> None:
+  """Writes a report once, with `more` in the head of the page."""
   made = build(workdirs, base=base, changes=changes)
   for name, data in made.files.items():
     files.write_atomic(folder / name, data)
-  files.write_atomic(page, made.page)
+  files.write_atomic(page, made.page.replace(MARK, MARK + more, 1))
   for sentence in made.verdict:
     say(sentence)
   if made.left_out:
     left = counted(len(made.left_out), "workdir is", "workdirs are")
     first = made.left_out[0]
     say(f"note: {left} left out, first {first.workdir}: {first.reason}")
-  return [page, folder]
 
 
 def _default(workdirs: Sequence[str]) -> str:
@@ -110,7 +146,7 @@ def _target(to: str) -> Path:
 def _is_report(page: Path) -> bool:
   try:
     with open(page, "rb") as file:
-      return MARK in file.read(2_000)
+      return MARK.encode() in file.read(2_000)
   except OSError:
     return False
 
@@ -130,6 +166,11 @@ def run(argv: list[str]) -> int:
   )
   parser.add_argument(
     "--base", default="", help="the arm that others are compared with"
+  )
+  parser.add_argument(
+    "--watch",
+    action="store_true",
+    help="write it again after every round, until all runs are finished",
   )
   words, changes = overrides.split(argv[1:])
   options = vars(parser.parse_args(words))

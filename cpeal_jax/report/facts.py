@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def head(arms: Sequence[Arm]) -> list[tuple[str, str]]:
   facts = [
     ("Data", f"{data_name(arms)}: {', '.join(filter(None, splits))}"),
     ("Classes", f"{len(names)}: {some}"),
-    ("Model", str(run.environment.get("weights", ""))),
+    ("Model", _short(str(run.environment.get("weights", "")))),
     ("Trained", str(run.settings.get("adapter.kind", ""))),
     ("Runs", f"{counted(len(arms), 'arm')}, {counted(len(seeds), 'seed')} "
      f"({', '.join(map(str, seeds))}), {counted(len(runs), 'run')}"),
@@ -48,6 +49,16 @@ def head(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     for word, text in facts
     if text and not (word == "Trained" and len(kinds) > 1)
   ]
+
+
+def _short(weights: str) -> str:
+  """Returns a hub id as it is, and of a folder's path the last two names.
+
+  A page may be sent to people whom the rest of the path tells nothing; it is in
+  the environment, further down.
+  """
+  path = PurePath(weights)
+  return "/".join(path.parts[-2:]) if path.is_absolute() else weights
 
 
 def data_name(arms: Sequence[Arm]) -> str:

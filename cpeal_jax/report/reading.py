@@ -132,9 +132,7 @@ class Run:
   @property
   def planned(self) -> int | None:
     """How many rounds it was started for; None where a person decides."""
-    if self.settings.get("oracle.kind", SIMULATED) != SIMULATED:
-      return None
-    return self.settings[ROUNDS]
+    return planned(self.settings)
 
   @property
   def images(self) -> dict[str, dict[str, str]]:
@@ -173,6 +171,13 @@ class Run:
     """Returns the ids of the images whose logits `logits` returns."""
     found = record.read_predictions(self.workdir, round_, TEST)
     return found[0] if found else []
+
+
+def planned(settings: Mapping[str, Any]) -> int | None:
+  """Returns how many rounds settings ask for; None where a person decides."""
+  if settings.get("oracle.kind", SIMULATED) != SIMULATED:
+    return None
+  return settings[ROUNDS]
 
 
 def read_all(paths: Iterable[str]) -> tuple[list[Run], list[LeftOut]]:

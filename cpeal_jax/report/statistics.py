@@ -10,12 +10,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy import stats
 
 Name = TypeVar("Name", bound=Hashable)
 Values = Float[np.ndarray, " S"]
-Numbers = Sequence[float | int] | Float[np.ndarray, " N"]
+Numbers = Sequence[float | int] | Num[np.ndarray, " N"]
 # With more seeds than this, sign flips are drawn at random.
 MOST_FLIPPED = 12
 FLIPS = 20_000

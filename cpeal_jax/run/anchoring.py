@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
 
 from cpeal_jax import keys, scoring
 from cpeal_jax.data import batches
@@ -14,16 +13,11 @@ from cpeal_jax.models.linear import HEAD
 from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.run import feature_cache, precompile
 from cpeal_jax.run.stages import Labels, Run
-from cpeal_jax.training import anchored, gaussian, held_out
+from cpeal_jax.training import anchored, gaussian, pool_head
 from cpeal_jax.training.gaussian import LinearHead, PoolMoments
 
-# Images that stand for the pool where the temperature is sought.
-SAMPLE = 2048
 # Images at which an adapter that is trained in steps is held.
 HELD = 1024
-# Labels that the strength of the anchor is chosen on. More would take time and
-# hardly change it, since it does not depend on how many labels there are.
-TRIED = 1024
 
 
 def pool_moments(run: Run) -> PoolMoments:
@@ -57,25 +51,12 @@ def head(run: Run, labels: Labels) -> tuple[LinearHead, dict[str, float]]:
     run: the parts of the run.
     labels: [N] class indices of the pool's images, -1 where not known.
   """
-  moments = pool_moments(run)
+
+  def wait() -> None:
+    precompile.wait_for(run.experiment.compiled, "head")
+
   features = feature_cache.features(run.experiment, run.config, "train")
-  total = len(labels)
-  every = np.arange(0, total, -(-total // SAMPLE))
-  sample = rowwise.rows_at(features, every)
-  rows = np.flatnonzero(labels >= 0)
-  known = padded(rowwise.rows_at(features, rows), labels[rows])
-  anchor, scale = anchored.make_anchor(moments, sample, known)
-  terms = {"inverse_temperature": float(scale)}
-  if not len(rows):
-    return anchor, terms
-  few = rows[:: -(-len(rows) // TRIED)]
-  tried = padded(rowwise.rows_at(features, few), labels[few])
-  fold = np.zeros(len(tried.classes), np.int32)
-  fold[: len(few)] = folds(labels[few])
-  precompile.wait_for(run.experiment.compiled, "head")
-  tau = held_out.choose_tau(moments, tried, fold, scale)
-  trained, loss = anchored.fit_head(moments, known, anchor, tau)
-  return trained, terms | {"tau": float(tau), "loss": float(loss)}
+  return pool_head.fit(pool_moments(run), features, labels, before_search=wait)
 
 
 def anchor(run: Run, labels: Labels) -> anchored.Anchor:
@@ -112,7 +93,7 @@ def with_pool(
   store = experiment.stores["train"]
   usable = np.flatnonzero(store.ok)
   held = head(run, labels)[0]
-  logits = _logits(
+  logits = gaussian.pool_logits(
     feature_cache.features(experiment, run.config, "train"), held
   )
   size = experiment.plan.recipe.batch
@@ -130,33 +111,8 @@ def rescored(
   run: Run, scores: scoring.PoolScores, labels: Labels
 ) -> scoring.PoolScores:
   """Returns the scores with the logits of the anchored head of the labels."""
-  logits = _logits(scores.features, head(run, labels)[0])
+  logits = gaussian.pool_logits(scores.features, head(run, labels)[0])
   return dataclasses.replace(scores, logits=logits)
-
-
-@rowwise.per_device(rows=("features",), out=rowwise.ROWS)
-def _logits(features, head):
-  return rowwise.each(head.logits, features)
-
-
-def padded(features: np.ndarray, classes: np.ndarray) -> anchored.Labels:
-  """Pads labels to a number of rows that changes rarely."""
-  size = max(anchored.LEAST_ROWS, 1 << (len(classes) - 1).bit_length())
-  gap = size - len(classes)
-  return anchored.Labels(
-    np.pad(features, [(0, gap), (0, 0)]),
-    np.pad(classes, (0, gap)),
-    np.pad(np.ones(len(classes), np.float32), (0, gap)),
-  )
-
-
-def folds(classes: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
-  """Returns a part of the cross-validation for each label, spread by class."""
-  parts = np.empty(len(classes), np.int32)
-  parts[np.argsort(classes, kind="stable")] = (
-    np.arange(len(classes)) % held_out.FOLDS
-  )
-  return parts
 
 
 def adapter(run: Run, head: LinearHead) -> dict:

@@ -27,7 +27,7 @@ from cpeal_jax.parallel import rowwise, sharding
 from cpeal_jax.run import anchoring, feature_cache, stages
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.stages import Labels, Run
-from cpeal_jax.training import anchored, held_out
+from cpeal_jax.training import anchored, held_out, pool_head
 
 VALIDATION, HELD_OUT, MATCHED = "validation", "held out", "matched"
 _fitted = jax.jit(metrics.fit_temperature)
@@ -110,7 +110,7 @@ def from_labels(
   assert scores is not None
   features = feature_cache.features(run.experiment, run.config, "train")
   free = np.flatnonzero((labels < 0) & run.experiment.stores["train"].ok)
-  sample = free[:: max(1, -(-len(free) // anchoring.SAMPLE))]
+  sample = free[:: max(1, -(-len(free) // pool_head.SAMPLE))]
   if not len(sample):
     return Calibration(of_head, MATCHED, count)
   found = _as_confident(
@@ -123,7 +123,7 @@ def from_labels(
 def _of_head(run: Run, labels: Labels, terms: Mapping[str, float]) -> float:
   """Returns the temperature of an anchored head."""
   rows, logits = held_out_logits(run, labels, terms)
-  return _number(_inverse(anchoring.padded(logits, labels[rows])))
+  return _number(_inverse(pool_head.padded(logits, labels[rows])))
 
 
 def held_out_logits(
@@ -138,9 +138,9 @@ def held_out_logits(
   """
   rows = np.flatnonzero(labels >= 0)
   features = feature_cache.features(run.experiment, run.config, "train")
-  known = anchoring.padded(rowwise.rows_at(features, rows), labels[rows])
+  known = pool_head.padded(rowwise.rows_at(features, rows), labels[rows])
   fold = np.zeros(len(known.classes), np.int32)
-  fold[: len(rows)] = anchoring.folds(labels[rows])
+  fold[: len(rows)] = pool_head.folds(labels[rows])
   logits = held_out.held_out_logits(
     anchoring.pool_moments(run),
     known,
@@ -168,7 +168,7 @@ def out_of_fold(
     classes = len(run.experiment.plan.dataset.classes)
     return np.zeros(0, np.int64), np.zeros((0, classes))
   rows, logits = held_out_logits(run, labels, terms)
-  known = anchoring.padded(logits, labels[rows])
+  known = pool_head.padded(logits, labels[rows])
   return rows, probabilities(logits, _number(_inverse(known)))
 
 

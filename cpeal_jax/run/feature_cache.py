@@ -18,14 +18,12 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import scoring
 from cpeal_jax.data import cache
 from cpeal_jax.errors import InputError
+from cpeal_jax.neighbors import SPARE
 from cpeal_jax.parallel import processes, rowwise, sharding
 from cpeal_jax.progress import stage
 from cpeal_jax.run import precompile
 from cpeal_jax.run.build import Experiment
 
-# How many more neighbors than scoring.neighbors are cached for each image,
-# since those that are labeled later are skipped.
-SPARE_NEIGHBORS = 30
 CACHE_VERSION = 4
 
 
@@ -160,10 +158,10 @@ def neighbors(
 
   Returns:
     (indices [N, K], similarities [N, K]), where K is scoring.neighbors plus
-    `SPARE_NEIGHBORS`.
+    `SPARE`.
   """
   total = len(experiment.plan.dataset.train)
-  wide = config.scoring.neighbors + SPARE_NEIGHBORS
+  wide = config.scoring.neighbors + SPARE
   scorer = experiment.zero_scorer
 
   def compute() -> jax.Array:

@@ -33,6 +33,7 @@ from cpeal_jax.run import (
   selecting,
   stages,
   table,
+  tracking,
 )
 from cpeal_jax.run import known as known_lib
 from cpeal_jax.run.build import Experiment, build
@@ -90,6 +91,7 @@ def run(
   """
   reach(workdir)
   checkpoint.refuse_path(workdir)
+  tracking.refuse(config, workdir)
   if experiment is not None:
     refuse_other_settings(experiment.plan, config)
   with paging.opened(config, workdir, page) as page:
@@ -121,10 +123,15 @@ def run(
         checkpoint.open_checkpoints(
           journal.workdir / "checkpoints", keep=config.checkpoint.keep
         ) as checkpoints,
+        first_holds(
+          copies := tracking.Copies(
+            config, workdir, name=describe.run_name(config, experiment.plan)
+          )
+        ),
       ):
         parts = (experiment, config, journal, checkpoints, oracle, is_asked_to)
         with contextlib.suppress(MoreClasses):
-          return rounds(Run(*parts))
+          return rounds(Run(*parts), send=copies.send)
       say("note: a class was added, so the model is built again")
       experiment, overwrite = None, False
 
@@ -201,8 +208,13 @@ def _opened(
     yield Journal(workdir)
 
 
-def rounds(run: Run) -> list[dict]:
-  """Plays all rounds after the last finished one; returns all rows."""
+def rounds(run: Run, *, send: Callable[[dict], None]) -> list[dict]:
+  """Plays all rounds after the last finished one; returns all rows.
+
+  Args:
+    run: the parts of the run.
+    send: called with the row of each finished round, in order.
+  """
   journal, config = run.journal, run.config
   plan = run.experiment.plan
   say(f"{describe.one_line(plan)}; workdir {journal.workdir}")
@@ -226,6 +238,8 @@ def rounds(run: Run) -> list[dict]:
     test=len(dataset.test) > 0, validation=len(dataset.val) > 0
   )
   say(table.table(earlier, metrics=metrics))
+  for row in earlier:
+    send(row)
   known = known_lib.known(run, done)
   state = State(fitting.adapter_of(run, done - 1, known.labels), known)
   # The first round compiles the fit and the second the selection, so the third
@@ -238,7 +252,9 @@ def rounds(run: Run) -> list[dict]:
       break
     with profile(config.profile if round_ == traced else ""):
       state = play(run, round_, state)
-    say(table.line(journal.rows()[-1], zero_shot, metrics=metrics))
+    row = journal.rows()[-1]
+    say(table.line(row, zero_shot, metrics=metrics))
+    send(row)
   rows = journal.rows()
   if note := table.end_note(rows, config):
     say(note)

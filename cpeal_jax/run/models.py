@@ -19,12 +19,18 @@ from cpeal_jax.training.recipe import Recipe
 
 
 def load_backbone(config: Config) -> Pretrained:
-  """Reads the pretrained model that `config.model.weights` names.
+  """Reads the pretrained model that `config.model` names.
 
   Raises:
     InputError: a file is missing, unreadable, or of another kind of model.
   """
-  return backbones.load(config.adapter.kind, config.model.weights)
+  model = config.model
+  return backbones.load(
+    config.adapter.kind,
+    model.weights,
+    arch=model.arch,
+    tokenizer=model.tokenizer,
+  )
 
 
 def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:

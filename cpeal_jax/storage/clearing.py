@@ -46,6 +46,8 @@ TRY_FILES = ("predictions.parquet", "certificate.txt", "accepted.csv")
 REPORT_FILE = re.compile(
   r"(results\.csv|tables\.(md|tex)|(curves|differences)_\w+\.(svg|png))"
 )
+# In the folder tensorboard, see `logging.tensorboard`.
+EVENTS_FILE = re.compile(r"events\.out\.tfevents\..*")
 # Matches the name of a checkpoint: a directory of orbax, complete or not, or an
 # object in a bucket.
 CHECKPOINT = re.compile(r"\d+(\.orbax-checkpoint-tmp.*|\.msgpack)?")
@@ -61,7 +63,7 @@ def refuse_links(root: epath.Path) -> None:
   """
   if is_remote(root):
     return
-  names = ("rounds", "checkpoints", "certify", "report_files")
+  names = ("rounds", "checkpoints", "certify", "report_files", "tensorboard")
   folders = [root / name for name in names]
   folders += list((root / "rounds").glob("*"))
   folders += list((root / "certify").glob("*"))
@@ -93,7 +95,8 @@ def clear(root: epath.Path) -> None:
     _remove_if_empty(rounds)
   clear_checkpoints(root)
   _clear_certificates(root / "certify")
-  _clear_report(root / "report_files")
+  _clear_folder(root / "report_files", REPORT_FILE)
+  _clear_folder(root / "tensorboard", EVENTS_FILE)
   _remove(root, DERIVED_FILES)
 
 
@@ -108,12 +111,12 @@ def _clear_certificates(root: epath.Path) -> None:
   _remove_if_empty(root)
 
 
-def _clear_report(folder: epath.Path) -> None:
-  """Removes the tables and plots of a report on the run."""
+def _clear_folder(folder: epath.Path, written: re.Pattern) -> None:
+  """Removes the files whose names match, and the folder if it is empty then."""
   if not folder.is_dir():
     return
   for path in folder.iterdir():
-    if REPORT_FILE.fullmatch(path.name):
+    if written.fullmatch(path.name):
       path.unlink()
   _remove_if_empty(folder)
 

@@ -36,13 +36,21 @@ EXACT = jax.lax.Precision.HIGHEST
 class LinearHead(NamedTuple):
   """A linear classifier of unit features: logits are `f @ weights.T + bias`."""
 
-  weights: Float[Array, "C D"]
-  bias: Float[Array, " C"]
+  weights: Float[Array | np.ndarray, "C D"]
+  bias: Float[Array | np.ndarray, " C"]
 
   def logits(self, features: Float[ArrayLike, "N D"]) -> Float[Array, "N C"]:
     """Returns the logits of some features."""
     product = jnp.matmul(features, self.weights.T, precision=EXACT)
     return product + self.bias[None]
+
+
+@rowwise.per_device(rows=("features",), out=rowwise.ROWS)
+def pool_logits(
+  features: Float[Array, "N D"], head: LinearHead
+) -> Float[Array, "N C"]:
+  """Returns a head's logits of all rows, which may be split over devices."""
+  return rowwise.each(head.logits, features)
 
 
 @flax.struct.dataclass

@@ -1,13 +1,17 @@
 """Compares the ratios of benchmarks with stored ratios.
 
-  python benchmarks/speed/check.py runs/*.json
-  python benchmarks/speed/check.py --tolerance=0.1 runs/inference.json
-  python benchmarks/speed/check.py --update runs/*.json
+  python benchmarks/check.py runs/*.json
+  python benchmarks/check.py --tolerance=0.1 runs/inference.json
+  python benchmarks/check.py DIR/figures.jsonl
+  python benchmarks/check.py --update runs/*.json
 
-The files are written by the benchmarks of `timing.py` with --out, at full size.
-Their ratios are compared with those in `ratios.json` beside this file; a row is
-identified by benchmark, device, case, peer and threads. The exit code is 1 if a
-ratio fell by more than the tolerance, or if a gate that was met is now missed.
+The files are written by the benchmarks in `speed/` with --out, and by
+`accelerator.py`, whose last start counts; both at full size. Their ratios, of
+`accelerator.py` also shares of a rate, are compared with those in `ratios.json`
+beside this file. A row is identified by benchmark, device, case, peer and
+threads; of `accelerator.py` the peer is the name of the figure, and the number
+of devices stands for threads. The exit code is 1 if a ratio fell by more than
+the tolerance, or if a gate that was met is now missed.
 A case that is not stored is called new; a stored case that was not run is not
 mentioned. With --update the ratios are stored instead; they replace the stored
 ratios of the same cases.
@@ -19,7 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timing
+from accelerated import figures
+from speed import timing
 
 KEY = ("benchmark", "device", "case", "peer", "threads")
 COLUMNS = ("case", "peer", "threads", "stored ratio", "ratio now", "change")
@@ -31,12 +36,37 @@ def key(row: dict[str, Any]) -> tuple:
 
 def read(path: Path) -> list[dict[str, Any]]:
   """Returns the file's rows with a ratio, with their benchmark and device."""
+  if path.suffix == ".jsonl":
+    return read_figures(path)
   whole = json.loads(path.read_text())
   if whole.get("small") is not False:
     sys.exit(f"{path} is of a --small run or of no benchmark: not compared.")
   device = whole["environment"]["device"]
   about = {"benchmark": whole["benchmark"], "device": device}
   return [about | row for row in whole["rows"] if row["ratio"] is not None]
+
+
+def read_figures(path: Path) -> list[dict[str, Any]]:
+  """Returns the same rows of what the last start of `accelerator.py` found."""
+  lines = figures.read(path)
+  start = lines[-1].get("start") if lines else None
+  last = [line for line in lines if line.get("start") == start]
+  if not last or any(line.get("small") is not False for line in last):
+    sys.exit(f"{path} is of a --small run or of no benchmark: not compared.")
+  return [
+    {
+      "benchmark": line["benchmark"],
+      "device": line["device"],
+      "case": line["case"],
+      "peer": line["name"],
+      "threads": line["devices"],
+      "ratio": line["value"],
+      "gate": line["goal"],
+      "verdict": line["verdict"],
+    }
+    for line in last
+    if line["compared"]
+  ]
 
 
 def judge(old: dict | None, new: dict, tolerance: float) -> tuple[str, bool]:
@@ -82,7 +112,7 @@ def main() -> int:
     update(own.stored, there, rows)
     return 0
   if not there:
-    make = "python benchmarks/speed/check.py --update runs/*.json"
+    make = "python benchmarks/check.py --update runs/*.json"
     sys.exit(f"There is no {own.stored.name} yet: make it with `{make}`.")
   timing.header(*COLUMNS)
   good = True
