@@ -21,9 +21,18 @@ from safetensors.numpy import load_file
 from cpeal_jax import quickstart
 from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import dinov2_weights, hub, tensors, weights
+from cpeal_jax.models import (
+  dinov2_weights,
+  hub,
+  prompted,
+  siglip_weights,
+  tensors,
+  weights,
+)
 from cpeal_jax.models.descriptors import read_descriptors, with_descriptors
 from cpeal_jax.models.shards import INDEX, shard_names
+from cpeal_jax.models.siglip import Siglip
+from cpeal_jax.models.text_classifier import TextClassifier
 
 GOLDEN = Path(__file__).parent / "golden"
 OPEN_CLIP = hub.LAYOUTS[1]
@@ -155,6 +164,37 @@ def test_an_altered_open_clip_config(data):
   spec = attempt(lambda: image_spec(path))
   assert spec is None or spec.size <= spec.resize
   shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+  ("model", "name"),
+  [
+    ("siglip", "config.json"),
+    ("siglip", "tokenizer_config.json"),
+    ("siglip2", "tokenizer.json"),
+    ("siglip2", "tokenizer_config.json"),
+  ],
+)
+def test_a_siglip_with_an_altered_file(model, name):
+  @few
+  @given(alterations(GOLDEN / model / name))
+  def run(data):
+    folder = copy_of(GOLDEN / model, **{name: data})
+    own = attempt(lambda: siglip_weights.load_siglip(str(folder)))
+    tokens = own and attempt(lambda: prompted.tokenize(own, TEXTS))
+    if own and tokens:
+      assert tokens.ids.shape == (len(TEXTS), own.config.positions)
+      classifier = attempt(
+        lambda: TextClassifier(
+          Siglip(own.config), tokens, (0.0,) * 3, (1.0,) * 3
+        )
+      )
+      if classifier:
+        texts = classifier.class_embeddings(own.params, {})
+        assert np.isfinite(texts).all()
+    shutil.rmtree(folder)
+
+  run()
 
 
 @few
