@@ -18,8 +18,8 @@ from cpeal_jax.data.pictures import (
   open_picture,
 )
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.models import text, weights
-from cpeal_jax.models.clip import Clip
+from cpeal_jax.models import backbones, prompted, text
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import finished
@@ -43,18 +43,19 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-  """A pretrained CLIP on all devices.
+  """A pretrained CLIP or SigLIP on all devices.
 
   Attributes:
     pretrained: its weights, sizes and tokenizer.
     dtype: the type that features are computed in; results are float32.
   """
 
-  pretrained: weights.Pretrained
+  pretrained: Pretrained
   dtype: str = "float32"
 
   def __repr__(self) -> str:
-    return f"<CLIP {self.pretrained.source}, {self.dtype}>"
+    kind = backbones.backbone_of(self.pretrained).name
+    return f"<{kind} {self.pretrained.source}, {self.dtype}>"
 
   @property
   def logit_scale(self) -> float:
@@ -90,9 +91,7 @@ class Encoder:
     pretrained, listed = self.pretrained, as_texts(texts)
     if not listed:
       return np.zeros((0, pretrained.config.dim), np.float32)
-    tokens = text.tokenize(
-      listed, pretrained.tokenizer, positions=pretrained.config.positions
-    )
+    tokens = prompted.tokenize(pretrained, listed)
     embed = jax.jit(self._classifier(tokens).class_embeddings)
     embeddings = np.asarray(embed(pretrained.params, {}))
     text.refuse_equal(listed, embeddings)
@@ -110,14 +109,16 @@ class Encoder:
 
   def _classifier(self, tokens: text.Tokens) -> TextClassifier:
     spec = image_spec(self.pretrained.preprocessor)
-    model = Clip(self.pretrained.config, dtype=self.dtype)
+    family = prompted.family_of(self.pretrained)
+    model = family.model(self.pretrained.config, dtype=self.dtype)
     return TextClassifier(model, tokens, spec.mean, spec.std)
 
   @cached_property
   def _images(self) -> tuple[scoring.Scorer, dict]:
     mesh = sharding.make_mesh()
     # A scorer cannot be made without texts, but encoding images needs none.
-    ids = np.full((1, 8), self.pretrained.config.end_token, np.int32)
+    end = self.pretrained.config.pooled_token or 0
+    ids = np.full((1, 8), end, np.int32)
     no_text = text.Tokens(("",), ids, np.full_like(ids, -1))
     scorer = scoring.make_scorer(self._classifier(no_text), mesh)
     return scorer, sharding.replicate(self.pretrained.params, mesh)
@@ -130,7 +131,10 @@ def load_clip(
   arch: str = "",
   tokenizer: str = "",
 ) -> Encoder:
-  """Loads a CLIP from a Hugging Face or OpenCLIP directory or hub id.
+  """Loads a CLIP or SigLIP from a directory or hub id.
+
+  A CLIP's files may be those of Hugging Face or of OpenCLIP, a SigLIP's are
+  those of Hugging Face.
 
   Args:
     source: the directory, or the id; with `arch` also a file of weights, here
@@ -143,12 +147,12 @@ def load_clip(
       weights.
 
   Raises:
-    InputError: there is no CLIP at `source`, its weights do not match its
+    InputError: there is no such model at `source`, its weights do not match its
       config.json, or `dtype` is another type.
   """
   one_of("dtype", dtype, ("float32", "bfloat16"))
-  pretrained = weights.load_pretrained(
-    os.fspath(source), arch=arch, tokenizer=tokenizer
+  pretrained = backbones.load(
+    "anchored", os.fspath(source), arch=arch, tokenizer=tokenizer
   )
   return Encoder(pretrained, dtype)
 

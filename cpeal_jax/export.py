@@ -5,8 +5,8 @@
 The formats are:
 
 transformers  the base model with LoRA merged into its weights, for
-              `CLIPModel.from_pretrained`, or after a run with a linear head for
-              `Dinov2Model.from_pretrained` or `DINOv3ViTModel`
+              `from_pretrained` of `CLIPModel` or `SiglipModel`, or after a run
+              with a linear head of `Dinov2Model` or `DINOv3ViTModel`
 peft          LoRA alone, for `PeftModel.from_pretrained` on the base model
 prompts       the learned contexts, and the class embeddings made with them
 head          the tensors that turn unit image features into logits: class

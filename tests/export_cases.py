@@ -10,9 +10,17 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import quickstart
 from cpeal_jax.data.digits import CLASSES
 from cpeal_jax.data.images import image_spec
-from cpeal_jax.models import dinov2_weights, hub, text, weights
+from cpeal_jax.models import (
+  dinov2_weights,
+  hub,
+  siglip_weights,
+  text,
+  text_context,
+  weights,
+)
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.backbone import Pretrained
+from cpeal_jax.models.backbone import Pretrained, Wording
+from cpeal_jax.models.backbones import backbone_of
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
 from cpeal_jax.models.dinov2 import Dinov2
@@ -21,7 +29,6 @@ from cpeal_jax.models.tensors import read_tensors
 from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run import finished
-from cpeal_jax.run.models import backbone_of
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -52,8 +59,8 @@ def make(
   classes = CLASSES[: max(owners) + 1] if owners else CLASSES
   names = tuple(CLASSES[i] for i in range(len(owners) or len(classes)))
   if prompts:
-    context = text.context_of(prompts, TEMPLATE, pretrained.tokenizer)
-    tokens = text.tokenize_with_context(
+    context = text_context.context_of(prompts, TEMPLATE, pretrained.tokenizer)
+    tokens = text_context.tokenize_with_context(
       names, pretrained.tokenizer, context, positions=sizes.positions
     )
   else:
@@ -98,6 +105,27 @@ def on_open_clip(lora: Lora) -> finished.Finished:
   return finish(pretrained, classifier, ("a", "b", "c"), "lora")
 
 
+def on_siglip(
+  adapter: Lora | Prompts, name: str = "siglip2"
+) -> finished.Finished:
+  """A round on a golden SigLIP, with its own tokenizer."""
+  pretrained = siglip_weights.load_siglip(str(GOLDEN / name))
+  spec = image_spec(pretrained.preprocessor)
+  classifier, _ = backbone_of(pretrained).classifiers(
+    pretrained,
+    CLASSES,
+    mean=spec.mean,
+    std=spec.std,
+    lora=adapter if isinstance(adapter, Lora) else None,
+    prompts=adapter if isinstance(adapter, Prompts) else None,
+    wording=Wording(template=TEMPLATE),
+    dtype="float32",
+    remat=False,
+  )
+  kind = "lora" if isinstance(adapter, Lora) else "prompts"
+  return finish(pretrained, classifier, CLASSES, kind)
+
+
 def on_dinov2(lora: Lora | None) -> finished.Finished:
   """A linear head on a DINOv2, with LoRA or without."""
   pretrained = dinov2_weights.load_dinov2(str(GOLDEN / "dinov2"))
@@ -128,7 +156,7 @@ def finish(
     classes=tuple(classes),
     config=config,
     config_sha256="0" * 64,
-    backbone=backbone_of(config),
+    backbone=backbone_of(pretrained),
     pretrained=pretrained,
     spec=image_spec(pretrained.preprocessor),
     classifier=classifier,

@@ -12,7 +12,7 @@ import transformers
 from safetensors.numpy import load_file
 from shared_data import SHARED, needs_shared
 
-from cpeal_jax.models import text, weights
+from cpeal_jax.models import text, text_context, weights
 from cpeal_jax.models.adapters import Prompts
 from cpeal_jax.models.classifier import cosine_logits
 from cpeal_jax.models.clip import Clip, normalize
@@ -124,17 +124,17 @@ def test_tokens_and_learnable_slots():
   classes = ("Sea_or_Lake", "AnnualCrop 2")
   for position in ("end", "middle", "front"):
     prompts = Prompts(tokens=5, position=position)
-    context = text.context_of(prompts, "", tokenizer)
-    tokens = text.tokenize_with_context(classes, tokenizer, context)
+    context = text_context.context_of(prompts, "", tokenizer)
+    tokens = text_context.tokenize_with_context(classes, tokenizer, context)
     whole = text.tokenize(tokens.texts, tokenizer)
     np.testing.assert_array_equal(tokens.ids, whole.ids)
     assert tokens.ids.shape[1] % 8 == 0
     for ids, slots in zip(tokens.ids, tokens.slots, strict=True):
       assert sorted(slots[slots >= 0]) == list(range(5))
       assert {*ids[slots >= 0]} == {343}  # the X that a context replaces
-  many = text.context_of(Prompts(tokens=80), "", tokenizer)
+  many = text_context.context_of(Prompts(tokens=80), "", tokenizer)
   with pytest.raises(text.InputError, match="needs 87 of 77"):
-    text.tokenize_with_context(classes, tokenizer, many)
+    text_context.tokenize_with_context(classes, tokenizer, many)
   with pytest.raises(text.InputError, match="longer than the text tower's"):
     text.tokenize(["word " * 80], tokenizer)
 

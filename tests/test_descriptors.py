@@ -11,7 +11,7 @@ import tiny
 
 from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError
-from cpeal_jax.models import text
+from cpeal_jax.models import text_context
 from cpeal_jax.models.adapters import Prompts
 from cpeal_jax.models.classifier import cosine_logits
 from cpeal_jax.models.descriptors import (
@@ -120,8 +120,10 @@ def test_faithful_prompts_have_pcbs_tokens(position):
     "car, which is/has a top",
   )
   prompts = Prompts(tokens=4, position=position)
-  context = text.context_of(prompts, "", spelled)
-  got = text.tokenize_with_context(phrases, spelled, context, joint_period=True)
+  context = text_context.context_of(prompts, "", spelled)
+  got = text_context.tokenize_with_context(
+    phrases, spelled, context, joint_period=True
+  )
   before = {"end": 4, "middle": 2, "front": 0}[position]
   for row, slots, phrase in zip(got.ids, got.slots, phrases, strict=True):
     length = len(spelled(phrase, False)["input_ids"])

@@ -24,6 +24,7 @@ from export_cases import (
   make,
   on_dinov2,
   on_open_clip,
+  on_siglip,
   pictures,
 )
 from flax import traverse_util
@@ -199,6 +200,54 @@ def test_open_clips_naming_is_turned_into_transformers(tmp_path):
   )
   with pytest.raises(InputError, match=r"choose from: transformers, head\."):
     export.save(own, tmp_path / "peft", format="peft")
+
+
+@pytest.mark.parametrize("name", ["siglip", "siglip2"])
+def test_siglips_export(name, tmp_path):
+  """PyTorch's answers, and files in which LoRA's matrices alone are others."""
+  own = on_siglip(LORAS["standard"], name)
+  side = own.spec.size
+  np.testing.assert_allclose(
+    logits(own, pictures(side)), np.load(GOLDEN)[name], atol=1e-4
+  )
+  export.save(own, tmp_path / "out", format="transformers")
+  base = load_file(own.pretrained.weights)
+  got = load_file(tmp_path / "out/model.safetensors")
+  carry = weights_out.modules(
+    own.adapter, own.backbone.tensor_names(own.pretrained)
+  )
+  # q, k, v and out of every block; the attention pooling has none.
+  blocks = own.pretrained.config.vision.layers
+  blocks += own.pretrained.config.text.layers
+  assert len(carry) == 4 * blocks
+  changed = {name for name in base if not same_bits(base[name], got[name])}
+  assert got.keys() == base.keys()
+  assert changed == {f"{module}.weight" for module in carry.values()}
+  # It is a whole SigLIP for us, too.
+  again = cpeal.load_clip(tmp_path / "out")
+  texts = again.encode_texts(own.classifier.prompts)
+  images = again.encode_images(list(pictures(side)))
+  seen = again.logit_scale * images @ texts.T
+  np.testing.assert_allclose(seen, logits(own, pictures(side)), atol=1e-4)
+  export.save(own, tmp_path / "peft", format="peft")
+  about = read_json(tmp_path / "peft/adapter_config.json")
+  pattern = re.compile(about["target_modules"])
+  modules = {name.rpartition(".")[0] for name in base}
+  assert {m for m in modules if pattern.fullmatch(m)} == set(carry.values())
+
+
+def test_siglips_prompts_export(tmp_path):
+  own = on_siglip(Prompts(tokens=4))
+  assert export.formats(own) == ("prompts", "head")
+  export.save(own, tmp_path / "out", format="prompts")
+  file = load_file(tmp_path / "out/prompts.safetensors")
+  assert file["context"].shape == (10, 4, own.pretrained.config.text.width)
+  side = own.spec.size
+  features = own.classifier.image_features(
+    own.params, own.adapter, pictures(side)
+  )
+  got = file["logit_scale"] * features @ file["class_embeddings"].T
+  np.testing.assert_allclose(got, logits(own, pictures(side)), atol=1e-4)
 
 
 def test_a_linear_head_and_its_tower(tmp_path):

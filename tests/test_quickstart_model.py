@@ -196,7 +196,7 @@ def random_params(config):
 
 def test_training_starts_from_a_whole_model():
   config = pretrain.sizes()
-  start = jax.eval_shape(lambda: pretrain.init(config, seed=0))
+  start = jax.eval_shape(lambda: pretrain.init(Clip(config), seed=0))
   assert start == weights.shapes(config)
 
 
@@ -210,7 +210,10 @@ def test_two_steps_lower_the_loss():
   }
   config = dataclasses.replace(config, **one)
   params = random_params(config)
-  state, step = optimizer.init(params), pretrain.make_step(config, optimizer)
+  state, step = (
+    optimizer.init(params),
+    pretrain.make_step(Clip(config), optimizer),
+  )
   losses = []
   for _ in range(3):
     params, state, loss = step(params, state, *batch)

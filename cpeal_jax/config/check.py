@@ -183,7 +183,7 @@ def _validate_methods(config: Config) -> None:
   settings = config.acquisition
   used = methods_of(config)
   _validate_anchor(config, used)
-  if not BY_ADAPTER[config.adapter.kind].has_texts:
+  if not BY_ADAPTER[config.adapter.kind][0].has_texts:
     _refuse_clip_settings(config)
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:

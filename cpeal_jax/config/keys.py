@@ -182,8 +182,8 @@ TABLE = (
 
   ("adapter.kind", "lora", RESULT, choice(*BY_ADAPTER),
    "what is trained: lora, prompts or anchored (a linear head that the pool "
-   "holds) on a CLIP; head (linear probe), lora_head (PEAL) or anchored_head "
-   "on a DINOv2 or DINOv3"),
+   "holds) on a CLIP or SigLIP; head (linear probe), lora_head (PEAL) or "
+   "anchored_head on a DINOv2 or DINOv3"),
   ("adapter.lora.rank", 4, RESULT, between(1, 4096),
    "rank r of LoRA's two factors"),
   ("adapter.lora.alpha", 4.0, RESULT, above(0),

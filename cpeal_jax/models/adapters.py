@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 TOWERS = ("vision", "text")
 MATRICES = ("q", "k", "v", "out")
@@ -151,6 +151,44 @@ class Linear(nn.Module):
       x = dropout(self.make_rng("dropout"), x, self.lora.dropout)
     branch = x @ a.value.astype(self.dtype) @ b.value.astype(self.dtype)
     return y + self.lora.scale * branch
+
+
+def with_context(
+  module: nn.Module,
+  x: Float[Array, "C L W"],
+  slots: Int[ArrayLike, "C L"],
+  *,
+  prompts: Prompts,
+) -> Float[Array, "C L W"]:
+  """Puts learnable vectors into the places of prompts that `slots` marks.
+
+  Args:
+    module: the text tower; the vectors are its variable `context` of the
+      collection `adapter`, [C, M, W], or [1, M, W] if all rows share them.
+    x: the embeddings of the tokens, without those of their positions.
+    slots: for each token, the index of the vector that replaces it, or -1.
+    prompts: the settings of the vectors.
+  """
+  slots = jnp.asarray(slots)
+  contexts = 1 if prompts.shared else len(x)
+
+  def initial() -> Float[Array, "P M W"]:
+    if prompts.initial == "template":
+      # Where slots is m the token is the one that vector m replaces.
+      numbers = jnp.arange(prompts.tokens)[None, None]
+      at = jnp.argmax(slots[:contexts, :, None] == numbers, axis=1)
+      return jnp.take_along_axis(x[:contexts], at[..., None], axis=1)
+    shape = (contexts, prompts.tokens, x.shape[-1])
+    draws = jax.random.normal(module.make_rng("adapter"), shape)
+    return prompts.stddev * draws
+
+  context = module.variable("adapter", "context", initial).value
+  context = jnp.broadcast_to(context, (len(x), *context.shape[1:]))
+  # [C, L, W]; where slots is -1 the gathered vector is not used.
+  learned = jnp.take_along_axis(
+    context, jnp.maximum(slots, 0)[..., None], axis=1
+  )
+  return jnp.where((slots >= 0)[..., None], learned, x)
 
 
 def merge_lora(params: Mapping, adapter: Mapping, lora: Lora) -> dict:

@@ -13,10 +13,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cpeal_jax.data.images import ImageSpec
+from cpeal_jax.data.reading import read_bytes, without_mark
 from cpeal_jax.errors import InputError
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.classifier import Classifier
+from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.tensors import Row
+from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 
 # A number for each of red, green and blue.
 Channels = tuple[float, float, float]
@@ -87,6 +90,8 @@ class Backbone(Protocol):
   Attributes:
     name: the name that messages use.
     adapters: the values of `adapter.kind` that this backbone supports.
+    model_types: the values of `model_type` in the config.json of its models.
+    sizes: the classes of `Pretrained.config`; each belongs to one backbone.
     has_texts: whether the model has a text tower, and so can classify
       zero-shot.
     towers: the towers that can have LoRA.
@@ -99,12 +104,25 @@ class Backbone(Protocol):
   def adapters(self) -> tuple[str, ...]: ...
 
   @property
+  def model_types(self) -> tuple[str, ...]: ...
+
+  @property
+  def sizes(self) -> tuple[type, ...]: ...
+
+  @property
   def has_texts(self) -> bool: ...
 
   @property
   def towers(self) -> tuple[str, ...]: ...
 
-  def load(self, source: str, *, arch: str = "", tokenizer: str = "") -> Any:
+  def load(
+    self,
+    source: str,
+    *,
+    arch: str = "",
+    tokenizer: str = "",
+    found: tuple[Path, Layout] | None = None,
+  ) -> Any:
     """Reads the `Pretrained` of a directory or hub id.
 
     Args:
@@ -112,6 +130,7 @@ class Backbone(Protocol):
       arch, tokenizer: the architecture of weights without a config, and where
         the tokenizer is, as in `weights.load_pretrained`; a model without
         texts ignores both.
+      found: the result of `hub.locate` for it, if that is known already.
 
     Raises:
       InputError: if files are missing or unreadable, or do not fit together.
@@ -178,6 +197,37 @@ class Backbone(Protocol):
       file, or the bytes of any other.
     """
     ...
+
+
+def refuse_other_size(pretrained: Pretrained, size: int) -> None:
+  """Refuses images of another size than the weights are for.
+
+  Raises:
+    InputError: if `size` is not `pretrained.config.image_size`, in pixels.
+  """
+  if size != pretrained.config.image_size:
+    settings = pretrained.preprocessor
+    name = settings.name if isinstance(settings, Path) else "the processor"
+    raise InputError(
+      f"{name} crops to {size} pixels, but the "
+      f"weights are for {pretrained.config.image_size} pixels."
+    )
+
+
+def tokenizer_files(pretrained: Any) -> dict[str, bytes]:
+  """Returns the files of a tokenizer that is not beside the weights, by name.
+
+  Args:
+    pretrained: a `Pretrained` with a `tokenizer_directory`.
+  """
+  words = pretrained.tokenizer_directory
+  if words == pretrained.directory:
+    return {}
+  return {
+    name: without_mark(read_bytes(words / name))
+    for name in TOKENIZER_FILES
+    if (words / name).is_file()
+  }
 
 
 def refuse_layers(lora: Lora, config: Any) -> None:

@@ -10,19 +10,19 @@ dimension.
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.models.adapters import Linear, Lora, Prompts
+from cpeal_jax.models.adapters import Linear, Lora, Prompts, with_context
 from cpeal_jax.models.resnet import ResNetConfig, ResNetTower
 from cpeal_jax.models.transformer import (
   AnyArray,
   Norm,
   TowerConfig,
   Transformer,
+  to_patches,
 )
 
 # Which token's state is the text tower's output: that of the first end token,
@@ -59,6 +59,14 @@ class ClipConfig:
   dim: int
   pool: str = "end_token"
 
+  @property
+  def pooled_token(self) -> int | None:
+    """The id of the token whose state the text tower returns.
+
+    It is None if that is the token with the largest id of a prompt.
+    """
+    return None if self.pool == "largest_id" else self.end_token
+
 
 class VisionTower(nn.Module):
   """Vision transformer; returns the projected state of its class token."""
@@ -75,15 +83,7 @@ class VisionTower(nn.Module):
   ) -> Float[Array, "B D"]:
     config, patch = self.tower, self.config.patch_size
     batch, side = pixels.shape[0], self.config.image_size // patch
-    # The patch convolution's stride is its kernel size, so it is computed as
-    # a matrix product over flattened patches [B, side * side, patch^2 * 3].
-    x = jnp.asarray(pixels)[:, : side * patch, : side * patch].astype(
-      self.dtype
-    )
-    x = x.reshape(batch, side, patch, side, patch, 3).transpose(
-      0, 1, 3, 2, 4, 5
-    )
-    x = x.reshape(batch, side * side, patch * patch * 3)
+    x = to_patches(pixels, patch=patch, dtype=self.dtype)
     x = Linear(config.width, use_bias=False, dtype=self.dtype, name="patch")(x)
     normal = nn.initializers.normal(0.02)
     class_token = self.param("class_token", normal, (config.width,))
@@ -99,7 +99,7 @@ class VisionTower(nn.Module):
     blocks = Transformer(
       config, "vision", self.lora, self.dtype, self.remat, name="blocks"
     )
-    x = blocks(x, train=train, at=0)
+    x = blocks(x, train=train, at=0)[:, 0]
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(
       self.config.dim, use_bias=False, dtype=self.dtype, name="projection"
@@ -129,37 +129,23 @@ class TextTower(nn.Module):
     train: bool,
   ) -> Float[Array, "C D"]:
     config = self.config.text
-    classes, length = ids.shape
     normal = nn.initializers.normal(0.02)
     table = self.param("tokens", normal, (self.config.vocabulary, config.width))
     positions = self.param(
       "positions", normal, (self.config.positions, config.width)
     )
     x = jnp.asarray(table)[ids]
-    prompts = self.prompts
-    if prompts is not None:
-      contexts = 1 if prompts.shared else classes
-
-      def initial() -> Float[Array, "P M W"]:
-        if prompts.initial == "template":
-          # Where slots is m the token is the one that vector m replaces.
-          numbers = jnp.arange(prompts.tokens)[None, None]
-          at = jnp.argmax(slots[:contexts, :, None] == numbers, axis=1)
-          return jnp.take_along_axis(x[:contexts], at[..., None], axis=1)
-        shape = (contexts, prompts.tokens, config.width)
-        draws = jax.random.normal(self.make_rng("adapter"), shape)
-        return prompts.stddev * draws
-
-      context = self.variable("adapter", "context", initial).value
-      context = jnp.broadcast_to(context, (classes, *context.shape[1:]))
-      # [C, L, W]; where slots is -1 the gathered vector is not used.
-      learned = jnp.take_along_axis(
-        context, jnp.maximum(slots, 0)[..., None], axis=1
-      )
-      x = jnp.where((slots >= 0)[..., None], learned, x)
-    x = (x + positions[None, :length]).astype(self.dtype)
+    if self.prompts is not None:
+      x = with_context(self, x, slots, prompts=self.prompts)
+    x = (x + positions[None, : ids.shape[1]]).astype(self.dtype)
     blocks = Transformer(
-      config, "text", self.lora, self.dtype, self.remat, name="blocks"
+      config,
+      "text",
+      self.lora,
+      self.dtype,
+      self.remat,
+      causal=True,
+      name="blocks",
     )
     # Prompts are padded with end tokens, as Hugging Face's tokenizer does, so
     # only the first end token of a row is part of the prompt. argmax returns
@@ -167,7 +153,7 @@ class TextTower(nn.Module):
     largest = self.config.pool == "largest_id"
     values = ids if largest else ids == self.config.end_token
     end = jnp.argmax(values, axis=1)
-    x = blocks(x, train=train, at=end)
+    x = blocks(x, train=train, at=end)[:, 0]
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(
       self.config.dim, use_bias=False, dtype=self.dtype, name="projection"

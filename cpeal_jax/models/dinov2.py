@@ -236,5 +236,5 @@ class Dinov2(nn.Module):
     for i in range(config.layers):
       lora = self.lora.on("vision", i) if self.lora else None
       blocks.append(Block(config, lora, dtype, name=f"block{i}"))
-    x = run_blocks(blocks, x, train=train, remat=self.remat, at=0)
+    x = run_blocks(blocks, x, train=train, remat=self.remat, at=0)[:, 0]
     return Norm(config.epsilon, dtype, name="norm_out")(x).astype(jnp.float32)

@@ -4,6 +4,7 @@ The head is trained alone or together with LoRA.
 """
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,10 @@ from cpeal_jax.errors import InputError
 from cpeal_jax.models import backbone, dinov2_weights, dinov3_weights
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.dinov2 import Dinov2Config
 from cpeal_jax.models.dinov2_weights import PretrainedDinov2
 from cpeal_jax.models.dinov3 import Dinov3Config
+from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import Row
 
@@ -25,14 +28,21 @@ class Dinov2Backbone:
 
   name: str = "DINOv2"
   adapters: tuple[str, ...] = ("head", "lora_head", "anchored_head")
+  model_types: tuple[str, ...] = dinov2_weights.MODEL_TYPES
+  sizes: tuple[type, ...] = (Dinov2Config, Dinov3Config)
   has_texts: bool = False
   towers: tuple[str, ...] = ("vision",)
 
   def load(
-    self, source: str, *, arch: str = "", tokenizer: str = ""
+    self,
+    source: str,
+    *,
+    arch: str = "",
+    tokenizer: str = "",
+    found: tuple[Path, Layout] | None = None,
   ) -> PretrainedDinov2:
     del arch, tokenizer
-    return dinov2_weights.load_dinov2(source)
+    return dinov2_weights.load_dinov2(source, found)
 
   def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
     # Position embeddings are resized to the image, and rotary positions fit any

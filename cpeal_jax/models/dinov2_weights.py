@@ -18,7 +18,7 @@ from cpeal_jax.data.reading import read_object
 from cpeal_jax.models import dinov3, dinov3_weights
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config, config_from_hf
 from cpeal_jax.models.dinov3 import Dinov3, Dinov3Config
-from cpeal_jax.models.hub import locate, preprocessor_file, refuse_type
+from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
 from cpeal_jax.models.tensors import (
   Row,
   fill,
@@ -152,17 +152,20 @@ class PretrainedDinov2:
   preprocessor: Path
 
 
-def load_dinov2(source: str) -> PretrainedDinov2:
+def load_dinov2(
+  source: str, found: tuple[Path, Layout] | None = None
+) -> PretrainedDinov2:
   """Reads a `Dinov2Model`, with or without registers, or a `DINOv3ViTModel`.
 
   Args:
     source: a directory or a hub id.
+    found: the result of `hub.locate` for it, if that is known already.
 
   Raises:
     InputError: if files are missing or unreadable, if the model is neither
       DINOv2 nor DINOv3, or if the weights do not match the config.
   """
-  directory, layout = locate(source, "DINOv2")
+  directory, layout = found or locate(source, "DINOv2")
   path, weights = directory / layout.config, directory / layout.weights
   raw = read_object(path)
   refuse_type(path, raw, MODEL_TYPES)

@@ -88,7 +88,7 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
 
   timm's repositories have OpenCLIP's files, and also a config.json and weights
   that hold only the image tower. So if OpenCLIP's files exist, the other
-  layouts count only if config.json has the model_type "clip".
+  layouts count only if config.json has the model_type "clip" or "siglip".
 
   Args:
     directory: the directory with config.json, if the checkpoint has that file.
@@ -102,7 +102,7 @@ def choose(directory: Path, names: Iterable[str]) -> Layout | None:
       model_type = read_object(directory / "config.json").get("model_type")
     except InputError:
       model_type = None
-    if model_type != "clip":
+    if model_type not in ("clip", "siglip"):
       complete = open_clip
   return complete[0] if complete else None
 
@@ -111,6 +111,14 @@ def preprocessor_file(directory: Path, layout: Layout) -> Path:
   """Returns the file with the image processor's settings."""
   settings = directory / layout.preprocessor
   return settings if os.path.lexists(settings) else directory / PROCESSOR
+
+
+# What is said of a model type that is not supported, besides that it is not.
+REMARKS = {
+  "siglip2": " This is a SigLIP 2 for images of any shape (NaFlex); those of a "
+  "fixed resolution, such as google/siglip2-base-patch16-224, have the "
+  "model_type 'siglip'.",
+}
 
 
 def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
@@ -124,12 +132,14 @@ def refuse_type(path: Path, raw: dict, types: tuple[str, ...]) -> None:
   Raises:
     InputError: if the model type is not supported.
   """
-  if raw.get("model_type") not in types:
+  model_type = raw.get("model_type")
+  if model_type not in types:
+    remark = REMARKS.get(model_type, "") if isinstance(model_type, str) else ""
     raise InputError(
-      f"{path} has model_type {shown(raw.get('model_type'))}; only "
+      f"{path} has model_type {shown(model_type)}; only "
       f"{' or '.join(map(repr, types))} is supported here: adapter.kind lora, "
-      "prompts and anchored want a CLIP, head, lora_head and anchored_head a "
-      "DINOv2 or DINOv3."
+      "prompts and anchored want a CLIP or SigLIP, head, lora_head and "
+      f"anchored_head a DINOv2 or DINOv3.{remark}"
     )
 
 
@@ -148,7 +158,7 @@ def locate(source: str, kind: str = "CLIP") -> tuple[Path, Layout]:
       that has them, or if the download fails.
   """
   path = Path(source).expanduser()
-  hint = BARE if kind == "CLIP" and source.endswith(SINGLE_FILES) else ""
+  hint = BARE if "CLIP" in kind and source.endswith(SINGLE_FILES) else ""
   names = _entries(path, hint)
   if names is not None:
     layout = choose(path, names)
@@ -215,7 +225,7 @@ def _lacks(names: Iterable[str], kind: str) -> str:
     and name not in wanted
   )
   others = f" It has {', '.join(foreign[:3])} instead." if foreign else ""
-  if kind == "CLIP" and not present & {"config.json", OPEN_CLIP.config}:
+  if "CLIP" in kind and not present & {"config.json", OPEN_CLIP.config}:
     others += BARE
   weights = ", ".join(layout.weights for layout in LAYOUTS)
   return (

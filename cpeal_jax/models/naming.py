@@ -114,7 +114,7 @@ def _towers(config: ClipConfig) -> Iterator[tuple[str, int]]:
   yield "text", config.text.layers
 
 
-def _pairs(ours: str, theirs: str, turn: Turn = transpose) -> Iterator[Row]:
+def pairs(ours: str, theirs: str, turn: Turn = transpose) -> Iterator[Row]:
   """Yields the rows of weight and bias of a dense layer or a layer norm.
 
   Args:
@@ -129,16 +129,45 @@ def _pairs(ours: str, theirs: str, turn: Turn = transpose) -> Iterator[Row]:
   yield f"{ours}/bias", f"{theirs}.bias", same
 
 
+def stacked(ours: str, theirs: str) -> Iterator[Row]:
+  """Yields the rows of q, k and v of an attention that has them in one tensor.
+
+  Args:
+    ours: the path of our attention.
+    theirs: the name of PyTorch's `MultiheadAttention` in the file.
+  """
+  for part, name in enumerate("qkv"):
+    for leaf, kind, turn in (
+      ("kernel", "weight", transpose),
+      ("bias", "bias", same),
+    ):
+      yield (
+        f"{ours}/{name}/{leaf}",
+        f"{theirs}.in_proj_{kind}",
+        partial(_third, part=part, turn=turn),
+      )
+
+
+def hf_blocks(tower: str, layers: int) -> Iterator[Row]:
+  """Yields the rows of a transformer's blocks for Hugging Face's names.
+
+  Args:
+    tower: `vision` or `text`.
+    layers: the number of blocks.
+  """
+  for i in range(layers):
+    for ours, theirs in HF_BLOCK:
+      yield from pairs(
+        f"{tower}/blocks/block{i}/{ours}",
+        f"{tower}_model.encoder.layers.{i}.{theirs}",
+      )
+
+
 def _hf(config: ClipConfig) -> Iterator[Row]:
   """Yields the rows for the names of Hugging Face's PyTorch models."""
   yield from HF
   for tower, layers in _towers(config):
-    for i in range(layers):
-      for ours, theirs in HF_BLOCK:
-        yield from _pairs(
-          f"{tower}/blocks/block{i}/{ours}",
-          f"{tower}_model.encoder.layers.{i}.{theirs}",
-        )
+    yield from hf_blocks(tower, layers)
 
 
 def _flax(config: ClipConfig) -> Iterator[Row]:
@@ -167,17 +196,8 @@ def _openai(config: ClipConfig) -> Iterator[Row]:
       our_block = f"{tower}/blocks/block{i}"
       their_block = f"{prefix}transformer.resblocks.{i}"
       for ours, theirs in OPENAI_BLOCK:
-        yield from _pairs(f"{our_block}/{ours}", f"{their_block}.{theirs}")
-      for part, name in enumerate("qkv"):
-        for leaf, theirs, turn in (
-          ("kernel", "weight", transpose),
-          ("bias", "bias", same),
-        ):
-          yield (
-            f"{our_block}/attention/{name}/{leaf}",
-            f"{their_block}.attn.in_proj_{theirs}",
-            partial(_third, part=part, turn=turn),
-          )
+        yield from pairs(f"{our_block}/{ours}", f"{their_block}.{theirs}")
+      yield from stacked(f"{our_block}/attention", f"{their_block}.attn")
 
 
 def _openai_resnet(config: ResNetConfig) -> Iterator[Row]:
@@ -227,7 +247,7 @@ def _openai_resnet(config: ResNetConfig) -> Iterator[Row]:
   pool = "visual.attnpool"
   yield "vision/pool/positions", f"{pool}.positional_embedding", same
   for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "c")):
-    yield from _pairs(f"vision/pool/{ours}", f"{pool}.{theirs}_proj")
+    yield from pairs(f"vision/pool/{ours}", f"{pool}.{theirs}_proj")
 
 
 NAMINGS: dict[str, Callable[[ClipConfig], Iterator[Row]]] = {

@@ -1,4 +1,7 @@
-"""Makes prompts of class names, and token ids of prompts."""
+"""Makes prompts of class names, and token ids of prompts.
+
+`text_context` does so for prompts with learnable tokens.
+"""
 
 import dataclasses
 import unicodedata
@@ -9,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cpeal_jax.errors import InputError, counted
-from cpeal_jax.models.adapters import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +22,7 @@ class Tokens:
 
   Attributes:
     texts: the prompts as strings, with `X` for each learnable token.
-    ids: token ids. All rows are padded with end tokens to the length of the
-      longest prompt, rounded up to a multiple of 8 but at most the tower's
-      limit. Features do not depend on the padding, since the tower is causal
-      and its output is the state of a token before the padding.
+    ids: token ids. All rows are padded to the same length, see `padded`.
     slots: for each token, the index of the learnable token that replaces it,
       or -1 if none does.
     owners: the class index of each row; by default row i is class i.
@@ -80,6 +79,20 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
         f"prompt {text!r}, but the text tower's output is the state of that "
         "token. Use the tokenizer files that belong to the weights."
       )
+  refuse_long(texts, rows, positions=positions)
+  assert end is not None  # else the first prompt has been refused
+  ids = padded(rows, Frame([], [end], end, positions))
+  return Tokens(tuple(texts), ids, np.full_like(ids, -1))
+
+
+def refuse_long(
+  texts: Sequence[str], rows: Sequence[Sequence[int]], *, positions: int
+) -> None:
+  """Refuses prompts with more than `positions` tokens.
+
+  Raises:
+    InputError: if there are any; the message names the first of them.
+  """
   too_long = [
     text for text, row in zip(texts, rows, strict=True) if len(row) > positions
   ]
@@ -89,136 +102,39 @@ def tokenize(texts: Sequence[str], tokenizer, *, positions: int = 77) -> Tokens:
       f"text tower's {positions} tokens; the first is {too_long[0]!r}. "
       "Shorten the class name or the template."
     )
-  length = min(positions, -(-max(map(len, rows)) // 8) * 8)
-  ids = np.full((len(rows), length), end, np.int32)
-  for padded, row in zip(ids, rows, strict=True):
-    padded[: len(row)] = row
-  return Tokens(tuple(texts), ids, np.full_like(ids, -1))
 
 
-class Context(NamedTuple):
-  """The tokens around a class name that learnable vectors replace.
+class Frame(NamedTuple):
+  """What a text tower wants around a prompt.
 
   Attributes:
-    before, after: the ids of the tokens on both sides of the name.
-    period: whether a prompt ends with a period, which is not learnable.
+    start, end: the ids of the tokens before and after the words.
+    pad: the id of the tokens behind `end`.
+    positions: the longest prompt that the tower takes, in tokens.
+    whole: whether every prompt is padded to `positions` tokens. If not, all are
+      padded to the longest prompt's length, rounded up to a multiple of 8. That
+      is exact only for a causal tower whose output is the state of a token
+      before the padding.
   """
 
-  before: list[int]
-  after: list[int]
-  period: bool = True
+  start: list[int]
+  end: list[int]
+  pad: int
+  positions: int
+  whole: bool = False
 
 
-def context_of(prompts: Prompts, template: str, tokenizer) -> Context:
-  """Returns the learnable tokens of a prompt.
-
-  If `prompts.initial` is `template`, they are the words of the template. If
-  not, they are placeholders: the class name stands after all of them if
-  `prompts.position` is `end`, before them if it is `front`, and between their
-  two halves if it is `middle`.
-
-  Args:
-    prompts: the number of learnable tokens and the class name's position.
-    template: the zero-shot prompt; `{}` stands for the class name.
-    tokenizer: a tokenizer of transformers.
-
-  Raises:
-    InputError: the words of the template are wanted and it has none.
-  """
-  if prompts.initial == "template":
-    before, _, after = template.partition("{}")
-    period = after.endswith(".")
-    sides = (before, after.removesuffix("."))
-    first, second = (
-      tokenizer(side, add_special_tokens=False)["input_ids"] for side in sides
-    )
-    if not first and not second:
-      raise InputError(
-        "adapter.prompts.initial=template, but model.template="
-        f"{template!r} has no word around the class name: use initial=random."
-      )
-    return Context(first, second, period)
-  # A placeholder: a learnable vector replaces the embedding of this token.
-  filler = tokenizer("X", add_special_tokens=False)["input_ids"][:1]
-  shares = {"end": 1.0, "middle": 0.5, "front": 0.0}
-  count = int(prompts.tokens * shares[prompts.position])
-  return Context(filler * count, filler * (prompts.tokens - count))
-
-
-def tokenize_with_context(
-  classes: Sequence[str],
-  tokenizer,
-  context: Context,
-  *,
-  positions: int = 77,
-  joint_period: bool = False,
-) -> Tokens:
-  """Tokenizes class names with learnable tokens around them, as in CoOp.
-
-  Args:
-    classes: class names.
-    tokenizer: a tokenizer of transformers.
-    context: the result of `context_of`.
-    positions: the longest prompt that the text tower takes, in tokens.
-    joint_period: whether a name and the period are tokenized together, as in
-      CoOp's code. It matters for names that end in punctuation, which may form
-      one token with the period.
-
-  Raises:
-    InputError: if the longest prompt has more than `positions` tokens, or if
-      the tokenizer has no start or end token.
-  """
-  before, after = len(context.before), len(context.after)
-  stop = "." if context.period else ""
-  texts = tuple(
-    " ".join([*["X"] * before, readable(name), *["X"] * after]) + stop
-    for name in classes
-  )
-  names = [
-    tokenizer(readable(name), add_special_tokens=False)["input_ids"]
-    for name in classes
-  ]
-  period = tokenizer(stop, add_special_tokens=False)["input_ids"]
-  start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-  if start is None or end is None:
-    raise InputError(
-      "the tokenizer names no start or end token, but learnable tokens must "
-      "stand between them: set bos_token and eos_token in "
-      "tokenizer_config.json."
-    )
-  endings = [period] * len(names)
-  if joint_period and context.period:
-    name_periods = [
-      tokenizer(f"{readable(name)}.", add_special_tokens=False)["input_ids"]
-      for name in classes
-    ]
-    endings = [
-      both[len(name) :] for both, name in zip(name_periods, names, strict=True)
-    ]
-    names = [
-      both[: len(name)] for both, name in zip(name_periods, names, strict=True)
-    ]
-  rows = [
-    [start, *context.before, *name, *context.after, *ending, end]
-    for name, ending in zip(names, endings, strict=True)
-  ]
-  longest = max(map(len, rows))
-  if longest > positions:
-    raise InputError(
-      f"class {classes[[len(r) for r in rows].index(longest)]!r} with "
-      f"{before + after} learnable tokens needs {longest} of {positions} "
-      "positions: lower adapter.prompts.tokens."
-    )
-  length = min(positions, -(-longest // 8) * 8)
-  ids = np.full((len(rows), length), end, np.int32)
-  slots = np.full_like(ids, -1)
-  for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-    ids[i, : len(row)] = row
-    # Place 0 is the start token.
-    slots[i, 1 : 1 + before] = np.arange(before)
-    tail = 1 + before + len(name)
-    slots[i, tail : tail + after] = np.arange(before, before + after)
-  return Tokens(texts, ids, slots)
+def padded(
+  rows: Sequence[Sequence[int]], frame: Frame
+) -> Int[np.ndarray, "C L"]:
+  """Pads rows of at most `frame.positions` token ids on the right."""
+  length = frame.positions
+  if not frame.whole:
+    length = min(length, -(-max(map(len, rows)) // 8) * 8)
+  ids = np.full((len(rows), length), frame.pad, np.int32)
+  for own, row in zip(ids, rows, strict=True):
+    own[: len(row)] = row
+  return ids
 
 
 def refuse_unknown(
@@ -230,7 +146,7 @@ def refuse_unknown(
     tokens: the prompts.
     vocabulary: the number of rows of the tower's token table.
     end_token: the id of the token whose state is the tower's output; None if
-      that is the token with the largest id.
+      that token may be any, such as the one with the largest id.
 
   Raises:
     InputError: if a prompt has an id beyond the table, or if it lacks the end

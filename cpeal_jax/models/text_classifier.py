@@ -1,4 +1,7 @@
-"""CLIP as a classifier, whose logits are scaled cosines with class prompts."""
+"""CLIP or SigLIP as a classifier: logits are scaled cosines with class prompts.
+
+Probabilities are the softmax over the classes, also for SigLIP.
+"""
 
 import dataclasses
 from typing import Any
@@ -11,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from cpeal_jax.models.classifier import cosine_logits, to_pixels
 from cpeal_jax.models.clip import Clip, normalize
+from cpeal_jax.models.siglip import Siglip
 from cpeal_jax.models.text import Tokens, refuse_unknown
 
 DESCRIPTOR_AVERAGES = ("similarity", "embedding")
@@ -23,7 +27,7 @@ class TextClassifier:
   Features have length 1, and logits are cosines divided by a temperature.
 
   Attributes:
-    model: the CLIP with its adapters.
+    model: the CLIP or SigLIP with its adapters.
     tokens: one prompt for each class, or for each class and descriptor.
     mean, std: by these the preprocessing normalizes each color channel (RGB),
       whose values are in [0, 1] before.
@@ -31,7 +35,7 @@ class TextClassifier:
       `DESCRIPTOR_AVERAGES`.
   """
 
-  model: Clip
+  model: Clip | Siglip
   tokens: Tokens
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
@@ -39,11 +43,8 @@ class TextClassifier:
 
   def __post_init__(self):
     sizes = self.model.config
-    largest = sizes.pool == "largest_id"
     refuse_unknown(
-      self.tokens,
-      vocabulary=sizes.vocabulary,
-      end_token=None if largest else sizes.end_token,
+      self.tokens, vocabulary=sizes.vocabulary, end_token=sizes.pooled_token
     )
 
   @property

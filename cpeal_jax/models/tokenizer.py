@@ -5,6 +5,7 @@ all words into the same unknown word. So the files are checked before it reads
 them, and the tokenizer is tried afterwards.
 """
 
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -28,13 +29,22 @@ TOKENIZER_FILES = (
   "special_tokens_map.json",
   "added_tokens.json",
   "vocab.txt",
+  "spiece.model",  # `SENTENCES`
 )
 # The sets of files that suffice for a vocabulary; one of them must exist.
 VOCABULARIES = (
   ("tokenizer.json",),
   ("vocab.json", "merges.txt"),
   ("vocab.txt",),
+  ("spiece.model",),
 )
+# SigLIP's first models come with this file, which transformers reads through
+# these packages.
+SENTENCES = "spiece.model"
+SENTENCE_PACKAGES = {
+  "sentencepiece": "sentencepiece",
+  "google.protobuf": "protobuf",
+}
 # A text on which the tokenizer is tried.
 PROBE = "a photo of 7 dogs, it's."
 # If a larger fraction of the token ids has no word, words have been lost from
@@ -49,11 +59,15 @@ def has_tokenizer(directory: Path) -> bool:
   )
 
 
-def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
-  """Reads the tokenizer of a CLIP.
+def read_tokenizer(
+  directory: Path, config: transformers.PretrainedConfig
+) -> transformers.PreTrainedTokenizerBase:
+  """Reads a checkpoint's tokenizer.
 
   Args:
     directory: the directory with the checkpoint's files.
+    config: a config of transformers for the model's type. Where the files name
+      no class of tokenizer, transformers takes that of the type.
 
   Raises:
     InputError: if there are no files, if one of them is unreadable or
@@ -68,14 +82,15 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
       "where the weights are from, or give their directory: "
       "--config.model.tokenizer=DIR."
     )
+  if SENTENCES in names:
+    _refuse_without_sentencepiece(directory / SENTENCES)
   contents = {name: read_bytes(directory / name) for name in names}
   for name in names:
     if name.endswith(".json"):
       read_object(directory / name)
-  # Without this config, transformers would read config.json again, and would
+  # Without `config`, transformers would read config.json again, and would
   # report problems with its other fields as problems of the tokenizer. It needs
   # only the tokenizer's class.
-  config = transformers.CLIPConfig()
   if _is_there(directory / "config.json"):
     raw = read_object(directory / "config.json")
     if isinstance(raw.get("tokenizer_class"), str):
@@ -102,7 +117,8 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
     tokenizer(PROBE)
     ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     ids_by_file = ids
-    if "tokenizer.json" in contents:
+    # A tokenizer in Python reads spiece.model, and no tokenizer.json beside it.
+    if "tokenizer.json" in contents and tokenizer.is_fast:
       data = without_mark(contents["tokenizer.json"])
       by_file = tokenizers.Tokenizer.from_str(data.decode())
       ids_by_file = by_file.encode(PROBE, add_special_tokens=False).ids
@@ -124,8 +140,28 @@ def read_tokenizer(directory: Path) -> transformers.PreTrainedTokenizerBase:
   return tokenizer
 
 
+def _refuse_without_sentencepiece(path: Path) -> None:
+  absent = [
+    package
+    for module, package in SENTENCE_PACKAGES.items()
+    if not _is_installed(module)
+  ]
+  if absent:
+    raise InputError(
+      f"{path} is a sentencepiece model, and transformers cannot read it "
+      f"without {' and '.join(absent)}: pip install 'cpeal_jax[siglip]'."
+    )
+
+
+def _is_installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # The package that would contain it is absent.
+    return False
+
+
 def _from_files(
-  directory: str, config: transformers.CLIPConfig
+  directory: str, config: transformers.PretrainedConfig
 ) -> transformers.PreTrainedTokenizerBase:
   # Without trust_remote_code=False, transformers would ask on the terminal
   # whether to run code that comes with a tokenizer.

@@ -1,4 +1,4 @@
-"""The transformer of CLIP's towers; DINOv2 uses all of it but the block.
+"""The transformer of CLIP's and SigLIP's towers; DINOv2 has its own block.
 
 Shapes: B images or prompts; L tokens; Q tokens that have a query, which are all
 L tokens or one; W tower width. `_` is an axis of length L or 1.
@@ -28,6 +28,7 @@ def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 ACTIVATIONS = {
   "quick_gelu": quick_gelu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "silu": jax.nn.silu,
 }
 
@@ -194,11 +195,11 @@ def run_blocks(
   train: bool,
   remat: bool,
   at: At,
-) -> Float[Array, "B W"]:
-  """Runs the blocks in order and returns the final state of one token per row.
+) -> Float[Array, "B _ W"]:
+  """Runs the blocks in order and returns the final states of the tokens.
 
-  The last block computes only the token at `at`, because no other token's
-  final state is read.
+  If `at` is not None, the last block computes only the token at that place,
+  because no other token's final state is read; the result is [B, 1, W].
 
   Args:
     blocks: modules with the call signature of `Block`.
@@ -206,7 +207,7 @@ def run_blocks(
     train: True to apply LoRA's dropout.
     remat: True to keep only each block's input for the gradient and to
       recompute what is inside the block; used only in training.
-    at: the place of the token to return.
+    at: the place of the token to return; None for all tokens.
   """
   for block in blocks:
     block_at = at if block is blocks[-1] else None
@@ -215,16 +216,21 @@ def run_blocks(
       return block(x, train=train, at=block_at)
 
     x = nn.remat(run)(block, x) if remat and train else run(block, x)
-  return x[:, 0]
+  return x
 
 
 class Transformer(nn.Module):
-  """All blocks of one tower; returns the state of the token at `at`.
+  """All blocks of one tower; returns the states of the tokens at `at`.
 
   The blocks are separate modules, unrolled instead of scanned.
 
   Attributes:
-    tower: `vision`, or `text` for causal attention.
+    config: the sizes.
+    tower: `vision` or `text`, by which `lora` says where it applies.
+    lora: the LoRA adapter, or None.
+    dtype: the type that the blocks compute in.
+    remat: as for `run_blocks`.
+    causal: whether a token sees only itself and the tokens before it.
   """
 
   config: TowerConfig
@@ -232,15 +238,17 @@ class Transformer(nn.Module):
   lora: Lora | None
   dtype: DTypeLike
   remat: bool
+  causal: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B L W"], *, train: bool, at: At
-  ) -> Float[Array, "B W"]:
-    causal = self.tower == "text"
+  ) -> Float[Array, "B _ W"]:
     blocks = []
     for i in range(self.config.layers):
       lora = self.lora.on(self.tower, i) if self.lora else None
-      block = Block(self.config, causal, lora, self.dtype, name=f"block{i}")
-      blocks.append(block)
+      name = f"block{i}"
+      blocks.append(
+        Block(self.config, self.causal, lora, self.dtype, name=name)
+      )
     return run_blocks(blocks, x, train=train, remat=self.remat, at=at)

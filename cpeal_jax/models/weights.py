@@ -22,6 +22,7 @@ from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.hf_clip import config_from_hf
 from cpeal_jax.models.hub import (
   PROCESSOR,
+  Layout,
   locate,
   preprocessor_file,
   refuse_type,
@@ -34,6 +35,7 @@ from cpeal_jax.models.tensors import fill, read_tensors, refuse_depth, sha256
 from cpeal_jax.models.tokenizer import has_tokenizer, read_tokenizer
 from cpeal_jax.progress import say
 
+MODEL_TYPES = ("clip",)
 # Tensors without a leaf, since they are no weights: counters, constants, and
 # the sizes that OpenAI's own files contain as tensors.
 IGNORED = re.compile(
@@ -94,13 +96,22 @@ def convert(tensors: Mapping[str, np.ndarray], config: ClipConfig) -> dict:
   refuse_depth(tensors, depth + config.text.layers)
   rows = key_table(config, naming_of(tensors))
   params = fill(tensors, shapes(config), rows, ignored=IGNORED)
+  refuse_scale(params)
+  return params
+
+
+def refuse_scale(params: Mapping) -> None:
+  """Refuses weights whose `logit_scale` is the factor, not its logarithm.
+
+  Raises:
+    InputError: if it is too large for a logarithm.
+  """
   scale = float(params["logit_scale"])
   if scale > MAX_LOGIT_SCALE:
     raise InputError(
       f"weights: logit_scale is {scale:g}; it must be a logarithm of at most "
       f"{MAX_LOGIT_SCALE}, and CLIP's is 4.6, the logarithm of 100."
     )
-  return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +155,16 @@ def read_config(path: Path) -> ClipConfig:
   raw = read_object(path)
   if path.name == "open_clip_config.json":
     return config_from_open_clip(raw, path)
-  refuse_type(path, raw, ("clip",))
+  refuse_type(path, raw, MODEL_TYPES)
   return config_from_hf(raw, path)
 
 
 def load_pretrained(
-  source: str, *, arch: str = "", tokenizer: str = ""
+  source: str,
+  *,
+  arch: str = "",
+  tokenizer: str = "",
+  found: tuple[Path, Layout] | None = None,
 ) -> Pretrained:
   """Reads a CLIP in Hugging Face's or OpenCLIP's form, with its tokenizer.
 
@@ -159,6 +174,7 @@ def load_pretrained(
       empty if the checkpoint has a config.
     tokenizer: a directory or hub id with the tokenizer; empty if its files are
       beside the weights.
+    found: the result of `hub.locate` for `source`, if that is known already.
 
   Raises:
     InputError: if files are missing or unreadable, if the model is not a CLIP,
@@ -166,7 +182,7 @@ def load_pretrained(
   """
   if arch:
     return _load_bare(source, arch, tokenizer)
-  directory, layout = locate(source)
+  directory, layout = found or locate(source)
   words = tokenizer_directory(tokenizer) if tokenizer else directory
   config = read_config(directory / layout.config)
   weights = directory / layout.weights
@@ -177,7 +193,7 @@ def load_pretrained(
     weights=weights,
     config=config,
     params=params,
-    tokenizer=read_tokenizer(words),
+    tokenizer=read_tokenizer(words, transformers.CLIPConfig()),
     sha256=sha256(weights),
     preprocessor=preprocessor_file(directory, layout),
     tokenizer_directory=words,
@@ -197,7 +213,7 @@ def _load_bare(source: str, arch: str, tokenizer: str) -> Pretrained:
       "--config.model.tokenizer=openai/clip-vit-base-patch32."
     )
   words = tokenizer_directory(tokenizer) if tokenizer else directory
-  read = read_tokenizer(words)
+  read = read_tokenizer(words, transformers.CLIPConfig())
   tensors = read_tensors(weights)
   extras = [name for name in tensors if EXTRAS.fullmatch(name)]
   kept = {name: x for name, x in tensors.items() if name not in extras}

@@ -35,7 +35,7 @@ def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
   for ours, theirs, _ in key_table(config, "hf"):
     value = np.asarray(flat[ours])
     if ours == "vision/patch/kernel":
-      value = _convolution(value)
+      value = convolution_of(value)
     elif ours.endswith("/kernel"):
       value = value.T
     # np.ascontiguousarray would give the scalar logit_scale an axis.
@@ -43,7 +43,7 @@ def to_hf(params: Mapping, config: ClipConfig) -> dict[str, np.ndarray]:
   return tensors
 
 
-def _convolution(
+def convolution_of(
   kernel: Float[np.ndarray, "R W"],
 ) -> Float[np.ndarray, "W 3 p p"]:
   """Converts a matrix over patches to a convolution; R is p * p * 3.

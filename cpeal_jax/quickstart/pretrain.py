@@ -35,6 +35,9 @@ HALF = (0.5, 0.5, 0.5)
 SPEC = ImageSpec(size=32, resize=32, mean=HALF, std=HALF)
 # The logit scale is at most 100, as in CLIP; this is its logarithm.
 MAX_LOGIT_SCALE = math.log(100.0)
+# The loss of a group of G pairs: a function of image features [G, D], text
+# features [G, D] and the weights.
+PairLoss = Callable[[Array, Array, dict], Array]
 PICTURES = 1500  # pictures of each glyph
 # The length of the longest caption in tokens, including start and end tokens.
 CAPTION_TOKENS = 24
@@ -115,6 +118,13 @@ def contrastive_loss(
   return -(by_image + by_text) / 2
 
 
+def clip_loss(
+  images: Float[Array, "G D"], texts: Float[Array, "G D"], params: dict
+) -> Float[Array, ""]:
+  """Returns `contrastive_loss` with the logit scale among the weights."""
+  return contrastive_loss(images, texts, params["logit_scale"])
+
+
 def make_optimizer(
   steps: int, *, learning_rate: float = 2e-3, warmup: int = 100
 ) -> optax.GradientTransformation:
@@ -140,7 +150,7 @@ def make_optimizer(
   )
 
 
-def make_step(config: ClipConfig, optimizer) -> Callable:
+def make_step(model: Any, optimizer, loss: PairLoss = clip_loss) -> Callable:
   """Compiles a training step.
 
   A batch is K groups. Each group has one picture of each of the G glyphs, so
@@ -148,16 +158,16 @@ def make_step(config: ClipConfig, optimizer) -> Callable:
   compares pictures and captions within a group only.
 
   Args:
-    config: the sizes of the CLIP.
+    model: the Flax module of both towers, such as a `Clip`.
     optimizer: the optax optimizer.
+    loss: the loss of a group.
 
   Returns:
     A function of (params, optimizer state, images [K, G, S, S], token ids
     [K, G, L]) that returns the new params, the new state and the mean loss.
   """
-  model = Clip(config)
 
-  def loss(params, images, ids):
+  def mean_loss(params, images, ids):
     # A gray picture becomes an RGB picture of three equal channels, so all
     # channels have the same mean and standard deviation.
     pixels = (images.astype(jnp.float32) / 255 - HALF[0]) / HALF[0]
@@ -170,24 +180,24 @@ def make_step(config: ClipConfig, optimizer) -> Callable:
     )
     features, texts = outputs
     groups = (*ids.shape[:2], -1)
-    group_losses = jax.vmap(contrastive_loss, (0, 0, None))(
-      features.reshape(groups), texts.reshape(groups), params["logit_scale"]
+    group_losses = jax.vmap(loss, (0, 0, None))(
+      features.reshape(groups), texts.reshape(groups), params
     )
     return jnp.mean(group_losses)
 
   @jax.jit
   def step(params, state, images, ids):
-    value, gradient = jax.value_and_grad(loss)(params, images, ids)
+    value, gradient = jax.value_and_grad(mean_loss)(params, images, ids)
     updates, state = optimizer.update(gradient, state, params)
     return optax.apply_updates(params, updates), state, value
 
   return step
 
 
-def init(config: ClipConfig, *, seed: int) -> dict:
-  """Initializes the weights of a CLIP at random."""
-  side = config.image_size
-  variables = Clip(config).init(
+def init(model: Any, *, seed: int) -> dict:
+  """Initializes the weights of a `Clip`, or of another model, at random."""
+  side = model.config.image_size
+  variables = model.init(
     keys.key(seed, -1, "pretrain"),
     jnp.zeros((1, side, side, 3)),
     np.zeros((1, 8), np.int32),
@@ -203,9 +213,12 @@ def train(
   steps: int,
   groups: int = 4,
   seed: int,
+  model: Any = None,
+  loss: PairLoss = clip_loss,
+  params: dict | None = None,
   report: Callable[[str], None] = lambda text: None,
 ) -> dict:
-  """Trains a CLIP from scratch.
+  """Trains a model of images and texts from scratch.
 
   Args:
     images: gray pictures of G glyphs, M of each.
@@ -213,15 +226,18 @@ def train(
     steps: number of training steps.
     groups: groups per batch; each has one picture of each glyph.
     seed: seed of the initial weights and of the order of the pictures.
+    model: the Flax module of both towers; None for the embedded CLIP's.
+    loss: the loss of a group.
+    params: the initial weights; None draws them.
     report: called with a line of progress every 100 steps.
 
   Returns:
     The trained weights.
   """
-  config = sizes()
+  model = Clip(sizes()) if model is None else model
   optimizer = make_optimizer(steps)
-  params = init(config, seed=seed)
-  state, step = optimizer.init(params), make_step(config, optimizer)
+  params = init(model, seed=seed) if params is None else params
+  state, step = optimizer.init(params), make_step(model, optimizer, loss)
   rows = np.arange(len(images))[None]
   losses = []
   for i in range(steps):
@@ -230,8 +246,8 @@ def train(
     rng = keys.generator(seed, -1, "pretrain", len(images) + i)
     columns = rng.integers(images.shape[1], size=(groups, len(images)))
     batch = images[rows, columns], ids[rows, columns].astype(np.int32)
-    params, state, loss = step(params, state, *batch)
-    losses.append(loss)
+    params, state, value = step(params, state, *batch)
+    losses.append(value)
     if (i + 1) % 100 == 0:
       scale = float(jnp.exp(params["logit_scale"]))
       mean = float(np.mean(losses[-100:]))

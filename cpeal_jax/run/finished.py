@@ -16,10 +16,10 @@ from cpeal_jax.data.images import ImageSpec, image_spec
 from cpeal_jax.data.reading import read_bytes
 from cpeal_jax.errors import InputError, counted
 from cpeal_jax.models.backbone import Backbone, Pretrained
+from cpeal_jax.models.backbones import backbone_of
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run.models import (
-  backbone_of,
   classifiers,
   load_backbone,
   recipe_of,
@@ -110,7 +110,7 @@ def read_round(
     classes=classes,
     config=config,
     config_sha256=started.config_sha256,
-    backbone=backbone_of(config),
+    backbone=backbone_of(pretrained),
     pretrained=pretrained,
     spec=spec,
     classifier=classifier,

@@ -9,18 +9,13 @@ import jax.numpy as jnp
 
 from cpeal_jax.config import Config, split_words
 from cpeal_jax.data.images import ImageSpec
+from cpeal_jax.models import backbones
 from cpeal_jax.models.adapters import Lora, Prompts
 from cpeal_jax.models.anchored import AnchoredClassifier
-from cpeal_jax.models.backbone import Backbone, Pretrained, Wording
-from cpeal_jax.models.backbones import BY_ADAPTER
+from cpeal_jax.models.backbone import Pretrained, Wording
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.text_classifier import TextClassifier
 from cpeal_jax.training.recipe import Recipe
-
-
-def backbone_of(config: Config) -> Backbone:
-  """Returns the kind of pretrained model that `config.adapter.kind` adapts."""
-  return BY_ADAPTER[config.adapter.kind]
 
 
 def load_backbone(config: Config) -> Pretrained:
@@ -30,8 +25,11 @@ def load_backbone(config: Config) -> Pretrained:
     InputError: a file is missing, unreadable, or of another kind of model.
   """
   model = config.model
-  return backbone_of(config).load(
-    model.weights, arch=model.arch, tokenizer=model.tokenizer
+  return backbones.load(
+    config.adapter.kind,
+    model.weights,
+    arch=model.arch,
+    tokenizer=model.tokenizer,
   )
 
 
@@ -48,8 +46,9 @@ def adapters_of(config: Config) -> tuple[Lora | None, Prompts | None]:
   lora = settings.lora.to_dict()
   layers = split_words(lora.pop("layers"))
   towers = split_words(lora.pop("towers"))
+  adapted = backbones.BY_ADAPTER[settings.kind][0].towers
   return Lora(
-    towers=tuple(name for name in towers if name in backbone_of(config).towers),
+    towers=tuple(name for name in towers if name in adapted),
     matrices=split_words(lora.pop("matrices")),
     layers=tuple(int(number) for number in layers) or None,
     **lora,
@@ -73,7 +72,7 @@ def classifiers(
   Raises:
     InputError: an adapter or prompts that the model has no place for.
   """
-  backbone, model = backbone_of(config), config.model
+  backbone, model = backbones.backbone_of(pretrained), config.model
   lora, prompts = adapters_of(config)
   if lora is not None:
     backbone.refuse_lora(pretrained, lora)

@@ -21,11 +21,11 @@ from cpeal_jax.data.catalogue import CATALOGUE
 from cpeal_jax.data.duplicates import check_duplicates
 from cpeal_jax.errors import InputError, counted
 from cpeal_jax.models.backbone import Pretrained
+from cpeal_jax.models.backbones import backbone_of
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.parallel import sharding
 from cpeal_jax.run.datasets import load_dataset
 from cpeal_jax.run.models import (
-  backbone_of,
   classifiers,
   load_backbone,
   recipe_of,
@@ -178,7 +178,7 @@ def make_plan(
     raise InputError(f"profile={config.profile} is a file; give a directory.")
   pretrained = load_backbone(config)
   spec = images.image_spec(pretrained.preprocessor)
-  backbone_of(config).refuse_size(pretrained, spec.size)
+  backbone_of(pretrained).refuse_size(pretrained, spec.size)
   dataset = load_dataset(config, prepare=prepare)
   more = tuple(name for name in added if name not in dataset.classes)
   dataset = dataclasses.replace(dataset, classes=dataset.classes + more)

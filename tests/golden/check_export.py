@@ -23,6 +23,7 @@ from export_cases import (
   make,
   on_dinov2,
   on_open_clip,
+  on_siglip,
   pictures,
 )
 from safetensors.numpy import load_file, save_file
@@ -114,6 +115,49 @@ def other_bases(root: Path, report) -> None:
   report("dinov2", "transformers and head", got, logits(own, pictures(side)))
 
 
+def on_siglips(root: Path, report) -> dict[str, np.ndarray]:
+  """LoRA on both golden SigLIPs; returns what PyTorch says of PEFT's export."""
+  answers = {}
+  for name in ("siglip", "siglip2"):
+    own = on_siglip(LORAS["standard"], name)
+    side, base = own.spec.size, own.pretrained.directory
+    want = logits(own, pictures(side))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    rows = tokenizer(
+      list(own.classifier.prompts),
+      padding="max_length",
+      max_length=own.pretrained.config.positions,
+      return_tensors="pt",
+    )
+    mean, std = np.array(own.spec.mean), np.array(own.spec.std)
+    pixels = ((pictures(side) / 255 - mean) / std).transpose(0, 3, 1, 2)
+
+    def torch_says(model, ids=rows["input_ids"], pixels=pixels):
+      with torch.no_grad():
+        out = model.eval()(
+          input_ids=ids, pixel_values=torch.tensor(pixels, dtype=torch.float32)
+        )
+      # The bias is the same for all classes, and no part of our logits.
+      return (out.logits_per_image - model.logit_bias.detach()).numpy()
+
+    load = transformers.SiglipModel.from_pretrained
+    moved = abs(want - torch_says(load(base))).max()
+    print(f"{name:12} the adapter moves logits by {moved:.1f}")
+    export.save(own, root / name / "hf", format="transformers")
+    got = torch_says(load(root / name / "hf"))
+    report(name, "transformers", got, want)
+    # The processor's tokenizer came along.
+    again = transformers.AutoTokenizer.from_pretrained(root / name / "hf")
+    texts = list(own.classifier.prompts)
+    assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+    export.save(own, root / name / "peft", format="peft")
+    model = peft.PeftModel.from_pretrained(load(base), root / name / "peft")
+    answers[name] = torch_says(model).astype(np.float32)
+    report(name, "peft on the base", answers[name], want)
+    report(name, "peft, merged", torch_says(model.merge_and_unload()), want)
+  return answers
+
+
 def main() -> int:
   root, worst, golden = Path(tempfile.mkdtemp()), 0.0, {}
   base = float32_copy(root / "base")
@@ -164,6 +208,7 @@ def main() -> int:
     report(case, "transformers, float16 base", got, want)
     golden[case] = answers.astype(np.float32)
   other_bases(root, report)
+  golden |= on_siglips(root, report)
   np.savez_compressed(Path(__file__).with_name("export.npz"), **golden)
   shutil.rmtree(root)
   print(
