@@ -336,7 +336,7 @@ VALUES = [
   ("vision_config", "hidden_act", "gelu", ""),  # another, and supported
   ("vision_config", "num_attention_heads", 5, "does not divide"),
   ("text_config", "num_attention_heads", 0, "text_config.num_attention_heads"),
-  ("text_config", "hidden_size", 48, "hidden_size without it"),
+  ("text_config", "projection_size", 48, "hidden_size without it"),
   ("text_config", "projection_size", 16, "texts end in 16 dimensions"),
   ("text_config", "projection_size", "32", "text_config.projection_size"),
   ("vision_config", "vision_use_head", False, "vision_config.vision_use_head"),

@@ -234,12 +234,13 @@ def _refuse_clip_settings(config: Config) -> None:
   Raises:
     InputError: naming the setting and the adapter.
   """
+  kind = config.adapter.kind
+  wanted = " or ".join(backbone.name for backbone in BY_ADAPTER[kind])
   for name in ("arch", "tokenizer"):
     if value := config.model[name]:
       raise InputError(
-        f"model.{name}={value} is for a CLIP, and adapter.kind="
-        f"{config.adapter.kind} wants a {BY_ADAPTER[config.adapter.kind].name}:"
-        " leave it empty."
+        f"model.{name}={value} is for a CLIP, and adapter.kind={kind} wants a "
+        f"{wanted}: leave it empty."
       )
 
 
