@@ -86,14 +86,21 @@ def test_bfloat16_stays_close(name):
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_there_and_back_is_bit_identical(name):
+def test_there_and_back_is_bit_identical(tmp_path, name):
+  """Through a file, which has an array's memory and not its strides."""
   own, _ = golden(name)
   file = load_file(GOLDEN / name / "model.safetensors")
-  got = siglip_weights.to_hf(own.params, own.config)
+  written = tmp_path / "model.safetensors"
+  save_file(siglip_weights.to_hf(own.params, own.config), written)
+  got = load_file(written)
   assert got.keys() == file.keys()
   for key, value in file.items():
     assert got[key].shape == value.shape, key
     np.testing.assert_array_equal(got[key], value)
+  raw = json.loads((GOLDEN / name / "config.json").read_text())
+  again = siglip_weights.hf_config(own.config, dtype="float32")
+  for tower in ("text_config", "vision_config"):
+    assert again[tower].items() <= raw[tower].items()
 
 
 # ---- full sizes
@@ -336,7 +343,7 @@ VALUES = [
   ("vision_config", "hidden_act", "gelu", ""),  # another, and supported
   ("vision_config", "num_attention_heads", 5, "does not divide"),
   ("text_config", "num_attention_heads", 0, "text_config.num_attention_heads"),
-  ("text_config", "projection_size", 48, "hidden_size without it"),
+  ("text_config", "hidden_size", 48, "the config wants (48, 96)"),
   ("text_config", "projection_size", 16, "texts end in 16 dimensions"),
   ("text_config", "projection_size", "32", "text_config.projection_size"),
   ("vision_config", "vision_use_head", False, "vision_config.vision_use_head"),
@@ -366,7 +373,9 @@ def test_another_model_is_refused_by_name(copy):
   refused(copy, "model_type 'siglip2'", "'clip' or 'siglip'", "NaFlex")
   edit(copy, model_type="siglip_text_model")
   refused(copy, "model_type 'siglip_text_model'")
-  edit(copy, model_type="clip")
+  edit(copy, model_type="clip")  # whose end token is in the vocabulary
+  refused(copy, "text_config.eos_token_id is 49407")
+  edit(copy, tower="text_config", eos_token_id=56)
   refused(copy, "missing vision_model.pre_layrnorm.weight", "left over")
   edit(copy, model_type="siglip", text_config=None)
   refused(copy, "no text_config")

@@ -129,7 +129,11 @@ def to_hf(params: Mapping, config: SiglipConfig) -> dict[str, np.ndarray]:
       value = value[None]
     parts[theirs].append(value)
   # Only q, k and v of the attention pooling are several parts of one tensor.
-  return {name: np.concatenate(values) for name, values in parts.items()}
+  # A transposed array may stay so in memory, and safetensors writes the memory.
+  return {
+    name: np.array(np.concatenate(values), order="C")
+    for name, values in parts.items()
+  }
 
 
 def hf_config(config: SiglipConfig, *, dtype: str) -> dict[str, Any]:
