@@ -13,6 +13,8 @@ Any setting of `cpeal run` may be given too. Those that you will want:
 
   --config.model.weights=CLIP   a folder with a CLIP; the default is OpenAI's
                                 ViT-B/32, which is downloaded once
+  --config=remoteclip           the CLIP of a domain instead: remoteclip and
+                                georsclip for aerial images, bioclip for species
   --config.model.template="a satellite photo of {}."
                                 what your pictures are; {} is a class
   --config.budget=20            how many images it picks at a time; default 10
@@ -36,7 +38,7 @@ from typing import NoReturn
 
 from cpeal_jax import command_line, quickstart
 from cpeal_jax.data import class_names, digits
-from cpeal_jax.errors import InputError, nearest
+from cpeal_jax.errors import InputError, nearest, one_of
 from cpeal_jax.labeling.page.handle import Page
 from cpeal_jax.run import interrupts
 
@@ -52,6 +54,8 @@ OPTIONS = {
 }
 # No pool needs as many rounds, so the run goes on until it is told to stop.
 ENDLESS = 1_000_000
+# The configs whose images are your own.
+CONFIGS = ("own_images", "remoteclip", "georsclip", "bioclip")
 # Images that are asked about before the model is trained again. One a class,
 # which is the default of other runs, would be few for a person or very many.
 AT_A_TIME = 10
@@ -71,6 +75,13 @@ VALUES = (
     "",
     "where answers and models are kept; the default is "
     "runs/FOLDER/anchored/seed1, after the name of DIR",
+  ),
+  (
+    "--config",
+    str,
+    CONFIGS[0],
+    f"what model it starts from: {', '.join(CONFIGS)}; a colon and the name of "
+    "a preset may follow",
   ),
   ("--port", int, 0, "port of the page; default 8765, or any that is free"),
 )
@@ -108,6 +119,7 @@ def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
       raise InputError(f"unknown argument {word!r}.{_meant(word)}{HELP}")
   if options.demo and (options.root or options.classes):
     parser.error("--demo has its own images and classes: leave DIR out")
+  one_of("--config", options.config.partition(":")[0], CONFIGS)
   settings = ["--config.oracle.kind=page", f"--config.rounds={ENDLESS}"]
   settings.append(f"--config.budget={AT_A_TIME}")
   if options.demo:
@@ -119,7 +131,7 @@ def words(argv: list[str]) -> tuple[list[str], argparse.Namespace]:
     settings += _own(options.root, options.classes)
   settings.append(f"--config.oracle.port={options.port}")
   settings.append(f"--config.oracle.browser={not options.no_browser}")
-  out = ["--config=own_images", *settings, *rest]
+  out = [f"--config={options.config}", *settings, *rest]
   if options.workdir:
     out.append(f"--workdir={options.workdir}")
   passed_on = ("dry_run", "overwrite")

@@ -9,6 +9,7 @@ import tiny_tfds
 from runs import CONFIGS, load
 
 from cpeal_jax import config as config_lib
+from cpeal_jax import label
 from cpeal_jax.config import presets
 from cpeal_jax.data import catalogue
 from cpeal_jax.errors import InputError
@@ -68,6 +69,17 @@ def test_a_clip_of_a_domain(name):
   assert f"--config={name}" in words
   assert weights.split("/")[1] in words
   assert "\nLicence:" in module.__doc__
+
+
+def test_the_page_takes_the_configs_of_ones_own_images(tmp_path):
+  assert {*label.CONFIGS} == {"own_images", *DOMAINS}
+  words, _ = label.words([str(tmp_path), "--config=bioclip:cpeal_lora"])
+  assert words[0] == "--config=bioclip:cpeal_lora"
+  assert label.words([str(tmp_path)])[0][0] == "--config=own_images"
+  with pytest.raises(
+    InputError, match="unknown --config 'biclip'; choose from"
+  ):
+    label.words([str(tmp_path), "--config=biclip"])
 
 
 @pytest.mark.parametrize("name", catalogue.CATALOGUE)

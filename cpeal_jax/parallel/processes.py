@@ -279,7 +279,11 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
   `first`.
   """
   with contextlib.ExitStack() as stack:
-    first(stack.enter_context, context)
+
+    def enter() -> None:  # What the context yields stays on process 0.
+      stack.enter_context(context)
+
+    first(enter)
     yield
 
 

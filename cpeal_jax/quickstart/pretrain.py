@@ -236,8 +236,8 @@ def train(
   """
   model = Clip(sizes()) if model is None else model
   optimizer = make_optimizer(steps)
-  now = init(model, seed=seed) if params is None else params
-  state, step = optimizer.init(now), make_step(model, optimizer, loss)
+  weights = init(model, seed=seed) if params is None else params
+  state, step = optimizer.init(weights), make_step(model, optimizer, loss)
   rows = np.arange(len(images))[None]
   losses = []
   for i in range(steps):
@@ -246,13 +246,13 @@ def train(
     rng = keys.generator(seed, -1, "pretrain", len(images) + i)
     columns = rng.integers(images.shape[1], size=(groups, len(images)))
     batch = images[rows, columns], ids[rows, columns].astype(np.int32)
-    now, state, value = step(now, state, *batch)
+    weights, state, value = step(weights, state, *batch)
     losses.append(value)
     if (i + 1) % 100 == 0:
-      scale = float(jnp.exp(now["logit_scale"]))
+      scale = float(jnp.exp(weights["logit_scale"]))
       mean = float(np.mean(losses[-100:]))
       report(f"step {i + 1}: loss {mean:.3f}, scale {scale:.1f}")
-  return jax.tree.map(np.asarray, now)
+  return jax.tree.map(np.asarray, weights)
 
 
 def save(params: dict, config: ClipConfig, directory: Path) -> None:

@@ -36,6 +36,7 @@ DERIVED_FILES = (
   "report.html",
   "results.csv",
   "metrics.jsonl",
+  "zero_shot_predictions.parquet",
   "certificate.json",
   "certificate.txt",
   "accepted.csv",
@@ -89,9 +90,6 @@ def clear(root: epath.Path) -> None:
       if folder.is_dir() and folder.name.isdecimal():
         _remove(folder, ROUND_FILES)
         _remove_if_empty(folder)
-    untrained = rounds / "zero_shot"
-    _remove(untrained, ("predictions.parquet",))
-    _remove_if_empty(untrained)
     _remove_if_empty(rounds)
   clear_checkpoints(root)
   _clear_certificates(root / "certify")

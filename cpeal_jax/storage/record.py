@@ -44,8 +44,9 @@ CALIBRATION, ESTIMATE = "calibration.json", "estimate.json"
 # The logits of a round's model for the validation and the test split. They only
 # serve reports and may be removed to save space, so DONE does not commit them.
 PREDICTIONS = "predictions.parquet"
-# The folder of those of the untrained model, beside the folders of the rounds.
-UNTRAINED = "zero_shot"
+# Those of the untrained model, in the workdir itself: other programs read every
+# folder of `rounds` as a round.
+ZERO_SHOT_PREDICTIONS = "zero_shot_predictions.parquet"
 # A file with more logits than this has 16 bits for each.
 MOST_IN_32_BITS = 10_000_000
 # Of a workdir: the certificates that were asked for.
@@ -208,7 +209,7 @@ def write_about(
 def predictions_path(workdir: str | os.PathLike, round_: int) -> epath.Path:
   """Returns where the logits of a round are; `ZERO_SHOT` is a round here."""
   if round_ == results.ZERO_SHOT:
-    return epath.Path(workdir) / "rounds" / UNTRAINED / PREDICTIONS
+    return epath.Path(workdir) / ZERO_SHOT_PREDICTIONS
   return round_dir(workdir, round_) / PREDICTIONS
 
 
