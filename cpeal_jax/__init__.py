@@ -2,8 +2,8 @@
 
 Start with `load_clip` and `load_run`. `score`, `select`, `fit` and `evaluate`
 are the calls of a round. The modules `acquisition`, `losses`, `metrics` and
-`neighbors` can be used separately. All of these names are
-imported only when they are first used, so `import cpeal_jax` alone is fast.
+`neighbors` can be used separately. All of these names are imported only when
+they are first used, so `import cpeal_jax` alone is fast.
 """
 
 import importlib

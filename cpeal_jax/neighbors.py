@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import rowwise, sharding, spmd
+from cpeal_jax.parallel import numbered, rowwise, sharding, spmd
 
 # The largest k.
 MOST = 1024
@@ -183,7 +183,7 @@ def _narrow(total, indices, similarities, where, *, k):
     jnp.pad(nearest, padding, constant_values=-1).astype(jnp.int32),
     jnp.pad(values, padding, constant_values=-jnp.inf),
     ~rowwise.any_true(
-      (count < jnp.minimum(k, existing)) & (rowwise.ids(count) < total)
+      (count < jnp.minimum(k, existing)) & (numbered.ids(count) < total)
     ),
   )
 
@@ -220,8 +220,8 @@ def _search(
       key_ids = first + jnp.arange(tile)
       # [tile, D], sent from the devices that hold them to all devices. `take`
       # returns zeros for keys beyond the last row, so these are not usable.
-      keys = rowwise.take(features, key_ids)
-      usable = rowwise.take(allowed.astype(jnp.int32), key_ids) > 0
+      keys = numbered.take(features, key_ids)
+      usable = numbered.take(allowed.astype(jnp.int32), key_ids) > 0
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries

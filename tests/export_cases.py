@@ -82,7 +82,7 @@ def on_open_clip(lora: Lora) -> finished.Finished:
   layout = hub.LAYOUTS[1]
   sizes = weights.read_config(folder / layout.config)
   tensors = read_tensors(folder / layout.weights)
-  pretrained = weights.Pretrained(
+  pretrained = Pretrained(
     source=str(folder),
     directory=folder,
     weights=folder / layout.weights,

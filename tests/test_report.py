@@ -540,7 +540,7 @@ def test_the_head_has_no_whole_paths(tmp_path):
   folder = made_runs.make(tmp_path / "run")
   run = reading.read(str(folder))
   for weights, shown in (
-    ("/home/somebody/models/clip-large", "models/clip-large"),
+    ("/srv/team/models/clip-large", "models/clip-large"),
     ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
   ):
     run.environment["weights"] = weights

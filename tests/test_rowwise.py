@@ -7,7 +7,7 @@ import pytest
 
 from cpeal_jax.acquisition.kmeans import kmeans
 from cpeal_jax.acquisition.methods.coreset import k_center
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import numbered, rowwise, sharding
 
 every_count = pytest.mark.parametrize("devices", [1, 2, 3, 8])
 
@@ -36,19 +36,19 @@ def test_answers_are_those_of_the_whole(devices, count):
   def body(x, values, where, number, which):
     real = number > 0
     highest = jnp.where(real, values, -jnp.inf)
-    many, number_of = rowwise.selected_rows(where)
+    many, number_of = numbered.selected_rows(where)
     return {
       "total": rowwise.total(lambda x: x.sum(axis=0), x),
-      "top": rowwise.top(highest, 5),
-      "argmax": rowwise.argmax(highest),
-      "at": rowwise.take(x, which),
+      "top": numbered.top(highest, 5),
+      "argmax": numbered.argmax(highest),
+      "at": numbered.take(x, which),
       "count": rowwise.count_true(where),
       "listed": (many, number_of(jnp.arange(4))),
       "any": (rowwise.any_true(where), rowwise.any_true(where & ~where)),
       "each": rowwise.gather(rowwise.each(lambda x: jnp.square(x), x)),
-      "without": rowwise.gather(rowwise.clear_rows(real, which)),
+      "without": rowwise.gather(numbered.clear_rows(real, which)),
       "scatter": rowwise.gather(
-        rowwise.scatter(jnp.arange(7.0), which, len(values))
+        numbered.scatter(jnp.arange(7.0), which, len(values))
       ),
     }
 
@@ -94,7 +94,7 @@ def test_draws_follow_the_chances(devices):
   chances[[3, 17, 39]] = 1, 2, 5
 
   def body(x, key):
-    return rowwise.draw(key, x, x > 0, 4000)
+    return numbered.draw(key, x, x > 0, 4000)
 
   got = asked(body, (chances,), devices, key=jax.random.key(1))
   share = np.bincount(got, minlength=40) / 4000
@@ -102,7 +102,7 @@ def test_draws_follow_the_chances(devices):
   assert set(got.tolist()) == {3, 17, 39}
 
   def nothing(x, key):
-    return rowwise.draw(key, 0 * x, x > 0, 3)
+    return numbered.draw(key, 0 * x, x > 0, 3)
 
   # Without any chance: the last that is meant, never padding.
   got = asked(nothing, (chances,), devices, key=jax.random.key(1))
@@ -128,9 +128,9 @@ def test_rows_by_number_on_the_host(count):
   x = np.random.default_rng(0).normal(size=(count, 2))
   which = np.random.default_rng(1).integers(0, count, min(count, 700))
   for devices in (1, 8):
-    got = rowwise.rows_at(rows(devices, x.astype(np.float32))[0], which)
+    got = numbered.rows_at(rows(devices, x.astype(np.float32))[0], which)
     np.testing.assert_array_equal(got, x.astype(np.float32)[which])
-  assert rowwise.rows_at(x, which[:0]).shape == (0, 2)
+  assert numbered.rows_at(x, which[:0]).shape == (0, 2)
 
 
 def needs(devices, count):

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -183,8 +183,8 @@ def _seeds(key, points, weights, mean, norms, count, size):
     chances = rowwise.each(jnp.multiply, weights, nearest)
     # The trial seeds, [trials, D], on every device. If all chances are 0, every
     # point is a copy of a seed, and `draw` returns a point of positive weight.
-    rows = rowwise.take(
-      points, rowwise.draw(step_key, chances, weights > 0, trials)
+    rows = numbered.take(
+      points, numbered.draw(step_key, chances, weights > 0, trials)
     )
     tried = rowwise.each(
       lambda x, tile_norms, tile_nearest: closer(
@@ -202,7 +202,7 @@ def _seeds(key, points, weights, mean, norms, count, size):
     won = jnp.argmin(potentials)
     return centers.at[i].set(rows[won]), tried[:, won]
 
-  first = rowwise.take(points, rowwise.draw(key, weights, weights > 0, 1))
+  first = numbered.take(points, numbered.draw(key, weights, weights > 0, 1))
   unreached = jnp.full_like(norms, jnp.inf)
   nearest = rowwise.each(
     lambda x, tile_norms, tile_nearest: closer(
@@ -331,8 +331,8 @@ def nearest_distinct(
     squared_distances = rowwise.each(
       lambda x: _squared_distances(x, center), points
     )
-    pick = rowwise.argmax(jnp.where(left, -squared_distances, -jnp.inf))
-    picked = pick.astype(jnp.int32), rowwise.take(squared_distances, pick)
-    return rowwise.clear_rows(left, pick), picked
+    pick = numbered.argmax(jnp.where(left, -squared_distances, -jnp.inf))
+    picked = pick.astype(jnp.int32), numbered.take(squared_distances, pick)
+    return numbered.clear_rows(left, pick), picked
 
   return jax.lax.scan(assign, free, centers)[1]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 Score = Callable[[PoolView], Float[Array, " N"]]
@@ -79,7 +79,7 @@ def best(
 
   The highest value comes first. On a tie the lower index wins.
   """
-  return rowwise.top(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
+  return numbered.top(jnp.where(pool.labeled, -jnp.inf, values), n)[1]
 
 
 def by_score(score: Score) -> Selector:
@@ -119,4 +119,4 @@ def random(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
 def noise(key: PRNGKeyArray, pool: PoolView) -> Float[Array, " N"]:
   """Draws a number in [0, 1) for each image, from the key and its index."""
   draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))
-  return draw(rowwise.ids(pool.labeled))
+  return draw(numbered.ids(pool.labeled))

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.kmeans import kmeans, nearest_distinct
 from cpeal_jax.acquisition.pool import PoolView
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 
 def spread(
@@ -32,7 +32,7 @@ def spread(
   weights = jnp.where(any_positive, weights, free.astype(score.dtype))
   clusters = kmeans(key, features, weights, n, size=n)
   indices, squares = nearest_distinct(features, free, clusters.centers)
-  scores = rowwise.take(score, indices)
+  scores = numbered.take(score, indices)
   # Pick i belongs to center i until the picks are sorted, so afterwards
   # `order` holds each pick's cluster.
   order = jnp.argsort(-scores, stable=True)

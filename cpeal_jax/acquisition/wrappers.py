@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cpeal_jax.acquisition.pool import Picks, PoolView, masked, on_host
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 # How many rows are compared with the whole pool in one matrix product.
 BLOCK = 64
@@ -107,7 +107,7 @@ def spaced(
   anchors = np.flatnonzero(on_host(pool.labels, pool) >= 0)
   set_aside = labeled.copy()
   if len(anchors):
-    set_aside |= near_rows(rowwise.rows_at(pool.features, anchors))
+    set_aside |= near_rows(numbered.rows_at(pool.features, anchors))
   kept: list[Picks] = []
   missing = n
   while missing and not set_aside.all():
@@ -115,7 +115,7 @@ def spaced(
     # n, and another number would compile it again.
     picks = ask(masked(pool, set_aside), min(n, int(np.sum(~set_aside))))
     picked = np.asarray(picks.indices)
-    rows = rowwise.rows_at(pool.features, picked)
+    rows = numbered.rows_at(pool.features, picked)
     # The positions of the picks that are far enough from all earlier ones.
     apart = without_near_duplicates(rows, min_distance)[:missing]
     kept.append(picks_at(picks, apart))

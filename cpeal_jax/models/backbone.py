@@ -25,8 +25,8 @@ from cpeal_jax.models.tokenizer import TOKENIZER_FILES
 Channels = tuple[float, float, float]
 
 
-@runtime_checkable
-class Pretrained(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
   """A pretrained model as read from disk.
 
   Attributes:
@@ -38,28 +38,24 @@ class Pretrained(Protocol):
     sha256: the hex digest of the weights; records identify them by this.
     preprocessor: the file with the image processor's settings, or the settings
       if the checkpoint has no such file.
+    tokenizer: the tokenizer, an object of transformers; None for a model
+      without texts.
+    tokenizer_directory: the directory with the tokenizer's files; None for a
+      model without texts.
+    arch: OpenCLIP's name of the architecture, if the checkpoint has no config;
+      otherwise empty.
   """
 
-  @property
-  def source(self) -> str: ...
-
-  @property
-  def directory(self) -> Path: ...
-
-  @property
-  def weights(self) -> Path: ...
-
-  @property
-  def config(self) -> Any: ...
-
-  @property
-  def params(self) -> dict: ...
-
-  @property
-  def sha256(self) -> str: ...
-
-  @property
-  def preprocessor(self) -> Path | ImageSpec: ...
+  source: str
+  directory: Path
+  weights: Path
+  config: Any
+  params: dict
+  sha256: str
+  preprocessor: Path | ImageSpec
+  tokenizer: Any = None
+  tokenizer_directory: Path | None = None
+  arch: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +118,7 @@ class Backbone(Protocol):
     arch: str = "",
     tokenizer: str = "",
     found: tuple[Path, Layout] | None = None,
-  ) -> Any:
+  ) -> Pretrained:
     """Reads the `Pretrained` of a directory or hub id.
 
     Args:
@@ -137,17 +133,17 @@ class Backbone(Protocol):
     """
     ...
 
-  def refuse_size(self, pretrained: Any, size: int) -> None:
+  def refuse_size(self, pretrained: Pretrained, size: int) -> None:
     """Raises an InputError if images of `size` x `size` pixels do not fit."""
     ...
 
-  def refuse_lora(self, pretrained: Any, lora: Lora) -> None:
+  def refuse_lora(self, pretrained: Pretrained, lora: Lora) -> None:
     """Raises an InputError if the model cannot have LoRA where `lora` says."""
     ...
 
   def classifiers(
     self,
-    pretrained: Any,
+    pretrained: Pretrained,
     classes: tuple[str, ...],
     *,
     mean: Channels,
@@ -173,16 +169,21 @@ class Backbone(Protocol):
     """
     ...
 
-  def formats(self, pretrained: Any, lora: Lora | None) -> tuple[str, ...]:
+  def formats(
+    self, pretrained: Pretrained, lora: Lora | None
+  ) -> tuple[str, ...]:
     """Returns the formats of `cpeal_jax.export` for the adapted model."""
     ...
 
-  def tensor_names(self, pretrained: Any) -> tuple[Row, ...]:
+  def tensor_names(self, pretrained: Pretrained) -> tuple[Row, ...]:
     """Returns (path in `params`, transformers' name, conversion) by tensor."""
     ...
 
   def transformers_files(
-    self, pretrained: Any, tensors: dict[str, np.ndarray], preprocessor: dict
+    self,
+    pretrained: Pretrained,
+    tensors: dict[str, np.ndarray],
+    preprocessor: dict,
   ) -> tuple[dict[str, np.ndarray], Mapping[str, dict | bytes]]:
     """Converts a model's files to those that transformers reads.
 
@@ -214,14 +215,10 @@ def refuse_other_size(pretrained: Pretrained, size: int) -> None:
     )
 
 
-def tokenizer_files(pretrained: Any) -> dict[str, bytes]:
-  """Returns the files of a tokenizer that is not beside the weights, by name.
-
-  Args:
-    pretrained: a `Pretrained` with a `tokenizer_directory`.
-  """
+def tokenizer_files(pretrained: Pretrained) -> dict[str, bytes]:
+  """Returns, by name, a tokenizer's files that are not beside the weights."""
   words = pretrained.tokenizer_directory
-  if words == pretrained.directory:
+  if words is None or words == pretrained.directory:
     return {}
   return {
     name: without_mark(read_bytes(words / name))

@@ -15,13 +15,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cpeal_jax.errors import InputError
-from cpeal_jax.models.adapters import Linear, Lora, Prompts, with_context
+from cpeal_jax.models.adapters import Linear, Lora, Prompts
 from cpeal_jax.models.resnet import ResNetConfig, ResNetTower
 from cpeal_jax.models.transformer import (
   AnyArray,
   Norm,
   TowerConfig,
   Transformer,
+  embedded_texts,
   to_patches,
 )
 
@@ -129,15 +130,15 @@ class TextTower(nn.Module):
     train: bool,
   ) -> Float[Array, "C D"]:
     config = self.config.text
-    normal = nn.initializers.normal(0.02)
-    table = self.param("tokens", normal, (self.config.vocabulary, config.width))
-    positions = self.param(
-      "positions", normal, (self.config.positions, config.width)
-    )
-    x = jnp.asarray(table)[ids]
-    if self.prompts is not None:
-      x = with_context(self, x, slots, prompts=self.prompts)
-    x = (x + positions[None, : ids.shape[1]]).astype(self.dtype)
+    x = embedded_texts(
+      self,
+      ids,
+      slots,
+      vocabulary=self.config.vocabulary,
+      positions=self.config.positions,
+      width=config.width,
+      prompts=self.prompts,
+    ).astype(self.dtype)
     blocks = Transformer(
       config,
       "text",

@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from jax.typing import DTypeLike
 
 from cpeal_jax.data.images import ImageSpec
 from cpeal_jax.models import (
@@ -17,14 +16,12 @@ from cpeal_jax.models import (
   weights,
   weights_out,
 )
-from cpeal_jax.models.adapters import TOWERS, Lora, Prompts
-from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.adapters import TOWERS, Lora
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.clip import ClipConfig, refuse_lora
 from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.resnet import ResNetConfig
 from cpeal_jax.models.tensors import Row
-from cpeal_jax.models.text_classifier import TextClassifier
-from cpeal_jax.models.weights import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +35,9 @@ class ClipBackbone:
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 
+  refuse_size = staticmethod(backbone.refuse_other_size)
+  classifiers = staticmethod(prompted.text_classifiers)
+
   def load(
     self,
     source: str,
@@ -50,38 +50,9 @@ class ClipBackbone:
       source, arch=arch, tokenizer=tokenizer, found=found
     )
 
-  def refuse_size(self, pretrained: Pretrained, size: int) -> None:
-    backbone.refuse_other_size(pretrained, size)
-
   def refuse_lora(self, pretrained: Pretrained, lora: Lora) -> None:
     refuse_lora(pretrained.config, lora)
     backbone.refuse_layers(lora, pretrained.config)
-
-  def classifiers(
-    self,
-    pretrained: Pretrained,
-    classes: tuple[str, ...],
-    *,
-    mean: Channels,
-    std: Channels,
-    lora: Lora | None,
-    prompts: Prompts | None,
-    wording: Wording,
-    dtype: DTypeLike,
-    remat: bool,
-  ) -> tuple[TextClassifier, TextClassifier]:
-    """Returns `prompted.text_classifiers`."""
-    return prompted.text_classifiers(
-      pretrained,
-      classes,
-      mean=mean,
-      std=std,
-      lora=lora,
-      prompts=prompts,
-      wording=wording,
-      dtype=dtype,
-      remat=remat,
-    )
 
   def formats(
     self, pretrained: Pretrained, lora: Lora | None

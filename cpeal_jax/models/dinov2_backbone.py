@@ -13,9 +13,8 @@ from jax.typing import DTypeLike
 from cpeal_jax.errors import InputError
 from cpeal_jax.models import backbone, dinov2_weights, dinov3_weights
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.backbone import Channels, Pretrained, Wording
 from cpeal_jax.models.dinov2 import Dinov2Config
-from cpeal_jax.models.dinov2_weights import PretrainedDinov2
 from cpeal_jax.models.dinov3 import Dinov3Config
 from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.linear import LinearClassifier
@@ -40,11 +39,11 @@ class Dinov2Backbone:
     arch: str = "",
     tokenizer: str = "",
     found: tuple[Path, Layout] | None = None,
-  ) -> PretrainedDinov2:
+  ) -> Pretrained:
     del arch, tokenizer
     return dinov2_weights.load_dinov2(source, found)
 
-  def refuse_size(self, pretrained: PretrainedDinov2, size: int) -> None:
+  def refuse_size(self, pretrained: Pretrained, size: int) -> None:
     # Position embeddings are resized to the image, and rotary positions fit any
     # image, so any size will do that is at least the size of a patch.
     if size < pretrained.config.patch_size:
@@ -53,12 +52,12 @@ class Dinov2Backbone:
         f"a patch of {pretrained.config.patch_size} pixels."
       )
 
-  def refuse_lora(self, pretrained: PretrainedDinov2, lora: Lora) -> None:
+  def refuse_lora(self, pretrained: Pretrained, lora: Lora) -> None:
     backbone.refuse_layers(lora, pretrained.config)
 
   def classifiers(
     self,
-    pretrained: PretrainedDinov2,
+    pretrained: Pretrained,
     classes: tuple[str, ...],
     *,
     mean: Channels,
@@ -84,7 +83,7 @@ class Dinov2Backbone:
     return with_head(lora), with_head(None)
 
   def formats(
-    self, pretrained: PretrainedDinov2, lora: Lora | None
+    self, pretrained: Pretrained, lora: Lora | None
   ) -> tuple[str, ...]:
     """Returns the formats of `cpeal_jax.export` for the adapted model.
 
@@ -94,12 +93,12 @@ class Dinov2Backbone:
     del pretrained
     return ("head",) if lora is None else ("transformers", "head")
 
-  def tensor_names(self, pretrained: PretrainedDinov2) -> tuple[Row, ...]:
+  def tensor_names(self, pretrained: Pretrained) -> tuple[Row, ...]:
     return dinov2_weights.key_table(pretrained.config)
 
   def transformers_files(
     self,
-    pretrained: PretrainedDinov2,
+    pretrained: Pretrained,
     tensors: dict[str, np.ndarray],
     preprocessor: dict,
   ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:

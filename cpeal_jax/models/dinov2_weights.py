@@ -5,7 +5,6 @@ weights, and each leaf must have its tensor. All mismatches are reported in one
 message.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import numpy as np
 
 from cpeal_jax.data.reading import read_object
 from cpeal_jax.models import dinov3, dinov3_weights
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.dinov2 import Dinov2, Dinov2Config, config_from_hf
 from cpeal_jax.models.dinov3 import Dinov3, Dinov3Config
 from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
@@ -129,32 +129,9 @@ def convert(tensors: Mapping[str, np.ndarray], config: Config) -> dict:
   return params | {"logit_scale": np.float32(math.log(config.dim) / 2)}
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainedDinov2:
-  """A DINOv2 or DINOv3 as read from disk.
-
-  Attributes:
-    source: the hub id or directory, as the user gave it.
-    directory: the directory with the checkpoint's files.
-    weights: the file that `params` were read from, or the index of several.
-    config: the sizes.
-    params: the pretrained weights, float32, on the host.
-    sha256: the hex digest of the weights; records identify them by this.
-    preprocessor: the file with the image processor's settings.
-  """
-
-  source: str
-  directory: Path
-  weights: Path
-  config: Config
-  params: dict
-  sha256: str
-  preprocessor: Path
-
-
 def load_dinov2(
   source: str, found: tuple[Path, Layout] | None = None
-) -> PretrainedDinov2:
+) -> Pretrained:
   """Reads a `Dinov2Model`, with or without registers, or a `DINOv3ViTModel`.
 
   Args:
@@ -173,7 +150,7 @@ def load_dinov2(
     config = dinov3.config_from_hf(raw, path)
   else:
     config = config_from_hf(raw, path)
-  return PretrainedDinov2(
+  return Pretrained(
     source=source,
     directory=directory,
     weights=weights,

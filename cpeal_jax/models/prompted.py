@@ -14,7 +14,7 @@ from cpeal_jax.models import (
   text_context,
 )
 from cpeal_jax.models.adapters import Lora, Prompts
-from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.backbone import Channels, Pretrained, Wording
 from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.siglip import Siglip, SiglipConfig
 from cpeal_jax.models.text_classifier import TextClassifier
@@ -48,12 +48,12 @@ FAMILIES: dict[type, Family] = {
 }
 
 
-def family_of(pretrained: Any) -> Family:
+def family_of(pretrained: Pretrained) -> Family:
   """Returns the parts for a `Pretrained` with texts."""
   return FAMILIES[type(pretrained.config)]
 
 
-def tokenize(pretrained: Any, texts: Sequence[str]) -> text.Tokens:
+def tokenize(pretrained: Pretrained, texts: Sequence[str]) -> text.Tokens:
   """Tokenizes fixed prompts as the model's text tower wants them.
 
   Raises:
@@ -65,7 +65,7 @@ def tokenize(pretrained: Any, texts: Sequence[str]) -> text.Tokens:
 
 
 def text_classifiers(
-  pretrained: Any,
+  pretrained: Pretrained,
   classes: tuple[str, ...],
   *,
   mean: Channels,

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from cpeal_jax.data.reading import Fields
 from cpeal_jax.errors import InputError
-from cpeal_jax.models.adapters import Linear, Lora, Prompts, with_context
+from cpeal_jax.models.adapters import Linear, Lora, Prompts
 from cpeal_jax.models.sizes import (
   MAX_VOCABULARY,
   MAX_WIDTH,
@@ -42,6 +42,7 @@ from cpeal_jax.models.transformer import (
   Norm,
   TowerConfig,
   Transformer,
+  embedded_texts,
   to_patches,
 )
 
@@ -218,20 +219,20 @@ class TextTower(nn.Module):
     *,
     train: bool,
   ) -> Float[Array, "C D"]:
-    config, length = self.config.text, ids.shape[1]
-    normal = nn.initializers.normal(0.02)
-    table = self.param("tokens", normal, (self.config.vocabulary, config.width))
-    positions = self.param(
-      "positions", normal, (self.config.positions, config.width)
-    )
-    x = jnp.asarray(table)[ids]
-    if self.prompts is not None:
-      x = with_context(self, x, slots, prompts=self.prompts)
-    x = (x + positions[None, :length]).astype(self.dtype)
+    config = self.config.text
+    x = embedded_texts(
+      self,
+      ids,
+      slots,
+      vocabulary=self.config.vocabulary,
+      positions=self.config.positions,
+      width=config.width,
+      prompts=self.prompts,
+    ).astype(self.dtype)
     blocks = Transformer(
       config, "text", self.lora, self.dtype, self.remat, name="blocks"
     )
-    x = blocks(x, train=train, at=length - 1)[:, 0]
+    x = blocks(x, train=train, at=ids.shape[1] - 1)[:, 0]
     x = Norm(config.epsilon, self.dtype, name="norm_out")(x)
     return Linear(self.config.dim, dtype=self.dtype, name="projection")(x)
 

@@ -7,16 +7,13 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from jax.typing import DTypeLike
 
 from cpeal_jax.models import backbone, prompted, siglip_weights
-from cpeal_jax.models.adapters import TOWERS, Lora, Prompts
-from cpeal_jax.models.backbone import Channels, Wording
+from cpeal_jax.models.adapters import TOWERS, Lora
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.hub import Layout
 from cpeal_jax.models.siglip import SiglipConfig
-from cpeal_jax.models.siglip_weights import PretrainedSiglip
 from cpeal_jax.models.tensors import Row
-from cpeal_jax.models.text_classifier import TextClassifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +27,9 @@ class SiglipBackbone:
   has_texts: bool = True
   towers: tuple[str, ...] = TOWERS
 
+  refuse_size = staticmethod(backbone.refuse_other_size)
+  classifiers = staticmethod(prompted.text_classifiers)
+
   def load(
     self,
     source: str,
@@ -37,44 +37,15 @@ class SiglipBackbone:
     arch: str = "",
     tokenizer: str = "",
     found: tuple[Path, Layout] | None = None,
-  ) -> PretrainedSiglip:
+  ) -> Pretrained:
     del arch
     return siglip_weights.load_siglip(source, tokenizer=tokenizer, found=found)
 
-  def refuse_size(self, pretrained: PretrainedSiglip, size: int) -> None:
-    backbone.refuse_other_size(pretrained, size)
-
-  def refuse_lora(self, pretrained: PretrainedSiglip, lora: Lora) -> None:
+  def refuse_lora(self, pretrained: Pretrained, lora: Lora) -> None:
     backbone.refuse_layers(lora, pretrained.config)
 
-  def classifiers(
-    self,
-    pretrained: PretrainedSiglip,
-    classes: tuple[str, ...],
-    *,
-    mean: Channels,
-    std: Channels,
-    lora: Lora | None,
-    prompts: Prompts | None,
-    wording: Wording,
-    dtype: DTypeLike,
-    remat: bool,
-  ) -> tuple[TextClassifier, TextClassifier]:
-    """Returns `prompted.text_classifiers`."""
-    return prompted.text_classifiers(
-      pretrained,
-      classes,
-      mean=mean,
-      std=std,
-      lora=lora,
-      prompts=prompts,
-      wording=wording,
-      dtype=dtype,
-      remat=remat,
-    )
-
   def formats(
-    self, pretrained: PretrainedSiglip, lora: Lora | None
+    self, pretrained: Pretrained, lora: Lora | None
   ) -> tuple[str, ...]:
     """Returns the formats of `cpeal_jax.export` for the adapted model."""
     del pretrained
@@ -82,12 +53,12 @@ class SiglipBackbone:
       ("prompts", "head") if lora is None else ("transformers", "peft", "head")
     )
 
-  def tensor_names(self, pretrained: PretrainedSiglip) -> tuple[Row, ...]:
+  def tensor_names(self, pretrained: Pretrained) -> tuple[Row, ...]:
     return siglip_weights.key_table(pretrained.config)
 
   def transformers_files(
     self,
-    pretrained: PretrainedSiglip,
+    pretrained: Pretrained,
     tensors: dict[str, np.ndarray],
     preprocessor: dict,
   ) -> tuple[dict[str, np.ndarray], dict[str, dict | bytes]]:

@@ -6,7 +6,6 @@ message.
 """
 
 import collections
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import transformers
 from flax import traverse_util
 
 from cpeal_jax.data.reading import read_object
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.hub import Layout, locate, preprocessor_file, refuse_type
 from cpeal_jax.models.naming import hf_blocks, pairs, stacked
 from cpeal_jax.models.siglip import Siglip, SiglipConfig, config_from_hf
@@ -175,39 +175,12 @@ def hf_config(config: SiglipConfig, *, dtype: str) -> dict[str, Any]:
   }
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainedSiglip:
-  """A SigLIP as read from disk.
-
-  Attributes:
-    source: the hub id or directory, as the user gave it.
-    directory: the directory with the checkpoint's files.
-    weights: the file that `params` were read from, or the index of several.
-    config: the sizes.
-    params: the pretrained weights, float32, on the host.
-    tokenizer: the checkpoint's tokenizer, an object of transformers.
-    sha256: the hex digest of the weights; records identify them by this.
-    preprocessor: the file with the image processor's settings.
-    tokenizer_directory: the directory with the tokenizer's files.
-  """
-
-  source: str
-  directory: Path
-  weights: Path
-  config: SiglipConfig
-  params: dict
-  tokenizer: transformers.PreTrainedTokenizerBase
-  sha256: str
-  preprocessor: Path
-  tokenizer_directory: Path
-
-
 def load_siglip(
   source: str,
   *,
   tokenizer: str = "",
   found: tuple[Path, Layout] | None = None,
-) -> PretrainedSiglip:
+) -> Pretrained:
   """Reads a `SiglipModel` with its tokenizer.
 
   Args:
@@ -226,7 +199,7 @@ def load_siglip(
   refuse_type(path, raw, MODEL_TYPES)
   config = config_from_hf(raw, path)
   words = tokenizer_directory(tokenizer) if tokenizer else directory
-  return PretrainedSiglip(
+  return Pretrained(
     source=source,
     directory=directory,
     weights=weights,

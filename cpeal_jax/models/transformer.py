@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from cpeal_jax.models.adapters import Linear, Lora
+from cpeal_jax.models.adapters import Linear, Lora, Prompts, with_context
 from cpeal_jax.models.rotary import Rotary, turn
 
 AnyArray = Array | np.ndarray
@@ -252,3 +252,34 @@ class Transformer(nn.Module):
         Block(self.config, self.causal, lora, self.dtype, name=name)
       )
     return run_blocks(blocks, x, train=train, remat=self.remat, at=at)
+
+
+def embedded_texts(
+  module: nn.Module,
+  ids: Int[ArrayLike, "C L"],
+  slots: Int[ArrayLike, "C L"],
+  *,
+  vocabulary: int,
+  positions: int,
+  width: int,
+  prompts: Prompts | None,
+) -> Float[Array, "C L W"]:
+  """Returns the embeddings of tokens and of their positions, added, float32.
+
+  Args:
+    module: the text tower; it gets the parameters `tokens` [vocabulary, W] and
+      `positions` [positions, W].
+    ids: token ids, L <= `positions`.
+    slots: as in `with_context`.
+    vocabulary: how many tokens there are.
+    positions: how many positions a text may have.
+    width: W.
+    prompts: the settings of learnable vectors, or None.
+  """
+  normal = nn.initializers.normal(0.02)
+  table = module.param("tokens", normal, (vocabulary, width))
+  places = module.param("positions", normal, (positions, width))
+  x = jnp.asarray(table)[ids]
+  if prompts is not None:
+    x = with_context(module, x, slots, prompts=prompts)
+  return x + places[None, : x.shape[1]]

@@ -5,7 +5,6 @@ becomes which leaf of `params`. Each tensor must belong to a leaf, and each leaf
 must have its tensor. All mismatches are reported in one message.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from cpeal_jax.data.images import ImageSpec
 from cpeal_jax.data.reading import read_object
 from cpeal_jax.errors import InputError, one_of
 from cpeal_jax.models.architectures import ARCHITECTURES, fitting
+from cpeal_jax.models.backbone import Pretrained
 from cpeal_jax.models.clip import Clip, ClipConfig
 from cpeal_jax.models.hf_clip import config_from_hf
 from cpeal_jax.models.hub import (
@@ -112,37 +112,6 @@ def refuse_scale(params: Mapping) -> None:
       f"weights: logit_scale is {scale:g}; it must be a logarithm of at most "
       f"{MAX_LOGIT_SCALE}, and CLIP's is 4.6, the logarithm of 100."
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """A CLIP as read from disk.
-
-  Attributes:
-    source: the hub id or directory, as the user gave it.
-    directory: the directory with the checkpoint's files.
-    weights: the file that `params` were read from, or the index of several.
-    config: the sizes.
-    params: the pretrained weights, float32, on the host.
-    tokenizer: the checkpoint's tokenizer, an object of transformers.
-    sha256: the hex digest of the weights; records identify them by this.
-    preprocessor: the file with the image processor's settings, or the settings
-      if the checkpoint has no such file.
-    tokenizer_directory: the directory with the tokenizer's files.
-    arch: OpenCLIP's name of the architecture, if the checkpoint has no config;
-      otherwise empty.
-  """
-
-  source: str
-  directory: Path
-  weights: Path
-  config: ClipConfig
-  params: dict
-  tokenizer: transformers.PreTrainedTokenizerBase
-  sha256: str
-  preprocessor: Path | ImageSpec
-  tokenizer_directory: Path
-  arch: str = ""
 
 
 def read_config(path: Path) -> ClipConfig:

@@ -3,9 +3,9 @@
 The pool's N rows are split over P devices. A function compiled by `per_device`
 sees the N/P rows of one device. A computation that treats each row by itself
 needs nothing else. A computation over all rows, such as a sum or a maximum,
-calls the functions of this module. They exchange numbers, picks and single rows
-between the devices, but never a device's whole share. So no device and no host
-ever holds the whole pool.
+calls the functions of this module and of `numbered`. They exchange numbers,
+picks and single rows between the devices, but never a device's whole share. So
+no device and no host ever holds the whole pool.
 
 On CPU, 1, 2, 4 and 8 devices give the same bits. For this purpose the rows are
 cut into 8 blocks, of which each device has 8/P. All floating-point work is done
@@ -29,8 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from cpeal_jax.parallel import sharding, spmd
 
@@ -44,8 +43,6 @@ WHOLE, ROWS = sharding.WHOLE, sharding.ROWS
 # divides the rows of a block; `sharding.padded` makes sure of that for large
 # pools.
 LEAST, MOST = sharding.LEAST, 1024
-# Rows that `rows_at` fetches to the host at once.
-FETCHED = 256
 # Blocks per device as a traced number, set while a per-device function is
 # traced, and None at all other times. XLA must not know the number: it would
 # inline a loop that runs once, fuse it differently, and so change the last
@@ -144,33 +141,10 @@ def _cut(tree: Any, count: int, spec: Any) -> Any:
   return jax.tree.map(lambda x: x[:count], tree) if spec == ROWS else tree
 
 
-@functools.cache
-def _take_on_devices() -> Callable:
-  return per_device(rows=("x",), out=WHOLE)(take)
-
-
-def rows_at(
-  x: Shaped[Array | np.ndarray, "N ..."], which: Int[np.ndarray, " n"]
-) -> Shaped[np.ndarray, "n ..."]:
-  """Fetches rows by their numbers to the host of every process.
-
-  Args:
-    x: rows on the host or split over the devices.
-    which: row numbers.
-  """
-  # They are fetched in parts of FETCHED rows, so that one program serves any n.
-  parts = np.pad(which, (0, -len(which) % FETCHED)).reshape(-1, FETCHED)
-  fetched = [np.asarray(_take_on_devices()(x, part)) for part in parts]
-  # The empty array gives n = 0 its shape and dtype.
-  return np.concatenate([np.zeros((0, *x.shape[1:]), x.dtype), *fetched])[
-    : len(which)
-  ]
-
-
 # The functions below are called inside a per-device function.
 
 
-def _local_blocks() -> int:
+def local_blocks() -> int:
   """Returns the blocks per device as a Python number, to use in shapes.
 
   As the length of a loop, `_traced_blocks` must be used instead.
@@ -191,7 +165,7 @@ def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
       that leaf in the result of all tiles, which starts as zeros.
     tile: rows of one step; must divide the rows of a block.
   """
-  tiles = jax.tree.leaves(rows)[0].shape[0] // _local_blocks() // tile
+  tiles = jax.tree.leaves(rows)[0].shape[0] // local_blocks() // tile
 
   def of_tile(i: Array) -> Any:
     return f(
@@ -218,7 +192,7 @@ def _tile(rows: tuple) -> int:
   that each step takes the same rows, move the computation out of the loop and
   fuse it differently.
   """
-  block = jax.tree.leaves(rows)[0].shape[0] // _local_blocks()
+  block = jax.tree.leaves(rows)[0].shape[0] // local_blocks()
   half = max(1, block // 2)
   divisors = [n for n in range(LEAST, min(MOST, half) + 1) if block % n == 0]
   return max(divisors, default=half if block % half == 0 else 1)
@@ -257,8 +231,8 @@ def total(f: Callable, *rows: Any) -> Any:
   Returns:
     The sum over all rows, the same on every device.
   """
-  local_blocks, tile = _local_blocks(), _tile(rows)
-  block = jax.tree.leaves(rows)[0].shape[0] // local_blocks
+  own, tile = local_blocks(), _tile(rows)
+  block = jax.tree.leaves(rows)[0].shape[0] // own
 
   # Each block has a sum of its own, [local blocks, ...]. The order in which
   # these are added up at the end does not depend on which device has which
@@ -267,14 +241,14 @@ def total(f: Callable, *rows: Any) -> Any:
     return out.at[i * tile // block].add(new)
 
   def add(x: Array) -> Array:
-    if local_blocks * jax.lax.axis_size(AXIS) == sharding.BLOCKS:
+    if own * jax.lax.axis_size(AXIS) == sharding.BLOCKS:
       # [8, ...] on every device, for any number of devices that divides 8.
       return jnp.sum(jax.lax.all_gather(x, AXIS, tiled=True), axis=0)
     # Here each device has one block. To gather the sums would take as many
     # copies of the result as there are devices.
     return jax.lax.psum(jnp.sum(x, axis=0), AXIS)
 
-  sums = _loop(f, rows, put, lambda s: (local_blocks, *s), tile)
+  sums = _loop(f, rows, put, lambda s: (own, *s), tile)
   return jax.tree.map(add, sums)
 
 
@@ -283,175 +257,9 @@ def count_true(where: Bool[Rows, " N"]) -> Int[Array, ""]:
   return jax.lax.psum(jnp.sum(where, dtype=jnp.int32), AXIS)
 
 
-def ids(x: Shaped[Rows, "N ..."]) -> Int[Array, " N"]:
-  """Returns the row numbers of this device's rows."""
-  return jax.lax.axis_index(AXIS) * x.shape[0] + jnp.arange(x.shape[0])
-
-
-def take(x: Num[Rows, "N ..."], which: Int[Array, "*s"]) -> Num[Array, "..."]:
-  """Returns rows by their numbers, from whichever devices hold them.
-
-  Args:
-    x: this device's rows.
-    which: row numbers, the same on every device. A number out of range gives
-      a row of zeros.
-
-  Returns:
-    [*s, ...], the same on every device.
-  """
-  local = which - jax.lax.axis_index(AXIS) * x.shape[0]
-  is_local = (local >= 0) & (local < x.shape[0])
-  values = x[jnp.clip(local, 0, x.shape[0] - 1)]
-  is_local = is_local.reshape(
-    is_local.shape + (1,) * (values.ndim - is_local.ndim)
-  )
-  # All devices but the owner add zeros, so the sum has the owner's exact bits.
-  return jax.lax.psum(jnp.where(is_local, values, 0), AXIS)
-
-
-def top(
-  values: Num[Rows, " N"], n: int
-) -> tuple[Num[Array, " n"], Int[Array, " n"]]:
-  """Returns the n highest values of all devices and their row numbers.
-
-  Equal values are ordered by row number, lower first.
-  """
-  # Each device offers its n highest values; the n highest of all are among
-  # them. top_k keeps equal values in their order, so ties, also those of -inf,
-  # are ordered by row number.
-  best, local = jax.lax.top_k(values, min(n, len(values)))
-  best, numbers = gather((best, ids(values)[local]))
-  best, places = jax.lax.top_k(best, n)
-  return best, numbers[places]
-
-
-def argmax(values: Num[Rows, " N"]) -> Int[Array, ""]:
-  """Returns the row number of the highest value; of ties, the lowest number."""
-  local = jnp.argmax(values)
-  best, numbers = gather((values[local][None], ids(values)[local][None]))
-  return numbers[jnp.argmax(best)]
-
-
-def selected_rows(
-  where: Bool[Rows, " N"],
-) -> tuple[Int[Array, ""], Callable[[Array], Array]]:
-  """Enumerates the True rows of all devices without gathering the mask.
-
-  Returns:
-    How many rows are True, and a function from k [*s] to the row number [*s] of
-    the k-th True row, with k counted from 0. It is 0 if there is no k-th one.
-  """
-  # The local places of the True rows, in order, and then of the other rows.
-  order, local_count = jnp.argsort(~where, stable=True), jnp.sum(where)
-  counts = gather(local_count[None])  # [devices]
-  # How many True rows are on the devices before this one.
-  before = (jnp.cumsum(counts) - counts)[jax.lax.axis_index(AXIS)]
-  numbers = ids(where)
-
-  def number(k: Int[Array, "*s"]) -> Int[Array, "*s"]:
-    place = k - before
-    is_local = (place >= 0) & (place < local_count)
-    candidate = numbers[order[jnp.clip(place, 0, len(order) - 1)]]
-    return jax.lax.psum(jnp.where(is_local, candidate, 0), AXIS)
-
-  return jnp.sum(counts), number
-
-
-def clear_rows(
-  where: Bool[Rows, " N"], which: Int[Array, "*s"]
-) -> Bool[Array, " N"]:
-  """Returns a mask in which some rows, given by number, are set to False.
-
-  Args:
-    where: this device's part of the mask.
-    which: row numbers; those out of range, such as -1, are ignored.
-  """
-  return put(where, False, which)
-
-
-def put(
-  x: Shaped[Rows, " N"], values: ArrayLike, which: Int[Array, "*s"]
-) -> Shaped[Array, " N"]:
-  """Returns a column in which some rows, given by number, have other values.
-
-  Args:
-    x: this device's part of the column.
-    values: one value for each row number, or one for all of them.
-    which: row numbers; those out of range, such as -1, are ignored.
-  """
-  places = _local_places(which, len(x))
-  return jnp.asarray(x).at[places].set(values, mode="drop")
-
-
-def scatter(
-  values: Num[Array, " n"], which: Int[Array, " n"], share: int
-) -> Num[Array, " share"]:
-  """Returns this device's part of a column that is 0 but for n rows.
-
-  Args:
-    values: the values of the n rows, the same on every device.
-    which: the row numbers of the n rows.
-    share: the number of rows of one device.
-  """
-  empty = jnp.zeros(share, values.dtype)
-  return empty.at[_local_places(which, share)].set(values, mode="drop")
-
-
-def _local_places(which: Int[Array, "*s"], share: int) -> Int[Array, "*s"]:
-  """Returns the positions of row numbers among this device's rows.
-
-  A row that is on another device gets the position `share`, which is out of
-  range, so that `mode="drop"` ignores it. A negative position would count from
-  the end instead.
-  """
-  local = which - jax.lax.axis_index(AXIS) * share
-  return jnp.where((local < 0) | (local >= share), share, local)
-
-
 def any_true(where: Bool[Rows, "N ..."]) -> Bool[Array, ""]:
   """Returns whether anything is True on any device."""
   return jax.lax.pmax(jnp.any(where).astype(jnp.int32), AXIS) > 0
-
-
-def draw(
-  key: PRNGKeyArray,
-  chances: Float[Rows, " N"],
-  where: Bool[Rows, " N"],
-  n: int,
-) -> Int[Array, " n"]:
-  """Draws n row numbers with replacement, in proportion to `chances`.
-
-  Args:
-    key: the same on every device.
-    chances: nonnegative, of any sum.
-    where: a mask that is used only if all chances are 0. Then each draw gives
-      the last True row.
-    n: how many draws.
-  """
-  # Inverse transform sampling in two steps: first the block, then the row in
-  # it. Each cumulative sum starts at a block, so that the sums are the same on
-  # any number of devices.
-  block_size = len(chances) // _local_blocks()
-  # The cumulative sums of the chances within each block, [local blocks,
-  # block_size].
-  edges = each(jnp.cumsum, chances, tile=block_size).reshape(-1, block_size)
-  masses = gather(edges[:, -1])  # [blocks]
-  bounds = jnp.cumsum(masses)
-  points = jax.random.uniform(key, (n,)) * bounds[-1]
-  block = jnp.searchsorted(bounds, points, side="right")
-  # Rounding may carry a point past the end. Then the last block with a chance
-  # above 0 is taken.
-  block = jnp.minimum(block, jnp.searchsorted(bounds, bounds[-1]))
-  rest = points - (bounds[block] - masses[block])
-  local = block - jax.lax.axis_index(AXIS) * len(edges)
-  is_local = (local >= 0) & (local < len(edges))
-  block_edges = edges[jnp.clip(local, 0, len(edges) - 1)]  # [n, block_size]
-  row = jnp.sum(block_edges <= rest[:, None], axis=1)
-  # Within the block, too: at most its last row with a chance above 0.
-  row = jnp.minimum(row, jnp.sum(block_edges < block_edges[:, -1:], axis=1))
-  drawn = jax.lax.psum(jnp.where(is_local, block * block_size + row, 0), AXIS)
-  last = jax.lax.pmax(jnp.max(jnp.where(where, ids(where), 0)), AXIS)
-  return jnp.where(bounds[-1] > 0, drawn, last)
 
 
 def gather(tree: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from cpeal_jax import keys, scoring
 from cpeal_jax.data import batches
 from cpeal_jax.models.linear import HEAD
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import numbered, sharding
 from cpeal_jax.run import feature_cache, precompile
 from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.training import anchored, gaussian, pool_head
@@ -70,7 +70,7 @@ def anchor(run: Run, labels: Labels) -> anchored.Anchor:
   strength = tau / int((labels >= 0).sum())
   features = feature_cache.features(run.experiment, run.config, "train")
   usable = np.flatnonzero(run.experiment.stores["train"].ok)
-  sample = rowwise.rows_at(features, usable[:: -(-len(usable) // HELD)])
+  sample = numbered.rows_at(features, usable[:: -(-len(usable) // HELD)])
   answers = jax.nn.log_softmax(held.logits(sample))
   return sharding.replicate(
     anchored.Anchor(sample, answers, jnp.float32(strength)),
@@ -103,7 +103,7 @@ def with_pool(
     yield dataclasses.replace(
       batch,
       pool_images=np.concatenate([store.rows(i, i + 1) for i in rows.tolist()]),
-      anchor_logits=rowwise.rows_at(logits, rows),
+      anchor_logits=numbered.rows_at(logits, rows),
     )
 
 

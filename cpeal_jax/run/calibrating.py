@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cpeal_jax import metrics, scoring
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import numbered, sharding
 from cpeal_jax.run import anchoring, feature_cache, stages
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.stages import Labels, Run
@@ -114,8 +114,8 @@ def from_labels(
   if not len(sample):
     return Calibration(of_head, MATCHED, count)
   found = _as_confident(
-    rowwise.rows_at(scores.logits, sample),
-    head.logits(rowwise.rows_at(features, sample)) / of_head,
+    numbered.rows_at(scores.logits, sample),
+    head.logits(numbered.rows_at(features, sample)) / of_head,
   )
   return Calibration(_number(found), MATCHED, count)
 
@@ -138,7 +138,7 @@ def held_out_logits(
   """
   rows = np.flatnonzero(labels >= 0)
   features = feature_cache.features(run.experiment, run.config, "train")
-  known = pool_head.padded(rowwise.rows_at(features, rows), labels[rows])
+  known = pool_head.padded(numbered.rows_at(features, rows), labels[rows])
   fold = np.zeros(len(known.classes), np.int32)
   fold[: len(rows)] = pool_head.folds(labels[rows])
   logits = held_out.held_out_logits(

@@ -10,7 +10,7 @@ import numpy as np
 
 from cpeal_jax import keys, training
 from cpeal_jax.data import batches
-from cpeal_jax.parallel import processes, rowwise
+from cpeal_jax.parallel import numbered, processes
 from cpeal_jax.progress import say, stage
 from cpeal_jax.run import anchoring, feature_cache, precompile
 from cpeal_jax.run.models import is_solved
@@ -137,7 +137,7 @@ def _batches(run: Run, round_: int, labels: Labels, start_step: int):
       return anchoring.with_pool(run, round_, labels, pixels, start_step)
     return pixels
   pool = feature_cache.features(experiment, run.config, "train")
-  features = rowwise.rows_at(pool, rows)
+  features = numbered.rows_at(pool, rows)
   return batches.feature_batches(features, rows, labels[rows], **common)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered
 from cpeal_jax.training import anchored, held_out
 from cpeal_jax.training.gaussian import LinearHead, PoolMoments
 
@@ -36,15 +36,15 @@ def fit(
   """
   total = len(labels)
   every = np.arange(0, total, -(-total // SAMPLE))
-  sample = rowwise.rows_at(features, every)
+  sample = numbered.rows_at(features, every)
   rows = np.flatnonzero(labels >= 0)
-  known = padded(rowwise.rows_at(features, rows), labels[rows])
+  known = padded(numbered.rows_at(features, rows), labels[rows])
   anchor, scale = anchored.make_anchor(moments, sample, known)
   terms = {"inverse_temperature": float(scale)}
   if not len(rows):
     return anchor, terms
   few = rows[:: -(-len(rows) // TRIED)]
-  tried = padded(rowwise.rows_at(features, few), labels[few])
+  tried = padded(numbered.rows_at(features, few), labels[few])
   fold = np.zeros(len(tried.classes), np.int32)
   fold[: len(few)] = folds(labels[few])
   before_search()

@@ -19,7 +19,7 @@ from cpeal_jax.acquisition.methods.featdist import class_means
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import noise, selector
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 
 @rowwise.per_device(rows=("features", "labels"), out=rowwise.WHOLE)
@@ -221,8 +221,8 @@ def alfa_mix(
   # The rows of `centers` from `count` on are unused, and so are their picks.
   # These are replaced by -1, which is no image's index, so that the images
   # remain in `rest`, from which the missing picks are drawn.
-  rest = rowwise.clear_rows(free, jnp.where(clustered, nearest, -1))
-  drawn = rowwise.top(jnp.where(rest, noise(draw_key, pool), -jnp.inf), n)[1]
+  rest = numbered.clear_rows(free, jnp.where(clustered, nearest, -1))
+  drawn = numbered.top(jnp.where(rest, noise(draw_key, pool), -jnp.inf), n)[1]
   # Pick i is drawn number i - count where that is 0 or more. Where it is below
   # 0, the pick is a clustered one and the drawn index is not used.
   return Picks(

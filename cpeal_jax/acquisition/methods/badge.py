@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from cpeal_jax.acquisition.methods.coreset import squared_distances
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 
 @jax.jit
@@ -91,14 +91,14 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
   """
   h, free = pool.features, ~pool.labeled
   a, norms = rowwise.each(_gradients, pool.logits)
-  row_ids = rowwise.ids(norms)
+  row_ids = numbered.ids(norms)
 
   def gumbel(step_key):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, row_ids)
     return jax.vmap(jax.random.gumbel)(keys)
 
   def squared_distances_to(pick):
-    a_j, h_j = rowwise.take(a, pick), rowwise.take(h, pick)
+    a_j, h_j = numbered.take(a, pick), numbered.take(h, pick)
     return rowwise.each(lambda a, h: gradient_distances(a, h, a_j, h_j), a, h)
 
   def step(i, state):
@@ -113,25 +113,25 @@ def badge(key: PRNGKeyArray, pool: PoolView, n: int) -> Picks:
     noise = gumbel(jax.random.fold_in(key, i))
     uniform = ~rowwise.any_true(left & (nearest > 0))
     drawn = rowwise.each(draw, jnp.where(uniform, 1, nearest), left, noise)
-    pick = rowwise.argmax(drawn)
+    pick = numbered.argmax(drawn)
     return (
       jnp.minimum(nearest, squared_distances_to(pick)),
-      rowwise.clear_rows(left, pick),
+      numbered.clear_rows(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
-      distances.at[i].set(jnp.sqrt(rowwise.take(nearest, pick))),
+      distances.at[i].set(jnp.sqrt(numbered.take(nearest, pick))),
     )
 
-  first = rowwise.argmax(jnp.where(free, norms, -1))
+  first = numbered.argmax(jnp.where(free, norms, -1))
   start = (
     squared_distances_to(first),
-    rowwise.clear_rows(free, first),
+    numbered.clear_rows(free, first),
     jnp.full(n, first, jnp.int32),
     jnp.zeros(n, norms.dtype),
   )
   _, _, picks, distances = jax.lax.fori_loop(1, n, step, start)
   return Picks(
     picks,
-    parts={"score": rowwise.take(norms, picks), "distance": distances},
+    parts={"score": numbered.take(norms, picks), "distance": distances},
     columns={"score": norms},
   )
 

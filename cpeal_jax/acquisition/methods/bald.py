@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 NOISES = ("features", "lora")
 
@@ -132,4 +132,4 @@ def feature_dropout(
       lambda row: of_image(*row), (row_ids, features), batch_size=256
     )
 
-  return rowwise.each(of_tile, rowwise.ids(pool.labeled), pool.features)
+  return rowwise.each(of_tile, numbered.ids(pool.labeled), pool.features)

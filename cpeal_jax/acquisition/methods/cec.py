@@ -13,7 +13,7 @@ from cpeal_jax.acquisition.scores import entropy_of_logits
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.acquisition.spread import spread
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 PRIORS = ("pooled", "per_class")
 KERNELS = ("cosine", "rbf")
@@ -71,7 +71,7 @@ def _calibrated_entropy(logits, allowed, *, support, prior, images):
   masked = jnp.where(allowed[:, None], log_p, -jnp.inf)
   # The support of each class: log-probabilities and row numbers, [C, support],
   # the same on every device.
-  values, rows = jax.vmap(lambda x: rowwise.top(x, support))(masked.T)
+  values, rows = jax.vmap(lambda x: numbered.top(x, support))(masked.T)
   # If fewer than `support` images are allowed, each list ends in images that
   # are not allowed. Their value is -inf.
   in_support = values > -jnp.inf
@@ -82,7 +82,7 @@ def _calibrated_entropy(logits, allowed, *, support, prior, images):
     # A row that supports several classes counts once in the union. `clear_rows`
     # can only set rows to False, so it clears the rows of the union in a mask
     # of True, and the mask is then negated.
-    union = allowed & ~rowwise.clear_rows(
+    union = allowed & ~numbered.clear_rows(
       jnp.ones_like(allowed), jnp.where(in_support, rows, -1)
     )
     # [C]: the sum of the probabilities of the union's rows, then their mean.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 # How many anchors are sent to all devices at once, which is also the number of
 # columns of one matrix product.
@@ -55,11 +55,11 @@ def squared_distances_to_nearest(
     `[N]`; inf everywhere if there are no anchors.
   """
   # `number(k)` is the index of the k-th anchor among the rows of all devices.
-  count, number = rowwise.selected_rows(anchors)
+  count, number = numbered.selected_rows(anchors)
 
   def visit(i, state):
     places = i * ANCHORS + jnp.arange(ANCHORS)
-    others = rowwise.take(rows, number(places))  # [ANCHORS, D]
+    others = numbered.take(rows, number(places))  # [ANCHORS, D]
     norms = jnp.sum(jnp.square(others), axis=1)
 
     def nearer(x, best, squared_distance):
@@ -153,15 +153,15 @@ def _greedy_k_center(features, nearest, free, n):
     # `nearest` is infinite only before the first pick, if there are no anchors.
     no_center = jnp.isinf(nearest)
     value = jnp.where(no_center, centrality, nearest)
-    pick = rowwise.argmax(jnp.where(left, value, -jnp.inf))
-    squared_distance = rowwise.take(nearest, pick)
+    pick = numbered.argmax(jnp.where(left, value, -jnp.inf))
+    squared_distance = numbered.take(nearest, pick)
     distance = jnp.where(
       jnp.isinf(squared_distance), 0, jnp.sqrt(squared_distance)
     )
-    to_pick = squared_distances_to_row(features, rowwise.take(features, pick))
+    to_pick = squared_distances_to_row(features, numbered.take(features, pick))
     return (
       jnp.minimum(nearest, to_pick),
-      rowwise.clear_rows(left, pick),
+      numbered.clear_rows(left, pick),
       picks.at[i].set(pick.astype(picks.dtype)),
       distances.at[i].set(distance),
     )

@@ -8,7 +8,7 @@ from cpeal_jax.acquisition.kmeans import kmeans, nearest_distinct
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 
 @selector
@@ -59,7 +59,7 @@ def dropquery(
   count = rowwise.count_true(offered)
   enough = count >= n
   # Computed in any case, since both answers have the same shape.
-  most = rowwise.top(jnp.where(free, flips, -1), n)[1]
+  most = numbered.top(jnp.where(free, flips, -1), n)[1]
   weights = offered.astype(pool.features.dtype)
   centers = kmeans(
     cluster_key, pool.features, weights, jnp.minimum(n, count), size=n
@@ -125,5 +125,5 @@ def changed_predictions(
     )
 
   return rowwise.each(
-    of_tile, rowwise.ids(pool.labeled), pool.features, pool.logits
+    of_tile, numbered.ids(pool.labeled), pool.features, pool.logits
   )

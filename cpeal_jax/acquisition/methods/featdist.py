@@ -12,7 +12,7 @@ from cpeal_jax.acquisition.methods.coreset import (
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import best, selector
 from cpeal_jax.errors import one_of
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 TO = ("class_mean", "nearest", "sum")
 SPACES = ("logits", "image")
@@ -50,10 +50,10 @@ def _sum_of_distances(
   rows: Float[Array | np.ndarray, "N V"], anchors: Bool[Array, " N"]
 ) -> Float[Array, " N"]:
   """Adds up each row's Euclidean distances to all anchor rows."""
-  count, number = rowwise.selected_rows(anchors)
+  count, number = numbered.selected_rows(anchors)
 
   def add(i, total):
-    row = rowwise.take(rows, number(i))
+    row = numbered.take(rows, number(i))
     return rowwise.each(
       lambda x, total: total + jnp.sqrt(squared_distances(x, row)), rows, total
     )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from cpeal_jax.acquisition.methods.coreset import k_center
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import numbered, rowwise, sharding
 
 # A column sum closer to 0 than this is rounding noise, or what is left after
 # positive and negative cosines cancel: see `inverse_column_sums`.
@@ -165,23 +165,23 @@ def draw_nodes(
     which of them are nodes. Both are the same on every device.
   """
   devices = jax.lax.axis_size(rowwise.AXIS)
-  row_ids = rowwise.ids(free)
+  row_ids = numbered.ids(free)
   noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(
     row_ids
   )
-  chances, drawn = rowwise.top(jnp.where(free, noise, -1), min(images, nodes))
+  chances, drawn = numbered.top(jnp.where(free, noise, -1), min(images, nodes))
   # If there are fewer free rows than asked for, the list ends in rows that are
   # not free. Their chance is -1, and `clear_rows` ignores the row number -1.
   drawn = jnp.where(chances >= 0, drawn, -1)
   # `clear_rows` can only set rows to False, so it clears the drawn rows in a
   # mask of True, and the mask is then negated.
-  chosen = ~rowwise.clear_rows(jnp.ones_like(free), drawn)
+  chosen = ~numbered.clear_rows(jnp.ones_like(free), drawn)
   # 4 to 5 for the drawn rows, 2 to 3 for the labeled rows, 0 to 1 for the rest:
   # the noise, in [0, 1), orders rows only within these three groups.
   order = 4.0 * chosen + 2.0 * labeled + noise
   size = sharding.padded(min(images, 2 * nodes), devices)
-  rows = jnp.sort(rowwise.top(order, size)[1])
-  return rows, rowwise.take((chosen | labeled).astype(jnp.int32), rows) > 0
+  rows = jnp.sort(numbered.top(order, size)[1])
+  return rows, numbered.take((chosen | labeled).astype(jnp.int32), rows) > 0
 
 
 def train(
@@ -295,11 +295,11 @@ def gcnal(
   rows, is_node = draw_nodes(
     draw_key, free, anchors, nodes=nodes, images=pool.images
   )
-  is_free = rowwise.take(free.astype(jnp.int32), rows) > 0
+  is_free = numbered.take(free.astype(jnp.int32), rows) > 0
   labeled, unlabeled = is_node & ~is_free, is_node & is_free
   # The nodes are few, so every device holds all of them, z of shape [M, D], and
   # every device trains the same network.
-  z = rowwise.take(pool.features, rows)
+  z = numbered.take(pool.features, rows)
   inverse = inverse_column_sums(z, is_node)
   graph = (propagate(z, inverse, z), z, inverse)
   params = train(
@@ -325,7 +325,7 @@ def gcnal(
   )
   indices = rows[picked_nodes]
   if n > nodes:
-    left = rowwise.clear_rows(free, indices)
+    left = numbered.clear_rows(free, indices)
     # The centers are the labeled images and the picks so far.
     more_indices, more_distances = k_center(
       pool.features, anchors | (free & ~left), left, n=n - nodes
@@ -336,5 +336,5 @@ def gcnal(
   return Picks(
     indices,
     parts={"distance": distances},
-    columns={"score": rowwise.scatter(score, rows, len(free))},
+    columns={"score": numbered.scatter(score, rows, len(free))},
   )

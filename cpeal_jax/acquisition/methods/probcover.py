@@ -14,7 +14,7 @@ from cpeal_jax.acquisition.methods.coreset import (
 from cpeal_jax.acquisition.pool import Picks, PoolView, placed
 from cpeal_jax.acquisition.selectors import unpad_columns
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 # How many rows are compared with the whole pool in one matrix product. It is
 # small because a pick that newly covers a single image costs a whole product.
@@ -177,8 +177,8 @@ def _distances_to_other_clusters(
   def of_block(drawn: Array) -> Array:
     # The drawn rows, [BLOCK, D], and their labels, on every device.
     others, drawn_labels = (
-      rowwise.take(features, drawn),
-      rowwise.take(labels, drawn),
+      numbered.take(features, drawn),
+      numbered.take(labels, drawn),
     )
 
     def cosines(features: Array) -> Array:
@@ -244,17 +244,17 @@ def _greedy_cover(
     # is the free row that is farthest from all anchors and picks.
     pick = jnp.where(
       rowwise.any_true(free_degrees > 0),
-      rowwise.argmax(free_degrees),
-      rowwise.argmax(jnp.where(free, nearest, -1)),
+      numbered.argmax(free_degrees),
+      numbered.argmax(jnp.where(free, nearest, -1)),
     ).astype(jnp.int32)
     closer = jnp.minimum(
-      nearest, squared_distances_to_row(features, rowwise.take(features, pick))
+      nearest, squared_distances_to_row(features, numbered.take(features, pick))
     )
     new = (closer < squared_radius) & (nearest >= squared_radius)
     return (
       degrees - edges_into(features, new, radius),
       closer,
-      rowwise.clear_rows(free, pick),
+      numbered.clear_rows(free, pick),
       picks.at[i].set(pick),
       gains.at[i].set(rowwise.count_true(new).astype(gains.dtype)),
     )
@@ -285,11 +285,11 @@ def edges_into(
   # |x - y| < radius if and only if x . y > 1 - radius^2 / 2.
   threshold = 1 - jnp.square(jnp.float32(radius)) / 2
   # `number(k)` is the index of the k-th target among the rows of all devices.
-  count, number = rowwise.selected_rows(targets)
+  count, number = numbered.selected_rows(targets)
 
   def visit(i: Array, counts: Array) -> Array:
     places = i * BLOCK + jnp.arange(BLOCK)
-    others = rowwise.take(features, number(places))  # [BLOCK, D]
+    others = numbered.take(features, number(places))  # [BLOCK, D]
 
     def add(features: Array, counts: Array) -> Array:
       cosines = jnp.matmul(

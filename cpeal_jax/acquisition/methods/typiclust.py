@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from cpeal_jax.acquisition.kmeans import kmeans
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.errors import InputError
-from cpeal_jax.parallel import rowwise, sharding
+from cpeal_jax.parallel import numbered, rowwise, sharding
 
 # Shape of one matrix product of the neighbor search: QUERIES rows of this
 # device against KEYS rows of any device. QUERIES must divide KEYS, because a
@@ -259,7 +259,7 @@ def _nearest_in_group(
   # Where `order` points to padding, the last real row is repeated; its group
   # there is `no_group`, which keeps it out.
   sorted_features = features[jnp.minimum(order, share - 1)]  # [rows, D].
-  row_ids = rowwise.ids(features)[jnp.minimum(order, share - 1)]
+  row_ids = numbered.ids(features)[jnp.minimum(order, share - 1)]
   # The rows that take part come first, so these are the tiles that have such a
   # row. No other tile is sent.
   tiles = -(-jnp.sum(groups < no_group) // KEYS)

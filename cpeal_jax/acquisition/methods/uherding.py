@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from cpeal_jax.acquisition.pool import Picks, PoolView, on_host, placed
 from cpeal_jax.acquisition.scores import entropy_of_logits, margin_of_logits
 from cpeal_jax.errors import InputError, one_of
-from cpeal_jax.parallel import rowwise
+from cpeal_jax.parallel import numbered, rowwise
 
 UNCERTAINTIES = ("margin", "entropy", "none")
 # The bandwidth is this quantile of the distances between each labeled image and
@@ -79,9 +79,9 @@ def uherding(
   count = min(targets, len(rows))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   chosen = np.sort(rng.choice(rows, count, replace=False))
-  features = rowwise.rows_at(pool.features, chosen)
-  weights = _uncertainty(rowwise.rows_at(pool.logits, chosen), uncertainty)
-  anchors = rowwise.rows_at(pool.features, np.flatnonzero(labels >= 0))
+  features = numbered.rows_at(pool.features, chosen)
+  weights = _uncertainty(numbered.rows_at(pool.logits, chosen), uncertainty)
+  anchors = numbered.rows_at(pool.features, np.flatnonzero(labels >= 0))
   bandwidth = _bandwidth(anchors, features)
   covered = _covered(anchors, features, bandwidth)
   # The targets are padded, so that the program depends on `targets` alone.
@@ -182,25 +182,25 @@ def _greedy(
 
     def renew(state):
       bounds, *_ = state
-      values, rows = rowwise.top(bounds, size + 1)
+      values, rows = numbered.top(bounds, size + 1)
       head = rows[:size]
       renewed = jnp.where(
         jnp.isfinite(values[:size]),
-        gains_of(rowwise.take(features, head), covered),
+        gains_of(numbered.take(features, head), covered),
         -jnp.inf,
       )
       # Rounding must not let a gain rise above its bound.
       renewed = jnp.minimum(renewed, values[:size])
-      bounds = rowwise.put(bounds, renewed, head)
+      bounds = numbered.put(bounds, renewed, head)
       best = jnp.max(renewed)
       row = jnp.min(jnp.where(renewed == best, head, jnp.iinfo(jnp.int32).max))
       return bounds, best, row, values[size]
 
     start = (bounds, -jnp.inf, jnp.int32(0), jnp.inf)
     bounds, best, row, _ = jax.lax.while_loop(unsure, renew, start)
-    near = similarities(rowwise.take(features, row[None]))[0]
+    near = similarities(numbered.take(features, row[None]))[0]
     return (
-      rowwise.put(bounds, jnp.full(1, -jnp.inf), row[None]),
+      numbered.put(bounds, jnp.full(1, -jnp.inf), row[None]),
       jnp.maximum(covered, near),
       picks.at[i].set(row),
       gains.at[i].set(best),
