@@ -116,7 +116,13 @@ def stage(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
   start, done = time.perf_counter(), 0
   terminal = sys.stderr.isatty() and _speaks
   bar = tqdm.tqdm(
-    total=total, unit=unit, desc=name, leave=False, disable=not terminal
+    total=total,
+    unit=f" {unit}",
+    desc=name,
+    leave=False,
+    disable=not terminal,
+    # A single thing has no rate.
+    bar_format="{l_bar}{bar}| {elapsed}" if total == 1 else None,
   )
 
   def advance(count: int) -> None:

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import made_runs
@@ -308,6 +310,56 @@ def test_label_efficiency_and_verdict(tmp_path):
   assert re.search(r"(above|below) zero-shot \(\d+\.\d %\)", said[1])
 
 
+def test_of_errors_fewer_are_better(tmp_path):
+  folder = made_runs.sweep(
+    tmp_path / "runs", seeds=(1, 2, 3), test=400, rounds=4
+  )
+  runs, _ = reading.read_all([str(folder)])
+  found, _ = arms.group(runs, config_lib.RUN_KEYS)
+  base = arms.base_of(found)
+  nll = next(m for m in measures.MEASURES if m.key == "nll")
+  compared = comparing.compare(found, nll, base)
+  first = compared.summaries[0]
+  assert first.area == min(s.area for s in compared.summaries)
+  random = [point.mean for point in measures.curve(base, "nll")]
+  assert random == sorted(random, reverse=True)
+  arm = next(arm for arm in found if arm.name == first.arm)
+  middle = measures.curve(arm, "nll")[1].mean
+  assert first.base_labels == pytest.approx(
+    np.interp(-middle, [-x for x in random], [4, 8, 12, 16])
+  )
+  highest = max(
+    row["nll"] for run in arm.runs.values() for row in measures.rows_of(run)
+  )
+  zero_shot = measures.zero_shots(found, "nll")[arm.name]
+  assert first.worst == pytest.approx(highest - zero_shot)
+  # What the base arm never had is said with the labels that it had.
+  for value, shown in ((math.inf, "> 16"), (-math.inf, "< 4")):
+    one = first._replace(base_labels=value)
+    assert tables.labels_of_base(one, compared.base_range) == shown
+
+
+def test_latex_compiles(tmp_path):
+  pdflatex = shutil.which("pdflatex")
+  if pdflatex is None:
+    pytest.skip("needs pdflatex")
+  folder = made_runs.sweep(tmp_path / "runs", seeds=(1, 2), rounds=3)
+  to = tmp_path / "report.html"
+  assert command.main(["cpeal report", str(folder), f"--to={to}"]) == 0
+  (tmp_path / "page.tex").write_text(
+    "\\documentclass{article}\n\\usepackage{booktabs}\n"
+    "\\begin{document}\n\\input{report_files/tables}\n\\end{document}\n"
+  )
+  done = subprocess.run(
+    [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout[-2000:]
+  assert (tmp_path / "page.pdf").stat().st_size > 10_000
+
+
 def test_latex_has_no_open_signs():
   text = tables.latex(
     ["Arm", "p_1 & 5 %"], [["a_b #1", "+1.7 [-1.9, +5.3] ± 2"]]
@@ -316,6 +368,8 @@ def test_latex_has_no_open_signs():
   assert r"p\_1 \& 5 \%" in text
   assert r"$+1.7$ [$-1.9$, $+5.3$] $\pm$ 2" in text
   assert text.count(r"\\") == 2
+  text = tables.latex(["Arm", "Labels of random & margin for 50"], [["a", "1"]])
+  assert r"\shortstack[r]{Labels of random \\ \& margin for 50}" in text
 
 
 # --- the page

@@ -21,15 +21,16 @@ class Summary(NamedTuple):
     half: half the width of its 95 % interval; nan with one seed.
     last: mean after the last round, and `labeled` the labels then.
     labeled: see `last`.
-    least: the lowest value of any seed and round, less zero-shot; None if
-      zero-shot is not known.
+    worst: the worst value of any seed and round, less zero-shot; None if
+      zero-shot is not known. The worst accuracy is the lowest one, and the
+      worst NLL the highest.
     gap: mean difference of the area to the base arm; None for the base.
     low, high: its 95 % interval; nan with one pair.
     p: of the sign-flip test, Holm-adjusted over all arms.
     pairs: how many seeds both arms have.
     middle: the number of labels after the middle round.
     base_labels: how many labels the base arm needs for the mean after the
-      middle round; inf if it never reaches it, -inf if it starts above.
+      middle round; inf if it never gets as good, -inf if it starts better.
   """
 
   arm: str
@@ -38,7 +39,7 @@ class Summary(NamedTuple):
   half: float
   last: float
   labeled: float
-  least: float | None
+  worst: float | None
   gap: float | None = None
   low: float = math.nan
   high: float = math.nan
@@ -64,6 +65,7 @@ class Comparison(NamedTuple):
     detectable: the difference that the fewest pairs find four times in five.
     pairs: the fewest pairs of an arm.
     least_p: the smallest p-value that is possible.
+    base_range: the labels of the base arm's first and last round.
   """
 
   measure: Measure
@@ -73,6 +75,7 @@ class Comparison(NamedTuple):
   detectable: float = math.nan
   pairs: int = 0
   least_p: float = math.nan
+  base_range: tuple[float, float] = (math.nan, math.nan)
 
 
 def areas(arm: Arm, key: str, rounds: int) -> dict[int, float]:
@@ -110,44 +113,44 @@ def compare(
   )
   zero_shot = zero_shots(arms, key)
   summaries = [
-    _summary(arm, key, base, gaps, adjusted, zero_shot) for arm in arms
+    _summary(arm, measure, base, gaps, adjusted, zero_shot) for arm in arms
   ]
-  sign = -1 if measure.rises else 1
-  summaries.sort(key=lambda found: sign * found.area)
-  name = base.name if base else ""
+  summaries.sort(key=lambda found: found.area, reverse=measure.rises)
+  found = Comparison(measure, base.name if base else "", tuple(summaries))
+  if base is not None:
+    points = curve(base, key)
+    found = found._replace(base_range=(points[0].labeled, points[-1].labeled))
   if not tested:
-    return Comparison(measure, name, tuple(summaries))
+    return found
   pairs = min(map(len, tested.values()))
   spread = float(np.mean([gap.std(ddof=1) for gap in tested.values()]))
-  return Comparison(
-    measure,
-    name,
-    tuple(summaries),
-    spread,
-    statistics.detectable(spread, pairs),
-    pairs,
-    statistics.least_p(pairs, len(tested)),
+  return found._replace(
+    spread=spread,
+    detectable=statistics.detectable(spread, pairs),
+    pairs=pairs,
+    least_p=statistics.least_p(pairs, len(tested)),
   )
 
 
 def _summary(
   arm: Arm,
-  key: str,
+  measure: Measure,
   base: Arm | None,
   gaps: dict[str, np.ndarray],
   adjusted: dict[str, float],
   zero_shot: dict[str, float],
 ) -> Summary:
+  key = measure.key
   points = curve(arm, key)
   by_seed = areas(arm, key, arm.rounds)
   area, half = statistics.mean_and_half_width([*by_seed.values()])
-  lowest = min(
+  values = [
     row[key]
     for run in arm.runs.values()
     for row in rows_of(run)
     if row.get(key) is not None
-  )
-  least = lowest - zero_shot[arm.name] if arm.name in zero_shot else None
+  ]
+  worst = min(values) if measure.rises else max(values)
   middle = points[(len(points) - 1) // 2]
   found = Summary(
     arm=arm.name,
@@ -156,17 +159,18 @@ def _summary(
     half=half,
     last=points[-1].mean,
     labeled=points[-1].labeled,
-    least=least,
+    worst=worst - zero_shot[arm.name] if arm.name in zero_shot else None,
     middle=middle.labeled,
   )
   if base is None:
     return found
   reference = curve(base, key)
+  sign = 1 if measure.rises else -1
   found = found._replace(
     base_labels=statistics.labels_for(
-      middle.mean,
+      sign * middle.mean,
       [point.labeled for point in reference],
-      [point.mean for point in reference],
+      [sign * point.mean for point in reference],
     )
   )
   if arm.name not in gaps:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from cpeal_jax.errors import counted
@@ -13,6 +14,8 @@ from cpeal_jax.storage import files
 
 Rows = list[list[str]]
 FIRST = ("arm", "seed", "workdir")
+# Characters of a line in the head of a LaTeX table.
+HEAD = 16
 
 
 def results(arms: Sequence[Arm]) -> tuple[list[str], list[list]]:
@@ -57,12 +60,13 @@ def spread(mean: float, half: float, measure: Measure) -> str:
   return shown if math.isnan(half) else f"{shown} ± {number(half, measure)}"
 
 
-def labels_of_base(found: Summary) -> str:
+def labels_of_base(found: Summary, base_range: tuple[float, float]) -> str:
   """Returns how many labels of the base arm give what `middle` gave."""
+  first, last = base_range
   if math.isnan(found.base_labels):
     return ""
   if math.isinf(found.base_labels):
-    return "fewer than any" if found.base_labels < 0 else "more than it had"
+    return f"< {first:g}" if found.base_labels < 0 else f"> {last:g}"
   return f"{found.base_labels:.0f}"
 
 
@@ -70,9 +74,9 @@ def comparison(found: Comparison) -> tuple[list[str], Rows]:
   """Returns the head and the rows of the main table, the best arm first."""
   measure = found.measure
   unit = " (%)" if measure.percent else ""
-  has_zero_shot = any(s.least is not None for s in found.summaries)
+  has_zero_shot = any(s.worst is not None for s in found.summaries)
   head = ["Arm", "Seeds", f"Area under the curve{unit}", f"Last{unit}"]
-  head += ["Lowest round of any seed, minus zero-shot"] * has_zero_shot
+  head += ["Worst round of any seed, minus zero-shot"] * has_zero_shot
   if found.base:
     middle = {f"{s.middle:g}" for s in found.summaries}
     labels = middle.pop() if len(middle) == 1 else "half the"
@@ -86,10 +90,11 @@ def comparison(found: Comparison) -> tuple[list[str], Rows]:
     row = [s.arm, str(s.seeds), spread(s.area, s.half, measure)]
     row.append(f"{number(s.last, measure)} with {s.labeled:g} labels")
     if has_zero_shot:
-      row.append("" if s.least is None else number(s.least, measure, sign=True))
+      row.append("" if s.worst is None else number(s.worst, measure, sign=True))
     if found.base:
       row += [gap_text(s, measure), p_text(s.p)]
-      row.append("" if s.arm == found.base else labels_of_base(s))
+      is_base = s.arm == found.base
+      row.append("" if is_base else labels_of_base(s, found.base_range))
     rows.append(row)
   return head, rows
 
@@ -158,15 +163,25 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def latex(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """Returns a table in LaTeX, for a document that loads booktabs."""
+  """Returns a table in LaTeX, for a document that loads booktabs.
+
+  Long heads are broken into several lines, so that columns are narrow.
+  """
   columns = "l" + "r" * (len(head) - 1)
 
-  def line(cells: Sequence[str]) -> str:
-    return "  " + " & ".join(map(escaped, cells)) + " \\\\\n"
+  def line(cells: Iterable[str]) -> str:
+    return "  " + " & ".join(cells) + " \\\\\n"
 
-  body = "".join(map(line, rows))
+  def stacked(text: str) -> str:
+    lines = [escaped(part) for part in textwrap.wrap(text, HEAD)]
+    if len(lines) < 2:
+      return "".join(lines)
+    return "\\shortstack[r]{" + r" \\ ".join(lines) + "}"
+
+  body = "".join(line(map(escaped, row)) for row in rows)
+  first = line(map(stacked, head))
   return (
-    f"\\begin{{tabular}}{{{columns}}}\n  \\toprule\n{line(head)}"
+    f"\\begin{{tabular}}{{{columns}}}\n  \\toprule\n{first}"
     f"  \\midrule\n{body}  \\bottomrule\n\\end{{tabular}}\n"
   )
 
