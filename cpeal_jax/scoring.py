@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cpeal_jax.models.classifier import Classifier
-from cpeal_jax.neighbors import narrow, search
+from cpeal_jax.neighbors import EXACT_UP_TO, RECALL, find, narrow
 from cpeal_jax.parallel import sharding, spmd
 
 TILES_PER_CHUNK = 16
@@ -76,7 +76,7 @@ class Scorer:
       is 0.
     compare: (class embeddings, logit scale, tiles, features [n, D]) -> logits
       [n, C], with `tiles` as in `encode`.
-    neighbors: `neighbors.search` on the same mesh.
+    neighbors: `neighbors.find` on the same mesh.
     mesh: the devices.
     tile: rows of a tile.
   """
@@ -95,6 +95,8 @@ def make_scorer(
   *,
   tile: int = 0,
   backend: str = "shard_map",
+  exact_up_to: int = EXACT_UP_TO,
+  recall: float = RECALL,
 ) -> Scorer:
   """Returns a scorer, whose functions are each compiled at their first call.
 
@@ -104,6 +106,8 @@ def make_scorer(
     tile: rows of a tile; 0 chooses a number that suits the devices. A different
       number may change the last bits.
     backend: `shard_map` or `pmap`.
+    exact_up_to: the most images whose neighbors are searched exactly.
+    recall: the share of the neighbors that is found in larger pools.
   """
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   tile = tile or (_cpu_tile(classifier) if on_cpu else CHIP_TILE)
@@ -125,7 +129,9 @@ def make_scorer(
     embed=jax.jit(classifier.class_embeddings),
     encode=spmd.compiled(encode, mesh, shared=3, backend=backend),
     compare=spmd.compiled(compare, mesh, shared=3, backend=backend),
-    neighbors=partial(search, mesh=mesh, backend=backend),
+    neighbors=partial(
+      find, mesh=mesh, backend=backend, exact_up_to=exact_up_to, recall=recall
+    ),
     mesh=mesh,
     tile=tile,
   )

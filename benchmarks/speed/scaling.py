@@ -186,7 +186,9 @@ def programs(mesh: jax.sharding.Mesh, n: int, c: int, d: int, k: int) -> dict:
     run = call.program(mesh, tuple(sorted(options.items())))
     return run.lower(np.int32(1), whole, rows)
 
-  search = jax.jit(neighbors._search(mesh, NEIGHBORS, 1024, "shard_map"))
+  search = jax.jit(
+    neighbors.exact.compiled_search(mesh, NEIGHBORS, 1024, "shard_map")
+  )
   key, mask = jax.random.key(0), row(dtype=np.bool_)
   return {
     "neighbors": search.lower(np.int32(n), row(d), mask),

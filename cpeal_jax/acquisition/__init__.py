@@ -4,7 +4,13 @@ Every score follows one rule: the higher it is, the sooner to label the image.
 """
 
 from cpeal_jax.acquisition.balance import RULES, WITHIN
-from cpeal_jax.acquisition.choice import choose, columns, explain, select
+from cpeal_jax.acquisition.choice import (
+  NeighborsOf,
+  choose,
+  columns,
+  explain,
+  select,
+)
 from cpeal_jax.acquisition.methods.cec import (
   calibrated_entropy,
   neighbor_uncertainty,
@@ -18,6 +24,7 @@ __all__ = (
   "ACQUISITIONS",
   "RULES",
   "WITHIN",
+  "NeighborsOf",
   "Picks",
   "PoolView",
   "Selector",

@@ -3,7 +3,9 @@
 It also explains each pick, for `selection.csv`.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,9 @@ from cpeal_jax.parallel import rowwise
 
 # The fraction of the pool that the reference offers to PCB as candidates.
 CANDIDATES = 0.1
+# A search of nearest neighbors: (features [N, D], which rows [N]) to the row
+# numbers and cosines [N, k] of each row's neighbors among these rows.
+NeighborsOf = Callable[[Any, Any], tuple[Array, Array]]
 # The methods that the reference asks for exactly the n images that PCB will
 # pick, so that PCB changes their order and nothing else.
 ASKED_FOR_N = ("random", "featdist")
@@ -56,6 +61,7 @@ def choose(
   preselect: str | None = None,
   gamma: float = 0.1,
   min_distance: float = 0.0,
+  neighbors_of: NeighborsOf | None = None,
   **hyper,
 ) -> Picks:
   """Chooses n unlabeled images by the method `name`.
@@ -81,6 +87,8 @@ def choose(
       fewer than the method `name` is asked for.
     min_distance: least Euclidean distance between the unit features of two
       picks, or of a pick and a labeled image; 0 to allow any.
+    neighbors_of: searches the nearest neighbors of the images that the method
+      is offered, among each other; None takes those of `pool`.
     hyper: the method's hyperparameters.
 
   Returns:
@@ -134,6 +142,11 @@ def choose(
     preselect_key = jax.random.fold_in(method_key, total)
     rows = ACQUISITIONS[preselect](preselect_key, pool, size).indices
     offered = shortlist(pool, np.asarray(rows))
+  if neighbors_of is not None:
+    indices, similarities = neighbors_of(offered.features, ~offered.labeled)
+    offered = dataclasses.replace(
+      offered, neighbor_indices=indices, neighbor_similarities=similarities
+    )
   if min_distance > 0:
     picks = spaced(
       run_method, offered, wanted, min_distance=min_distance, least=n

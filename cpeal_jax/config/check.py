@@ -188,6 +188,12 @@ def _validate_methods(config: Config) -> None:
     _validate_head(config, used)
   if "cec" in used and not config.scoring.neighbors:
     raise InputError("cec needs neighbors: set scoring.neighbors above 0.")
+  among = config.scoring.neighbors_among
+  if settings.preselect == "cec" and among == "candidates":
+    raise InputError(
+      "acquisition.preselect=cec needs the neighbors of all images: set "
+      "scoring.neighbors_among=all."
+    )
   if "learning_loss" in used and (
     settings.name != "learning_loss"
     or settings.preselect == "learning_loss"

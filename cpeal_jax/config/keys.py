@@ -31,6 +31,7 @@ from cpeal_jax.models.architectures import ARCHITECTURES
 from cpeal_jax.models.backbones import BY_ADAPTER
 from cpeal_jax.models.descriptors import WORDINGS
 from cpeal_jax.models.text_classifier import DESCRIPTOR_AVERAGES
+from cpeal_jax.neighbors import EXACT_UP_TO, RECALL
 from cpeal_jax.parallel.spmd import BACKENDS
 from cpeal_jax.training.recipe import ANCHOR_UNITS, CALIBRATIONS, OPTIMIZERS
 
@@ -350,6 +351,17 @@ TABLE = (
 
   ("scoring.neighbors", 10, RESULT, between(0, 1024),
    "nearest images found for each image; 0 searches for none"),
+  ("scoring.neighbors_among", "all", RESULT, choice("all", "candidates"),
+   "whether they are found for all images, or only among those that "
+   "acquisition.preselect leaves, which costs the square of "
+   "acquisition.gamma of that"),
+  ("scoring.neighbors_exact", EXACT_UP_TO, RESULT, between(0, 10**12),
+   "largest number of images in the pool for which the search compares all "
+   "pairs; a larger pool is cut into lists by k-means, and most neighbors are "
+   "found in the nearest lists"),
+  ("scoring.neighbors_recall", RECALL, RESULT, SHARE,
+   "share of the neighbors that the search in lists finds at least, on a "
+   "sample; 1 compares all pairs"),
   ("scoring.tile", 0, RUN, between(0, 65_536),
    "images in one matrix product of the pass; 0 takes 4 to 128 on a CPU, "
    "depending on the model, and 128 on other devices"),

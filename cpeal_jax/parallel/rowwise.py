@@ -184,7 +184,7 @@ def _loop(f: Callable, rows: tuple, put: Callable, start: Callable, tile: int):
   )
 
 
-def _tile(rows: tuple) -> int:
+def tile_rows(rows: tuple) -> int:
   """Returns the rows of one tile.
 
   The number divides the rows of a block, so that all tiles have the same shape.
@@ -205,13 +205,13 @@ def each(f: Callable, *rows: Any, tile: int = 0) -> Any:
     f: takes [tile, ...] rows of each argument and returns a tree of
       [tile, ...] arrays.
     rows: arrays, or trees of them, with this device's rows.
-    tile: rows of one call; must divide the rows of a block. 0 lets `_tile`
+    tile: rows of one call; must divide the rows of a block. 0 lets `tile_rows`
       choose.
 
   Returns:
     `f`'s result for all of this device's rows.
   """
-  tile = tile or _tile(rows)
+  tile = tile or tile_rows(rows)
   share = jax.tree.leaves(rows)[0].shape[0]
 
   def put(i: Array, out: Array, new: Array) -> Array:
@@ -231,7 +231,7 @@ def total(f: Callable, *rows: Any) -> Any:
   Returns:
     The sum over all rows, the same on every device.
   """
-  own, tile = local_blocks(), _tile(rows)
+  own, tile = local_blocks(), tile_rows(rows)
   block = jax.tree.leaves(rows)[0].shape[0] // own
 
   # Each block has a sum of its own, [local blocks, ...]. The order in which

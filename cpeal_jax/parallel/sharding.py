@@ -129,7 +129,7 @@ def padded(count: int, devices: int, unit: int = 0) -> int:
       and `LEAST` in a pool so large that this adds few rows.
   """
   is_small = count < 8 * LEAST * blocks(devices)
-  # At least 2, since a tile is at most half a block: see `rowwise._tile`.
+  # At least 2, since a tile is at most half a block: see `rowwise.tile_rows`.
   step = blocks(devices) * (unit or (2 if is_small else LEAST))
   return -(-count // step) * step
 

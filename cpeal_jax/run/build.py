@@ -77,9 +77,15 @@ def build(
     InputError: too many corrupt images, or a cache that cannot be written.
   """
   passes = {"tile": config.scoring.tile, "backend": config.parallel.backend}
+  search = {
+    "exact_up_to": config.scoring.neighbors_exact,
+    "recall": config.scoring.neighbors_recall,
+  }
   params = sharding.replicate(plan.pretrained.params, plan.mesh)
-  scorer = scoring.make_scorer(plan.classifier, plan.mesh, **passes)
-  zero_scorer = scoring.make_scorer(plan.zero_shot, plan.mesh, **passes)
+  scorer = scoring.make_scorer(plan.classifier, plan.mesh, **passes, **search)
+  zero_scorer = scoring.make_scorer(
+    plan.zero_shot, plan.mesh, **passes, **search
+  )
   init = jax.jit(training.make_init(plan.classifier, plan.recipe))
   step = training.make_step(plan.classifier, plan.recipe, plan.mesh)
   compiled = {}

@@ -175,6 +175,8 @@ def neighbors(
     return _as_one(nearest)
 
   key = key_of(experiment, config, "train") + f"|neighbors {wide}"
+  if total > config.scoring.neighbors_exact:
+    key += f"|recall {config.scoring.neighbors_recall}"
   return _as_two(_kept(experiment, key, "train", compute))
 
 

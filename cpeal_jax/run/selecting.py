@@ -1,9 +1,11 @@
 """Chooses the images of a round, and records why."""
 
+import functools
+
 import numpy as np
 from jaxtyping import Int
 
-from cpeal_jax import acquisition, keys, scoring
+from cpeal_jax import acquisition, keys, neighbors, scoring
 from cpeal_jax import config as config_lib
 from cpeal_jax.acquisition.pseudo_labels import sure_enough
 from cpeal_jax.audit import permutation
@@ -115,6 +117,7 @@ def select(
     pool,
     min(run.experiment.plan.budget, can_buy(run, known)),
     min_distance=settings.min_distance,
+    neighbors_of=_search_of_candidates(run, adapter),
     **options,
     **(settings[name].to_dict() if name in settings else {}),
   )
@@ -160,6 +163,21 @@ def select(
     scores={"id": list(ids), **acquisition.columns(pool, picks)},
   )
   return [ids[i] for i in rows]
+
+
+def _search_of_candidates(
+  run: Run, adapter: dict | None
+) -> acquisition.NeighborsOf | None:
+  """Returns the search among what a method is offered, if that is asked for."""
+  settings = run.config.scoring
+  if settings.neighbors_among == "all" or not settings.neighbors:
+    return None
+  return functools.partial(
+    neighbors.search_among,
+    k=settings.neighbors,
+    mesh=stages.scorer_of(run.experiment, adapter).mesh,
+    backend=run.config.parallel.backend,
+  )
 
 
 def can_buy(run: Run, known: Known) -> int:

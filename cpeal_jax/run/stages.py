@@ -77,8 +77,10 @@ def score(
         scorer, experiment.params, adapter, images, progress=advance
       )
   search: dict[str, Any] = {}
-  if taken is not None and run.config.scoring.neighbors:
-    search["neighbors"] = run.config.scoring.neighbors
+  settings = run.config.scoring
+  is_asked = settings.neighbors and settings.neighbors_among == "all"
+  if taken is not None and is_asked:
+    search["neighbors"] = settings.neighbors
     search["where"] = ~taken & experiment.stores[split].ok
     if adapter is None or is_frozen:
       search["known"] = feature_cache.neighbors(experiment, run.config)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbors of a feature matrix that is split over the devices.
+"""The exact search, which compares all pairs of rows.
 
 Each of P devices keeps its N/P rows, which are its queries. All N rows are the
 keys. They are cut into tiles: one tile after the other, in the order of the
@@ -122,7 +122,7 @@ def search(
     Indices and similarities as in `nearest_neighbors`, split like the features.
     The results in padding rows mean nothing.
   """
-  similarities, indices = _search(mesh, k, tile, backend)(
+  similarities, indices = compiled_search(mesh, k, tile, backend)(
     np.int32(total), features, where
   )
   return indices, similarities
@@ -189,7 +189,7 @@ def _narrow(total, indices, similarities, where, *, k):
 
 
 @functools.cache
-def _search(
+def compiled_search(
   mesh: jax.sharding.Mesh, k: int, tile: int, backend: str
 ) -> Callable:
   """Returns (total, features, allowed) -> (similarities, indices).
@@ -203,7 +203,7 @@ def _search(
     share = features.shape[0]
     # The number of queries divides a block of rows, so products have the same
     # shape on 1, 2, 4 and 8 devices. It is at most half a block, for the reason
-    # that `rowwise._tile` gives.
+    # that `rowwise.tile_rows` gives.
     block = share * devices // sharding.blocks(devices)
     queries = math.gcd(QUERIES, max(1, block // 2))
     device = jax.lax.axis_index(sharding.AXIS)
@@ -225,12 +225,13 @@ def _search(
 
       def query_tile(index: Array, lists: list[Array]) -> list[Array]:
         start = index * queries
-        rows = _rows(features, start, queries)  # [queries, D]
+        rows = tile_of(features, start, queries)  # [queries, D]
         query_ids = device * share + start + jnp.arange(queries)
         # [queries, tile]; a row is not its own neighbor.
         fits = usable[None, :] & (query_ids[:, None] != key_ids[None, :])
-        values = jnp.where(fits, _similarities(rows, keys), -jnp.inf)
-        best = _merge([_rows(x, start, queries) for x in lists], values, first)
+        values = jnp.where(fits, similarities_of(rows, keys), -jnp.inf)
+        found = [tile_of(x, start, queries) for x in lists]
+        best = merged(found, values, key_ids)
         return [
           jax.lax.dynamic_update_slice(x, new, (start, 0))
           for x, new in zip(lists, best, strict=True)
@@ -247,11 +248,11 @@ def _search(
   return spmd.compiled(body, mesh, shared=1, backend=backend)
 
 
-def _rows(rows: Array, start: Array, count: int) -> Array:
+def tile_of(rows: Array, start: Array, count: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(rows, start, count)
 
 
-def _similarities(queries: Array, keys: Array) -> Array:
+def similarities_of(queries: Array, keys: Array) -> Array:
   """Returns the inner products [queries, keys]."""
   values = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
   # -0.0 becomes 0.0, because top_k ranks 0.0 above -0.0, while equal values
@@ -259,17 +260,17 @@ def _similarities(queries: Array, keys: Array) -> Array:
   return jnp.where(values == 0, 0.0, values)
 
 
-def _merge(best: list[Array], values: Array, first: Array) -> list[Array]:
+def merged(best: list[Array], values: Array, ids: Array) -> list[Array]:
   """Merges a tile of keys into the lists of the k best.
 
-  Keys come in ascending order, so all row numbers in the lists are lower than
-  those of the tile. top_k keeps equal values in the order of their positions,
-  and therefore in the order of their row numbers.
+  Where keys come in ascending order, all row numbers in the lists are lower
+  than those of the tile. top_k keeps equal values in the order of their
+  positions, and therefore in the order of their row numbers.
 
   Args:
     best: similarities and row numbers so far, [queries, k] each.
     values: similarities of the tile's keys, [queries, tile].
-    first: row number of the tile's first key.
+    ids: row numbers of the tile's keys, [tile].
 
   Returns:
     The new lists, as `best`.
@@ -278,4 +279,4 @@ def _merge(best: list[Array], values: Array, first: Array) -> list[Array]:
   top, columns = jax.lax.top_k(jnp.concatenate([best[0], values], axis=1), k)
   # Columns below k are entries of the old list, the others keys of the tile.
   old = jnp.take_along_axis(best[1], jnp.minimum(columns, k - 1), axis=1)
-  return [top, jnp.where(columns < k, old, first + columns - k)]
+  return [top, jnp.where(columns < k, old, ids[jnp.maximum(columns - k, 0)])]
