@@ -69,6 +69,9 @@ CHIPS = (
 )
 # Operations to encode one image with CLIP's ViT-B/32 (OpenCLIP's profile).
 IMAGE = 8.82e9
+# How many lists a row looks at for a recall of 0.95: what a million synthetic
+# rows need, see `neighbor_lists.py`.
+PROBES = 40
 # The share of its peak rates that a busy device is assumed to reach.
 REACHED = 0.5
 
@@ -101,6 +104,7 @@ class Load:
 def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
   """Returns the load of one of P devices, by stage."""
   own, trials = n / p, 2 + math.log(k)
+  lists = neighbors.lists.count(n)
   return {
     # Each image is encoded once; with a frozen tower, once per run.
     "encode": Load(half=own * IMAGE),
@@ -108,6 +112,13 @@ def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
     # Every device receives every row of the pool once, in tiles that are
     # combined by sums over the devices.
     "neighbors": Load(single=2 * own * n * d, link=2 * 4 * n * d),
+    # Each row is compared with all centers, twice, and with the rows of some
+    # lists. Their indices are read and written for every list.
+    "neighbors in lists": Load(
+      single=2 * own * d * (2 * lists + PROBES * n / lists),
+      link=2 * 4 * n * d,
+      memory=4 * own * (PROBES * (d + 4 * NEIGHBORS) + 2 * d),
+    ),
     # For every pick the features are read once.
     "coreset": Load(memory=4 * own * d * k, single=2 * own * d * k),
     "badge": Load(memory=4 * own * (c + d) * k, single=2 * own * (c + d) * k),

@@ -73,7 +73,7 @@ def search_lists(
     Indices and similarities as in `nearest_neighbors`, split like the features,
     and how the lists were searched.
   """
-  lists = int(np.clip(per_root * math.sqrt(total), 1, min(MOST_LISTS, total)))
+  lists = count(total, per_root)
   centers = _centers(features, lists, total)
   groups = _assigned(
     sharding.replicate(centers, mesh), features, np.int32(total)
@@ -93,13 +93,18 @@ def search_lists(
   return nearest, probing
 
 
+def count(total: int, per_root: float = PER_ROOT) -> int:
+  """Returns how many lists a pool of `total` rows is cut into."""
+  return int(np.clip(per_root * math.sqrt(total), 1, min(MOST_LISTS, total)))
+
+
 def _centers(
   features: Float[Array, "N D"], lists: int, total: int
 ) -> Float32[np.ndarray, "L D"]:
   """Returns the centers of the lists, by k-means on evenly spaced rows."""
-  count = min(total, SAMPLED * lists, MOST_SAMPLED)
-  sample = numbered.rows_at(features, _evenly(count, total))
-  first = sample[_evenly(lists, count)]
+  sampled = min(total, SAMPLED * lists, MOST_SAMPLED)
+  sample = numbered.rows_at(features, _evenly(sampled, total))
+  first = sample[_evenly(lists, sampled)]
   # Every process computes the same centers from the same rows.
   return np.asarray(_lloyd(sample, first))
 
