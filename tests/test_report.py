@@ -497,7 +497,7 @@ def test_certificate_and_suspects_of_the_workdir(tmp_path, made):
   text = body(made(folder))
   assert "all is &lt;well&gt;" in text
   assert "labeled class 001" in text
-  assert "the model: class 002, 75 %" in text
+  assert "the model: class 002, 75\u00a0%" in text
   path.write_text("id,label\nim 00003.png,class 001\n")
   assert "suspects.csv cannot be read" in body(made(folder))
 
