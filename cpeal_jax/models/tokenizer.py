@@ -59,9 +59,11 @@ def has_tokenizer(directory: Path) -> bool:
   )
 
 
+# The classes of transformers are in quotes, since to import one of them takes
+# two seconds.
 def read_tokenizer(
-  directory: Path, config: transformers.PretrainedConfig
-) -> transformers.PreTrainedTokenizerBase:
+  directory: Path, config: "transformers.PretrainedConfig"
+) -> "transformers.PreTrainedTokenizerBase":
   """Reads a checkpoint's tokenizer.
 
   Args:
@@ -161,8 +163,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _from_files(
-  directory: str, config: transformers.PretrainedConfig
-) -> transformers.PreTrainedTokenizerBase:
+  directory: str, config: "transformers.PretrainedConfig"
+) -> "transformers.PreTrainedTokenizerBase":
   # Without trust_remote_code=False, transformers would ask on the terminal
   # whether to run code that comes with a tokenizer.
   return transformers.AutoTokenizer.from_pretrained(
