@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from runs import PROMPTS, picks, quickstart
+from runs import PROMPTS, metrics, picks, quickstart, selections
 
 from cpeal_jax import acquisition
 from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
+from cpeal_jax.report import command
 from cpeal_jax.run import build, describe, evaluation, loop, precompile
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.storage import record, results
@@ -97,6 +98,36 @@ def test_a_run_finds_what_was_compiled_ahead(tmp_path, changes):
   # With nothing to decode there is no time to compile in.
   again = build.build(config, plan, compiles=True)
   assert {*again.compiled} == {"metrics", "fit"}
+
+
+def test_the_test_split_is_measured_only_when_asked(cache, tmp_path):
+  every = {
+    name: loop.run(
+      quickstart(cache, **{**PROMPTS, "rounds": 3, "eval.every": number}),
+      tmp_path / name,
+    )
+    for name, number in (("each", 1), ("second", 2), ("last", 0))
+  }
+  whole = metrics(tmp_path / "each")
+  for name, measured in (("second", (-1, 1, 2)), ("last", (-1, 2))):
+    assert selections(tmp_path / name) == selections(tmp_path / "each")
+    assert [row["round"] for row in every[name]] == [-1, 0, 1, 2]
+    for row, full in zip(metrics(tmp_path / name), whole, strict=True):
+      if row["round"] in measured:
+        assert row == full
+        continue
+      assert "accuracy" not in row
+      assert row["val_accuracy"] == full["val_accuracy"]
+      kept = pq.read_table(
+        tmp_path / name / f"rounds/{row['round']:03d}/predictions.parquet"
+      )
+      assert {*kept["split"].to_pylist()} == {"val"}
+  # A report speaks of what every round has.
+  to = tmp_path / "report.html"
+  assert (
+    command.main(["cpeal report", str(tmp_path / "last"), f"--to={to}"]) == 0
+  )
+  assert "Accuracy on validation" in to.read_text()
 
 
 def test_where_decoding_fails_no_more_is_compiled(tmp_path, monkeypatch):

@@ -377,6 +377,11 @@ TABLE = (
    "number of newest checkpoints that are kept, besides the last one of each "
    "round"),
 
+  ("eval.every", 1, RESULT, between(0, 1_000_000),
+   "rounds from one measurement on the test split to the next, since to encode "
+   "it takes time; the last round is measured in any case, and 0 measures no "
+   "other"),
+
   ("keep.predictions", "auto", RUN, choice("auto", "off"),
    "whether each round writes predictions.parquet, its logits for the "
    "validation and the test split, from which cpeal report draws calibration "

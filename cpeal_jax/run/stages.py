@@ -21,6 +21,7 @@ from cpeal_jax.run import evaluation, feature_cache, precompile
 from cpeal_jax.run.build import Experiment
 from cpeal_jax.run.journal import Journal
 from cpeal_jax.storage import checkpoint
+from cpeal_jax.storage.results import ZERO_SHOT
 from cpeal_jax.training import TrainingError
 
 Labels = Int32[np.ndarray, " N"]
@@ -99,10 +100,21 @@ def scorer_of(experiment: Experiment, adapter: dict | None) -> scoring.Scorer:
   return experiment.zero_scorer if adapter is None else experiment.scorer
 
 
+def is_tested(config: config_lib.Config, round_: int) -> bool:
+  """Returns whether a round's model is measured on the test split."""
+  if round_ in (ZERO_SHOT, config.rounds - 1):
+    return True
+  every = config.eval.every
+  return every > 0 and (round_ + 1) % every == 0
+
+
 def evaluate(
   run: Run, adapter: dict | None, round_: int, labeled: int
 ) -> dict[str, object]:
-  """Measures a model on the test split; returns its row of metrics.
+  """Measures a model; returns its row of metrics.
+
+  It is measured on the validation split, and on the test split in the rounds
+  that `eval.every` says.
 
   Unless `keep.predictions` is off, the logits are kept for reports. What cannot
   be measured is not in the row: see `evaluation.evaluate`.
@@ -117,10 +129,11 @@ def evaluate(
     TrainingError: a logit is not finite.
   """
   dataset, stores = run.experiment.plan.dataset, run.experiment.stores
+  tests = is_tested(run.config, round_)
   logits = {}
-  for split in (dataset.val, dataset.test):
+  for split, is_wanted in ((dataset.val, True), (dataset.test, tests)):
     rows = np.zeros((0, len(dataset.classes)), np.float32)
-    if len(split):
+    if len(split) and is_wanted:
       scores = score(run, adapter, split.name)
       precompile.wait_for(run.experiment.compiled, "metrics")
       rows = sharding.fetch(scores.logits, scores.total)
@@ -135,8 +148,8 @@ def evaluate(
   _keep(run, round_, logits)
   row = evaluation.evaluate(
     logits["test"],
-    dataset.test.labels,
-    where=stores["test"].ok,
+    dataset.test.labels[: len(logits["test"])],
+    where=stores["test"].ok[: len(logits["test"])],
     validation_logits=logits["val"],
     validation_labels=dataset.val.labels,
     validation_where=stores["val"].ok,
@@ -151,7 +164,7 @@ def _keep(run: Run, round_: int, logits: Mapping[str, np.ndarray]) -> None:
   kept = {}
   for split in run.experiment.plan.dataset.splits[1:]:
     good = np.flatnonzero(run.experiment.stores[split.name].ok)
-    if len(good):
+    if len(good) and len(logits[split.name]):
       ids = [split.ids[i] for i in good]
       kept[split.name] = ids, logits[split.name][good]
   if kept:
