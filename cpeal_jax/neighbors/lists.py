@@ -19,14 +19,16 @@ from cpeal_jax.neighbors.exact import merged, similarities_of, tile_of
 from cpeal_jax.neighbors.grouped import TILE, center_scores, search_groups
 from cpeal_jax.parallel import numbered, rowwise, sharding
 
-# Of N rows there are so many times sqrt(N) lists, and at most so many.
+# A pool of N rows is cut into PER_ROOT * sqrt(N) lists, but never into more
+# than MOST_LISTS.
 PER_ROOT, MOST_LISTS = 2.0, 16_384
-# How many rows the centers are computed from, for each list and at the most,
-# and how often they are moved.
+# The centers are computed from SAMPLED rows for each list, but from no more
+# than MOST_SAMPLED in all, and are moved ITERATIONS times.
 SAMPLED, MOST_SAMPLED, ITERATIONS = 32, 131_072, 8
-# How many rows the recall is measured on.
+# The recall is measured on the neighbors of this many rows.
 ASKED = 512
-# The recall of a sample may be better than that of all rows by chance.
+# By chance the recall on a sample may be better than that of all rows, so this
+# is added to the recall that is asked for.
 MARGIN = 0.01
 
 
