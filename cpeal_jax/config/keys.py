@@ -81,6 +81,7 @@ HEADINGS = {
   "scoring": "The pass over the pool",
   "parallel": "Devices",
   "checkpoint": "Checkpoints",
+  "eval": "When the model is measured",
   "keep": "What a round leaves for reports",
   "logging": "Copies of the metrics for other programs",
 }
