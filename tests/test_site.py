@@ -231,7 +231,7 @@ def test_what_to_train_is_that_of_the_results():
   by_labels = {row[0]: row for row in table(RESULTS, "adapter | 10 | 20")}
   held = {
     (row[0], row[1]): row
-    for row in table(RESULTS, "set | method | mean | difference")
+    for row in table(RESULTS, "set | method | mean | difference [95 %]")
   }
   lora = {row[0]: row for row in table(appendix, "labels | 0 | 10")}
   logistic = table(RESULTS, "set | method | logistic regression: mean")[0]
