@@ -130,15 +130,8 @@ class TextTower(nn.Module):
     train: bool,
   ) -> Float[Array, "C D"]:
     config = self.config.text
-    x = embedded_texts(
-      self,
-      ids,
-      slots,
-      vocabulary=self.config.vocabulary,
-      positions=self.config.positions,
-      width=config.width,
-      prompts=self.prompts,
-    ).astype(self.dtype)
+    x = embedded_texts(self, ids, slots, self.config, self.prompts)
+    x = x.astype(self.dtype)
     blocks = Transformer(
       config,
       "text",

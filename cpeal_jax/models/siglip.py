@@ -220,15 +220,8 @@ class TextTower(nn.Module):
     train: bool,
   ) -> Float[Array, "C D"]:
     config = self.config.text
-    x = embedded_texts(
-      self,
-      ids,
-      slots,
-      vocabulary=self.config.vocabulary,
-      positions=self.config.positions,
-      width=config.width,
-      prompts=self.prompts,
-    ).astype(self.dtype)
+    x = embedded_texts(self, ids, slots, self.config, self.prompts)
+    x = x.astype(self.dtype)
     blocks = Transformer(
       config, "text", self.lora, self.dtype, self.remat, name="blocks"
     )

@@ -6,6 +6,7 @@ L tokens or one; W tower width. `_` is an axis of length L or 1.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -254,14 +255,25 @@ class Transformer(nn.Module):
     return run_blocks(blocks, x, train=train, remat=self.remat, at=at)
 
 
+@runtime_checkable
+class TextSizes(Protocol):
+  """What `embedded_texts` needs of the sizes of a CLIP or a SigLIP."""
+
+  @property
+  def vocabulary(self) -> int: ...
+
+  @property
+  def positions(self) -> int: ...
+
+  @property
+  def text(self) -> TowerConfig: ...
+
+
 def embedded_texts(
   module: nn.Module,
   ids: Int[ArrayLike, "C L"],
   slots: Int[ArrayLike, "C L"],
-  *,
-  vocabulary: int,
-  positions: int,
-  width: int,
+  config: TextSizes,
   prompts: Prompts | None,
 ) -> Float[Array, "C L W"]:
   """Returns the embeddings of tokens and of their positions, added, float32.
@@ -271,14 +283,12 @@ def embedded_texts(
       `positions` [positions, W].
     ids: token ids, L <= `positions`.
     slots: as in `with_context`.
-    vocabulary: how many tokens there are.
-    positions: how many positions a text may have.
-    width: W.
+    config: the sizes, among them W, the width of the text tower.
     prompts: the settings of learnable vectors, or None.
   """
-  normal = nn.initializers.normal(0.02)
-  table = module.param("tokens", normal, (vocabulary, width))
-  places = module.param("positions", normal, (positions, width))
+  normal, width = nn.initializers.normal(0.02), config.text.width
+  table = module.param("tokens", normal, (config.vocabulary, width))
+  places = module.param("positions", normal, (config.positions, width))
   x = jnp.asarray(table)[ids]
   if prompts is not None:
     x = with_context(module, x, slots, prompts=prompts)
