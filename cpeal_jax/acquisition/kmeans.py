@@ -5,20 +5,29 @@ distances never exists. The number of centers is a traced number, so it may grow
 from call to call without compiling again, up to the static number `size`.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax.acquisition.kmeans_start import (
+  greedy_seeds,
+  squares_to,
+  stride_of,
+  thinned,
+)
 from cpeal_jax.parallel import numbered, rowwise
 from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # How many centers a tile of rows is compared with in one matrix product.
 BLOCK = 64
+# How often the centers that a sample gave move among all rows. Most of what is
+# to be gained is gained at the first time.
+POLISH = 3
 
 
 class Clusters(NamedTuple):
@@ -65,6 +74,10 @@ def kmeans(
   of all centers add up to at most `tolerance` times the mean variance of the
   features.
 
+  In a large pool both the seeds and the iterations take a sample first, see
+  `kmeans_start`; then the centers move `POLISH` times among all rows. So the
+  cost is about that of POLISH iterations.
+
   The points stay on their devices. An iteration exchanges only the sums of the
   clusters between devices, and the choice of a seed only a few rows.
 
@@ -75,8 +88,8 @@ def kmeans(
     count: K, the number of clusters, at most `size`. It is traced, so another
       number compiles nothing.
     size: static number of rows of `centers`, at least `count`.
-    restarts: number of runs from different seeds; the one of least inertia is
-      returned.
+    restarts: number of runs from different seeds, of which the one of least
+      inertia is returned (in a large pool, of least inertia on the sample).
     iterations: the most iterations of a run.
     tolerance: see above.
   """
@@ -87,19 +100,18 @@ def kmeans(
     lambda x, w: jnp.matmul(w[None], x, precision=HIGHEST)[0], points, weights
   )
   mean /= total
-  # Squared norms [N] of the points after their weighted mean [D] is subtracted.
-  # `_seeds` computes squared distances as differences of such norms and dot
-  # products. An offset common to all points would make these terms large, and
-  # their differences would lose digits.
-  norms = rowwise.each(lambda x: _squared_distances(x, mean), points)
-  spread = rowwise.total(lambda w, d: jnp.sum(w * d), weights, norms) / total
-  # `spread` is the variance summed over the D features.
-  stop = tolerance * spread / points.shape[1]
+  spread = rowwise.total(
+    lambda x, w: jnp.sum(w * squares_to(x, mean)), points, weights
+  )
+  # `spread / total` is the variance summed over the D features.
+  stop = tolerance * spread / total / points.shape[1]
 
-  def lloyd(restart_key):
+  def moved(centers, points, weights, most):
+    """Returns the centers after at most `most` of Lloyd's iterations."""
+
     def unfinished(state):
-      _, moved, done = state
-      return (moved > stop) & (done < iterations)
+      _, distance, done = state
+      return (distance > stop) & (done < most)
 
     def iterate(state):
       centers, _, done = state
@@ -112,108 +124,35 @@ def kmeans(
       new = jnp.where(masses[:, None] > 0, sums / masses[:, None], centers)
       return new, jnp.sum(jnp.square(new - centers)), done + 1
 
-    seeds = _seeds(restart_key, points, weights, mean, norms, count, size)
-    start = seeds, jnp.full((), jnp.inf, points.dtype), 0
-    centers, _, _ = jax.lax.while_loop(unfinished, iterate, start)
-    assignments, squared_distances = rowwise.each(
+    start = centers, jnp.full((), jnp.inf, points.dtype), 0
+    return jax.lax.while_loop(unfinished, iterate, start)[0]
+
+  def assigned(centers, points, weights):
+    """Returns the assignments, the squared distances and the inertia."""
+    assignments, distances = rowwise.each(
       lambda x: _nearest(x, centers, count), points
     )
-    inertia = rowwise.total(
-      lambda w, d: jnp.sum(w * d), weights, squared_distances
-    )
-    return centers, assignments, squared_distances, inertia
+    inertia = rowwise.total(lambda w, d: jnp.sum(w * d), weights, distances)
+    return assignments, distances, inertia
 
-  # One run after the other; each leaf of `runs` has a leading axis `restarts`.
-  runs = jax.lax.map(lloyd, jax.random.split(key, restarts))
-  best = jnp.argmin(runs[-1])
-  return Clusters(*(x[best] for x in runs))
+  stride = stride_of(len(points) * jax.lax.axis_size(rowwise.AXIS), size)
+  sample = (points, weights)
+  if stride > 1:
+    sample = thinned(points, weights, stride)
 
+  def run(restart_key):
+    seeds = greedy_seeds(restart_key, *sample, mean, count, size)
+    centers = moved(seeds, *sample, iterations)
+    # The inertia decides between runs; a single one does not need it.
+    inertia = assigned(centers, *sample)[-1] if restarts > 1 else 0.0
+    return centers, inertia
 
-def _squared_distances(
-  rows: Float[Array, "N D"], row: Float[Array, " D"]
-) -> Float[Array, " N"]:
-  # From differences, so that a copy of `row` is at a distance of exactly 0.
-  return jnp.sum(jnp.square(rows - row[None]), axis=1)
-
-
-def _seeds(key, points, weights, mean, norms, count, size):
-  """Chooses the first centers by greedy k-means++.
-
-  Args:
-    key: for the draws.
-    points: this device's rows, `[N, D]`.
-    weights: `[N]`.
-    mean: weighted mean of all points, `[D]`.
-    norms: squared distances of the points to `mean`, `[N]`.
-    count: number of centers.
-    size: static number of rows of the answer.
-
-  Returns:
-    `[size, D]`, the same on every device; rows from `count` on are 0.
-  """
-  trials = 2 + int(np.log(size))
-  # The squared distances come from matrix products, whose rounding error is
-  # about this fraction of the squared norms. A smaller squared distance is set
-  # to 0; otherwise a copy of a seed could be drawn as another seed.
-  copy_tolerance = jnp.finfo(points.dtype).eps * np.sqrt(points.shape[1])
-
-  def closer(x, norms, nearest, others):
-    """Updates the squared distances to the nearest seed for T possible seeds.
-
-    Args:
-      x: a tile of points, `[tile, D]`.
-      norms: their squared distances to `mean`, `[tile]`.
-      nearest: their squared distances to the nearest seed so far, `[tile]`.
-      others: the possible seeds minus `mean`, `[T, D]`.
-
-    Returns:
-      `[tile, T]`: column t has the squared distances to the nearest seed for
-      the case that possible seed t is added.
-    """
-    lengths = jnp.sum(jnp.square(others), axis=1)
-    dots = jnp.matmul(x - mean[None], others.T, precision=HIGHEST)
-    both = norms[:, None] + lengths[None]
-    apart = both - 2 * dots
-    apart = jnp.where(apart > copy_tolerance * both, apart, 0)
-    return jnp.minimum(nearest[:, None], apart)
-
-  def add(i, state):
-    centers, nearest = state
-    step_key = jax.random.fold_in(key, i)
-    chances = rowwise.each(jnp.multiply, weights, nearest)
-    # The trial seeds, [trials, D], on every device. If all chances are 0, every
-    # point is a copy of a seed, and `draw` returns a point of positive weight.
-    rows = numbered.take(
-      points, numbered.draw(step_key, chances, weights > 0, trials)
-    )
-    tried = rowwise.each(
-      lambda x, tile_norms, tile_nearest: closer(
-        x, tile_norms, tile_nearest, rows - mean[None]
-      ),
-      points,
-      norms,
-      nearest,
-    )
-    # For each trial seed, the weighted sum of the squared distances that would
-    # remain if it were added, [trials].
-    potentials = rowwise.total(
-      lambda w, d: jnp.matmul(w[None], d, precision=HIGHEST)[0], weights, tried
-    )
-    won = jnp.argmin(potentials)
-    return centers.at[i].set(rows[won]), tried[:, won]
-
-  first = numbered.take(points, numbered.draw(key, weights, weights > 0, 1))
-  unreached = jnp.full_like(norms, jnp.inf)
-  nearest = rowwise.each(
-    lambda x, tile_norms, tile_nearest: closer(
-      x, tile_norms, tile_nearest, first - mean[None]
-    )[:, 0],
-    points,
-    norms,
-    unreached,
-  )
-  centers = jnp.zeros((size, points.shape[1]), points.dtype).at[0].set(first[0])
-  return jax.lax.fori_loop(1, count, add, (centers, nearest))[0]
+  # One run after the other; both results have a leading axis `restarts`.
+  centers, inertias = jax.lax.map(run, jax.random.split(key, restarts))
+  centers = centers[jnp.argmin(inertias)]
+  if stride > 1:
+    centers = moved(centers, points, weights, min(POLISH, iterations))
+  return Clusters(centers, *assigned(centers, points, weights))
 
 
 def _nearest(x, centers, count):
@@ -263,10 +202,6 @@ def _nearest(x, centers, count):
 def _sums(x, weights, centers, count):
   """Sums a tile's rows by cluster: weighted sums and masses.
 
-  It computes the sums as matrix products with one-hot rows. A scatter-add would
-  not add in a fixed order on every kind of device, so its last bits could
-  change from run to run.
-
   Args:
     x: `[tile, D]`.
     weights: `[tile]`.
@@ -276,13 +211,40 @@ def _sums(x, weights, centers, count):
   Returns:
     Weighted sums `[size, D]` and sums of the weights `[size]`.
   """
-  size = centers.shape[0]
+  assignments, _ = _nearest(x, centers, count)
+  size = len(centers)
+  return jax.lax.platform_dependent(
+    x,
+    weights,
+    assignments,
+    count,
+    cpu=partial(_sums_in_turn, size=size),
+    default=partial(_sums_by_products, size=size),
+  )
+
+
+def _sums_in_turn(x, weights, assignments, count, *, size):
+  """Adds row after row: the order is fixed on a CPU, where this is fast."""
+  del count
+  sums = jnp.zeros((size, x.shape[1]), x.dtype)
+  masses = jnp.zeros(size, weights.dtype)
+  return (
+    sums.at[assignments].add(weights[:, None] * x),
+    masses.at[assignments].add(weights),
+  )
+
+
+def _sums_by_products(x, weights, assignments, count, *, size):
+  """Computes the sums as matrix products with one-hot rows.
+
+  Other kinds of devices would not add rows in a fixed order, so the last bits
+  could change from run to run.
+  """
   block = min(BLOCK, size)
   # The number of rows is rounded up to a multiple of `block`. Otherwise the
   # last block could extend past the end; dynamic_update_slice would then write
   # it earlier, over sums of the block before it.
   padded = -(-size // block) * block
-  assignments, _ = _nearest(x, centers, count)
 
   def visit(b, state):
     in_cluster = assignments[:, None] == b * block + jnp.arange(block)[None]
@@ -300,8 +262,8 @@ def _sums(x, weights, centers, count):
     )
 
   zeros = (
-    jnp.zeros((padded, centers.shape[1]), centers.dtype),
-    jnp.zeros(padded, centers.dtype),
+    jnp.zeros((padded, x.shape[1]), x.dtype),
+    jnp.zeros(padded, weights.dtype),
   )
   sums, masses = jax.lax.fori_loop(0, -(-count // block), visit, zeros)
   return sums[:size], masses[:size]
@@ -328,9 +290,7 @@ def nearest_distinct(
   """
 
   def assign(left, center):
-    squared_distances = rowwise.each(
-      lambda x: _squared_distances(x, center), points
-    )
+    squared_distances = rowwise.each(lambda x: squares_to(x, center), points)
     pick = numbered.argmax(jnp.where(left, -squared_distances, -jnp.inf))
     picked = pick.astype(jnp.int32), numbered.take(squared_distances, pick)
     return numbered.clear_rows(left, pick), picked
