@@ -17,8 +17,6 @@ The other options are those of `anchored.py`. The forms are
 `logits`, `gaussian` and `parameters` need a frozen image tower.
 """
 
-import sys
-
 import anchored as script
 import jax
 import jax.numpy as jnp
@@ -74,11 +72,10 @@ def gaussian_only(moments, labels, anchor, tau):
 
 
 def main() -> None:
-  word = next(word for word in sys.argv if word.startswith("--form="))
-  sys.argv.remove(word)
-  form = word.removeprefix("--form=")
-  if form not in FORMS:
-    raise SystemExit(f"--form={form}; allowed: {', '.join(FORMS)}")
+  parser = script.flags(__doc__)
+  parser.add_argument("--form", choices=FORMS, required=True)
+  options = parser.parse_args()
+  form = options.form
   plain = anchoring.anchor
   if form == "gaussian":
     anchored.fit_head = gaussian_only
@@ -89,7 +86,7 @@ def main() -> None:
   if form == "parameters":
     anchoring.anchor = lambda run, labels: from_start(run, labels, plain)
     objective.divergence_from_anchor = of_parameters
-  script.run(script.parse())
+  script.run(options)
 
 
 if __name__ == "__main__":

@@ -270,8 +270,10 @@ def words(text: str) -> list[str]:
   return text.split(",")
 
 
-def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__)
+def flags(about: str | None = __doc__) -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--data", choices=POOLS, required=True)
   parser.add_argument("--adapters", type=words, default=["anchored"])
   parser.add_argument("--methods", type=words, default=[*METHODS])
@@ -285,8 +287,8 @@ def parse() -> argparse.Namespace:
     "--again", action="store_true", help="repeat what records.py kept"
   )
   parser.add_argument("--set", type=words, default=[], help="KEY=VALUE,...")
-  return parser.parse_args()
+  return parser
 
 
 if __name__ == "__main__":
-  run(parse())
+  run(flags().parse_args())

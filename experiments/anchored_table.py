@@ -12,10 +12,9 @@ before. A run that has no workdir here is taken from what `records.py` kept.
 import argparse
 import itertools
 import math
-import sys
 
 import numpy as np
-from anchored import parse, workdir
+from anchored import flags, workdir
 from records import key_of, read_records, read_workdir
 
 from cpeal_jax.report.statistics import holm, interval, labels_for, sign_flip
@@ -115,10 +114,14 @@ def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
 
 
 def main() -> None:
-  word = next(word for word in sys.argv if word.startswith("--base="))
-  sys.argv.remove(word)
-  base = word.removeprefix("--base=").split("/")
-  options = parse()
+  parser = flags(__doc__)
+  parser.add_argument(
+    "--base", required=True, help="the arm to compare with, ADAPTER/METHOD"
+  )
+  options = parser.parse_args()
+  base = options.base.split("/")
+  if len(base) != 2:
+    parser.error(f"--base={options.base} is not ADAPTER/METHOD")
   arms = {}
   for arm in itertools.product(options.adapters, options.methods):
     if runs := read(options, *arm):

@@ -51,7 +51,7 @@ def main() -> None:
     return evaluate(run, adapter, round_, labeled)
 
   stages.evaluate = evaluate_and_blend
-  script.run(script.parse())
+  script.run(script.flags(__doc__).parse_args())
 
 
 if __name__ == "__main__":

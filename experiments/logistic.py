@@ -16,7 +16,7 @@ import warnings
 
 import jax
 import numpy as np
-from anchored import config_of, parse, picked, with_pool, workdir
+from anchored import config_of, flags, picked, with_pool, workdir
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
 from cpeal_jax import metrics
@@ -83,4 +83,4 @@ def run(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
   warnings.filterwarnings("ignore")  # Classes with few members in some folds.
-  run(parse())
+  run(flags(__doc__).parse_args())

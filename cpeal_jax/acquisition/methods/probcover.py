@@ -18,7 +18,7 @@ from cpeal_jax.parallel import numbered, rowwise
 
 # How many rows are compared with the whole pool in one matrix product. It is
 # small because a pick that newly covers a single image costs a whole product.
-BLOCK = 32
+BLOCK = 64
 # The allowed radii. In float32, a matrix product cannot tell apart unit rows
 # that are closer than LEAST; two unit rows are never farther apart than MOST.
 LEAST, MOST = 1e-3, 2.0
@@ -47,7 +47,7 @@ def probcover(
   its edges. When a pick covers a set S of images, the edges into S are computed
   and subtracted. Each image is covered only once, so a call computes the
   products of all pairs, N^2 D multiply-adds, at most twice (for the degrees and
-  for the subtractions), plus at most 32 N D per pick. In addition, the |L|
+  for the subtractions), plus at most 64 N D per pick. In addition, the |L|
   labeled images take N |L| D, and the cost of `estimate_radius` comes on top.
 
   Source: Yehuda et al. 2022 (arXiv 2205.11320) and the reference code's
