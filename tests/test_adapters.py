@@ -1,12 +1,19 @@
 """Adapters: what is trained, what stays, and how it is folded in."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from flax import traverse_util
 
-from cpeal_jax.models.adapters import Lora, Prompts, dropout, merge_lora
+from cpeal_jax.models.adapters import (
+  Linear,
+  Lora,
+  Prompts,
+  dropout,
+  merge_lora,
+)
 
 
 def leaves(tree):
@@ -81,7 +88,7 @@ def test_fresh_lora_answers_as_the_pretrained_model():
 @pytest.mark.parametrize("scaling", ["rank_stabilized", "standard"])
 def test_merged_equals_unmerged(scaling):
   _, params = tiny.pretrained()
-  lora = Lora(rank=2, alpha=3.0, scaling=scaling)
+  lora = Lora(rank=2, alpha=3.0, scaling=scaling, dropout=0.0)
   assert lora.scale == pytest.approx(
     {"rank_stabilized": 3 / 2**0.5, "standard": 1.5}[scaling]
   )
@@ -90,11 +97,27 @@ def test_merged_equals_unmerged(scaling):
   merged = merge_lora(params, adapter, lora)
   assert leaves(merged).keys() == leaves(params).keys()
   got = features(tiny.classifier(), merged, {})
-  want = features(adapted, params, adapter)
+  # Training computes the branch by itself, scoring adds it to the kernel.
+  branch = features(adapted, params, adapter, jax.random.key(1))
+  added = features(adapted, params, adapter)
   base = features(tiny.classifier(), params, {})
-  for a, b, c in zip(got, want, base, strict=True):
+  for a, b, c, d in zip(got, branch, added, base, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)
-    assert np.abs(a - c).max() > 0.01
+    np.testing.assert_allclose(c, b, atol=2e-6)
+    assert np.abs(a - d).max() > 0.01
+
+
+def test_a_branch_too_small_for_a_kernel_in_bfloat16_still_counts():
+  # The kernel's part of the answer is 0, and in bfloat16 1 + 0.001 is 1.
+  signs = jnp.asarray([1, -1] * 4, jnp.bfloat16)
+  x = signs[None] / 8
+  layer = Linear(
+    4, use_bias=False, lora=Lora(rank=1, alpha=1.0), dtype=jnp.bfloat16
+  )
+  params = {"kernel": jnp.ones((8, 4))}
+  adapter = {"lora_a": 1e-3 * signs[:, None], "lora_b": jnp.ones((1, 4))}
+  got = layer.apply({"params": params, "adapter": adapter}, x)
+  np.testing.assert_allclose(np.float32(got), 1e-3, rtol=0.01)
 
 
 def test_dropout_acts_in_training_alone_and_differs_by_matrix():

@@ -32,7 +32,8 @@ import numpy as np
 from method_costs import make_pool
 
 from cpeal_jax import acquisition, neighbors
-from cpeal_jax.acquisition.kmeans import kmeans
+from cpeal_jax.acquisition.kmeans import POLISH, kmeans
+from cpeal_jax.acquisition.kmeans_start import stride_of
 from cpeal_jax.acquisition.methods.badge import badge
 from cpeal_jax.acquisition.methods.coreset import k_center
 from cpeal_jax.parallel import sharding
@@ -105,6 +106,9 @@ def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
   """Returns the load of one of P devices, by stage."""
   own, trials = n / p, 2 + math.log(k)
   lists = neighbors.lists.count(n)
+  # The rows that k-means starts with, and those that all its iterations visit.
+  sample = own / stride_of(n, k)
+  moved = LLOYD * sample + (POLISH * own if sample < own else 0)
   return {
     # Each image is encoded once; with a frozen tower, once per run.
     "encode": Load(half=own * IMAGE),
@@ -124,9 +128,9 @@ def stages(n: int, c: int, d: int, k: int, p: int) -> dict[str, Load]:
     "badge": Load(memory=4 * own * (c + d) * k, single=2 * own * (c + d) * k),
     # Greedy seeding multiplies the features with a few candidates per center.
     "k-means seeding": Load(
-      memory=4 * own * d * k, single=2 * own * d * k * trials
+      memory=4 * sample * d * k, single=2 * sample * d * k * trials
     ),
-    "k-means": Load(single=LLOYD * 2 * own * k * d, memory=4 * LLOYD * own * d),
+    "k-means": Load(single=2 * moved * k * d, memory=4 * moved * d),
   }
 
 
@@ -217,7 +221,10 @@ def programs(mesh: jax.sharding.Mesh, n: int, c: int, d: int, k: int) -> dict:
     ),
     "badge": lower(
       badge.compiled(k, n, ()),
-      {"key": key, "whole": {"class_embeddings": None, "logit_scale": None}},
+      {
+        "key": key,
+        "replicated": {"class_embeddings": None, "logit_scale": None},
+      },
       {
         "rows": {
           "logits": row(c),
