@@ -228,7 +228,9 @@ def test_what_to_train_is_that_of_the_results():
   page = (DOCS / "choose-a-method.md").read_text()
   eurosat = measured("EuroSAT")
   appendix = (DOCS / "results-appendix.md").read_text()
-  by_labels = {row[0]: row for row in table(RESULTS, "adapter | 10 | 20")}
+  by_labels = {
+    row[0]: row for row in table(RESULTS, "adapter, labels | 10 | 20")
+  }
   held = {
     (row[0], row[1]): row
     for row in table(RESULTS, "set | method | mean | difference [95 %]")
@@ -239,7 +241,8 @@ def test_what_to_train_is_that_of_the_results():
     "anchored head, uherding": eurosat["uherding margin"][6:9:2],
     "anchored head, random": eurosat["random"][6:9:2],
     "prompts with": held["EuroSAT", "uherding margin"][5:8:2],
-    "prompts, random": by_labels["prompts, 10 seeds"][1::9],
+    "prompts, random": by_labels["prompts, random, 10 seeds"][1::9],
+    "LoRA with": by_labels["LoRA+anchor, uherding margin, 3 seeds"][1::9],
     "LoRA, random": [x.split()[0] for x in lora["lora random"][2::9]],
     "logistic": logistic[3:5],
   }

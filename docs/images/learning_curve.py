@@ -16,14 +16,19 @@ HERE = Path(__file__).parent
 # Rows of the table, what the curve is called, its color, and where its name
 # stands: the number of labels and the distance in points.
 CURVES = (
-  ("anchored, 10 seeds", "anchored head", "#1b6e3c", (32, 2.3)),
+  ("anchored, random, 10 seeds", "anchored head", "#1b6e3c", (32, 2.3)),
   (
-    "prompts+anchor, 10 seeds",
+    "prompts+anchor, random, 10 seeds",
     "prompts with the anchor",
     "#2a5db0",
     (12, -2.6),
   ),
-  ("prompts, 10 seeds", "prompts, as in the papers", "#b3361e", (33, -3.0)),
+  (
+    "prompts, random, 10 seeds",
+    "prompts, as in the papers",
+    "#b3361e",
+    (33, -3.0),
+  ),
 )
 SECTION = "## Prompts, held by the anchor"
 
