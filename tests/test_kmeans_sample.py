@@ -89,6 +89,7 @@ def test_few_rows_with_weight_side_by_side_are_nearly_all_kept():
   assert (np.asarray(mass) > 0).sum() > 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, 90])
 def test_as_good_as_scikit_learn_on_all_rows(count):
   x, w = points()

@@ -25,8 +25,8 @@ from cpeal_jax.parallel.rowwise import ROWS, WHOLE
 HIGHEST = jax.lax.Precision.HIGHEST
 # How many centers a tile of rows is compared with in one matrix product.
 BLOCK = 64
-# How often the centers that a sample gave move among all rows. Most of what is
-# to be gained is gained at the first time.
+# How many times the centers of a sample's clusters are moved to the means of
+# all rows that are nearest to them. The first time gains the most.
 POLISH = 3
 
 
@@ -74,9 +74,9 @@ def kmeans(
   of all centers add up to at most `tolerance` times the mean variance of the
   features.
 
-  In a large pool both the seeds and the iterations take a sample first, see
-  `kmeans_start`; then the centers move `POLISH` times among all rows. So the
-  cost is about that of POLISH iterations.
+  In a large pool, the seeds and the iterations use a sample of the rows (see
+  `kmeans_start`), and then the centers move at most POLISH times more, with all
+  rows. So the cost is about that of POLISH iterations with all rows.
 
   The points stay on their devices. An iteration exchanges only the sums of the
   clusters between devices, and the choice of a seed only a few rows.

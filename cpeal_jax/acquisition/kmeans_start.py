@@ -1,4 +1,4 @@
-"""Where k-means starts: the seeds, and the sample that a large pool is left to.
+"""How k-means starts: seeds for the centers, and a sample of a large pool.
 
 The functions are called inside a per-device function, see `parallel.rowwise`.
 """
@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from cpeal_jax.parallel import numbered, rowwise, sharding
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# A pool is clustered on a sample first if this has at least SAMPLED rows for
-# each center, and LEAST_SAMPLED in all, and if the pool has FEWEST times as
-# many rows or more. So pools of fewer than 65,536 rows are never sampled.
+# A large pool is clustered on a sample first. The sample has SAMPLED rows for
+# each center, but at least LEAST_SAMPLED rows; a pool is large if it has at
+# least FEWEST times as many. So no pool of fewer than 65,536 rows is sampled.
 SAMPLED, LEAST_SAMPLED, FEWEST = 32, 16_384, 4
 # The fractional parts of the multiples of the golden ratio are spread evenly
 # over 0 to 1. This is the golden ratio times 2^32, modulo 2^32.
