@@ -14,7 +14,14 @@ from cpeal_jax import acquisition
 from cpeal_jax.data import store
 from cpeal_jax.errors import InputError
 from cpeal_jax.report import command
-from cpeal_jax.run import build, describe, evaluation, loop, precompile
+from cpeal_jax.run import (
+  build,
+  describe,
+  evaluation,
+  loop,
+  precompile,
+  stages,
+)
 from cpeal_jax.run.plan import make_plan
 from cpeal_jax.storage import record, results
 
@@ -100,7 +107,16 @@ def test_a_run_finds_what_was_compiled_ahead(tmp_path, changes):
   assert {*again.compiled} == {"metrics", "fit"}
 
 
-def test_the_test_split_is_measured_only_when_asked(cache, tmp_path):
+def test_the_test_split_is_measured_only_when_asked(
+  cache, tmp_path, monkeypatch
+):
+  score, scored = stages.score, []
+
+  def counted_score(run, adapter, split, taken=None):
+    scored.append((run.journal.workdir.name, split))
+    return score(run, adapter, split, taken)
+
+  monkeypatch.setattr(stages, "score", counted_score)
   every = {
     name: loop.run(
       quickstart(cache, **{**PROMPTS, "rounds": 3, "eval.every": number}),
@@ -109,6 +125,10 @@ def test_the_test_split_is_measured_only_when_asked(cache, tmp_path):
     for name, number in (("each", 1), ("second", 2), ("last", 0))
   }
   whole = metrics(tmp_path / "each")
+  for name, tests in (("each", 4), ("second", 3), ("last", 2)):
+    # Of the zero-shot model too; and no split is scored twice.
+    assert scored.count((name, "test")) == tests
+    assert scored.count((name, "val")) == 4
   for name, measured in (("second", (-1, 1, 2)), ("last", (-1, 2))):
     assert selections(tmp_path / name) == selections(tmp_path / "each")
     assert [row["round"] for row in every[name]] == [-1, 0, 1, 2]
@@ -117,7 +137,8 @@ def test_the_test_split_is_measured_only_when_asked(cache, tmp_path):
         assert row == full
         continue
       assert "accuracy" not in row
-      assert row["val_accuracy"] == full["val_accuracy"]
+      for value in ("val_accuracy", "temperature"):
+        assert row[value] == full[value]
       kept = pq.read_table(
         tmp_path / name / f"rounds/{row['round']:03d}/predictions.parquet"
       )

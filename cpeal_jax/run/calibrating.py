@@ -22,15 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from cpeal_jax import metrics, scoring
+from cpeal_jax import scoring
 from cpeal_jax.parallel import numbered, sharding
-from cpeal_jax.run import anchoring, feature_cache, stages
+from cpeal_jax.run import anchoring, feature_cache
 from cpeal_jax.run.models import is_solved
 from cpeal_jax.run.stages import Labels, Run
 from cpeal_jax.training import anchored, held_out, pool_head
 
 VALIDATION, HELD_OUT, MATCHED = "validation", "held out", "matched"
-_fitted = jax.jit(metrics.fit_temperature)
 
 
 class Calibration(NamedTuple):
@@ -56,7 +55,6 @@ def needs_scores(run: Run) -> bool:
 
 def calibrate(
   run: Run,
-  adapter: dict,
   labels: Labels,
   scores: scoring.PoolScores | None,
   row: Mapping[str, Any],
@@ -66,25 +64,18 @@ def calibrate(
 
   Args:
     run: the parts of the run.
-    adapter: of the round's model.
     labels: [N] the labels that it was trained on, without pseudo-labels; -1
       where there is none.
     scores: of the pool by this model, if `needs_scores`.
-    row: the round's metrics, which have the temperature of the validation split
-      if there is a test split too.
+    row: the round's metrics, which have the temperature of the validation
+      split if there is one.
     terms: what `fitting.fit` returned beside the adapter; empty if it was
       trained on other labels too.
   """
   dataset = run.experiment.plan.dataset
   if len(dataset.val):
     images = int(run.experiment.stores["val"].ok.sum())
-    if "temperature" in row:
-      return Calibration(_number(row["temperature"]), VALIDATION, images)
-    scored = stages.score(run, adapter, "val")
-    logits = sharding.fetch(scored.logits, scored.total)
-    ok = run.experiment.stores["val"].ok
-    found = _fitted(logits, dataset.val.labels, where=ok)
-    return Calibration(_number(found), VALIDATION, images)
+    return Calibration(_number(row["temperature"]), VALIDATION, images)
   return from_labels(run, labels, scores, terms)
 
 

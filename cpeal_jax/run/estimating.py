@@ -54,7 +54,7 @@ def measure(
   sure = np.where(known.pseudo, -1, known.labels)
   # With pseudo-labels, the terms belong to other labels than these.
   same = {} if known.pseudo.any() else terms
-  calibration = calibrating.calibrate(run, adapter, sure, scores, row, same)
+  calibration = calibrating.calibrate(run, sure, scores, row, same)
   run.journal.write_calibration(round_, calibration._asdict())
   if known.drawn.any() and scores is not None:
     audited = estimate(run, round_, known, scores, calibration.temperature)

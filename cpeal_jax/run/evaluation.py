@@ -79,12 +79,13 @@ def evaluate(
       validation split's M images.
 
   Returns:
-    `metrics.summary` of the test split, and accuracy, NLL and ECE of the
-    validation split as `val_accuracy`, `val_nll` and `val_ece`. Without a
-    validation split, the metrics `WITH_TEMPERATURE` are left out.
+    `metrics.summary` of the test split, and of the validation split the fitted
+    temperature, and accuracy, NLL and ECE as `val_accuracy`, `val_nll` and
+    `val_ece`. Without a validation split, the metrics `WITH_TEMPERATURE` are
+    left out.
   """
   held_out = (validation_logits, validation_labels)
-  test, held = {}, {}
+  test, held, temperature = {}, {}, 1.0
   if len(validation_logits):
     temperature = _temperature(*held_out, where=validation_where)
     held = _held_out(*held_out, where=validation_where)
@@ -93,5 +94,7 @@ def evaluate(
   elif len(logits):
     test = _unscaled(logits, labels, where=where)
   row = {name: np.float32(value) for name, value in test.items()}
+  if len(validation_logits):
+    row["temperature"] = np.float32(temperature)
   row |= {f"val_{name}": np.float32(value) for name, value in held.items()}
   return row
