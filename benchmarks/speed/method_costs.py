@@ -6,7 +6,7 @@ Each method runs in a process of its own, on a synthetic pool: unit features
 [N, 512] around 200 centers, 100 classes, 500 labels and 100 picks. Seconds are
 CPU time, so that other work on the machine does not count; on a single core
 they equal the waiting time. They are those of a second call, without
-compilation; if the first call takes over 20 seconds, it is the only one. Memory
+compilation; if the first call takes over a minute, it is the only one. Memory
 is the peak of the process minus its peak when the pool was complete, divided by
 the size of the pool (its features and logits). It should be a small multiple
 for every method. `neighbors` is the search that CEC and the score stage need,

@@ -85,16 +85,15 @@ def evaluate(
     left out.
   """
   held_out = (validation_logits, validation_labels)
-  test, held, temperature = {}, {}, 1.0
+  test, held = {}, {}
   if len(validation_logits):
     temperature = _temperature(*held_out, where=validation_where)
     held = _held_out(*held_out, where=validation_where)
+    test = {"temperature": temperature}
     if len(logits):
       test = _summary(logits, labels, temperature=temperature, where=where)
   elif len(logits):
     test = _unscaled(logits, labels, where=where)
   row = {name: np.float32(value) for name, value in test.items()}
-  if len(validation_logits):
-    row["temperature"] = np.float32(temperature)
   row |= {f"val_{name}": np.float32(value) for name, value in held.items()}
   return row
