@@ -6,11 +6,12 @@
 
 The stages run one after the other in the order of their worth, each in a
 process of its own with a limit of time, so that one that fails or hangs loses
-its own figures alone. Every figure is on the disk the moment it is known: a
-line of `DIR/figures.jsonl`, and `DIR/table.md`, which also names what was left
-out and why. `DIR/log.txt` has what the stages printed. Compiled programs are
-kept in `DIR/programs` (or --programs), so that a second start has time for
-more.
+its own figures alone. Comparisons with PyTorch come last, since `torch.compile`
+takes a minute or two for each. Every figure is on the disk the moment it is
+known: a line of `DIR/figures.jsonl`, and `DIR/table.md`, which also names what
+was left out and why. `DIR/log.txt` has what the stages printed. Compiled
+programs are kept in `DIR/programs` (or --programs), so that a second start has
+time for more.
 
 Goals on an H100 or H200: scoring at least 0.5 and LoRA's step at least 0.4 of
 the matrix rate that the device itself reaches in bfloat16, both at least 1.2
@@ -108,8 +109,9 @@ def main() -> int:
   if own.stage:
     from accelerated import child
 
-    setting = Setting(own.to, own.small, own.until)
-    return child.run(by_name[own.stage], setting, about)
+    stage = by_name[own.stage]
+    setting = Setting(own.to, own.small, stage.peers, own.until)
+    return child.run(stage, setting, about)
   names = own.only.split(",") if own.only else list(by_name)
   if unknown := [name for name in names if name not in by_name]:
     flags.error(f"--only={unknown[0]}; choose from: {', '.join(by_name)}.")

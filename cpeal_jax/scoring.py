@@ -8,11 +8,13 @@ The host feeds the devices in chunks, each of several tiles per device, so that
 it never holds more than a few chunks of pixels.
 """
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,15 @@ from cpeal_jax.neighbors import EXACT_UP_TO, RECALL, find, narrow
 from cpeal_jax.parallel import sharding, spmd
 
 TILES_PER_CHUNK = 16
+# How many chunks an accelerator has at once: it computes one while the next one
+# is copied to it. A CPU would compute both at a time.
+CHIP_CHUNKS = 2
 # Rows of a tile: CHIP_TILE rows keep an accelerator busy. On a CPU the widest
 # activation of a tile should stay in the CPU's cache, so a tile has as many
 # rows as fit into CPU_VALUES numbers of 4 bytes, rounded down to a power of 2,
 # but at least CPU_LEAST and at most CHIP_TILE rows.
 CHIP_TILE, CPU_VALUES, CPU_LEAST = 128, 5_000_000, 4
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -229,21 +235,32 @@ def by_chunks(
     # needs the shape of a row.
     return rows(int(first), int(last)) if first < last else rows(0, 1)[:0]
 
-  results, new = None, None
-  # No device has more rows that are not padding than the first device has, so
-  # after these all devices would compute padding.
-  longest = min(share, total)
-  for start in range(0, longest, length):
+  def load(start: int) -> tuple[int, int, Array]:
+    """Returns a chunk's tiles, its rows and, on the devices, its values."""
     tiles = -(-min(length, longest - start) // tile)
     parts = [read(first + start, tiles * tile) for first in firsts]
     # Each copy of a chunk takes as long as some accelerators need to encode it,
     # so only what is short is filled up first.
     whole = [x if len(x) == length else fill_up(x, length) for x in parts]
-    chunk = np.concatenate(whole)
-    # Wait for the previous chunk. Otherwise the host would read chunks faster
+    chunk = np.concatenate(whole) if len(whole) > 1 else whole[0]
+    return tiles, sum(map(len, parts)), sharding.join(chunk, mesh)
+
+  # No device has more rows that are not padding than the first device has, so
+  # after these all devices would compute padding.
+  longest = min(share, total)
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  at_once = 1 if on_cpu else CHIP_CHUNKS
+  results, pending = None, collections.deque[Array]()
+  starts = range(0, longest, length)
+  for start, (tiles, count, chunk) in zip(
+    starts, one_ahead(load, starts), strict=True
+  ):
+    # Wait for an earlier chunk. Otherwise the host would read chunks faster
     # than the devices compute, and hold all of them in memory.
-    jax.block_until_ready(new)
+    if len(pending) == at_once:
+      jax.block_until_ready(pending.popleft())
     new = run(np.int32(tiles), firsts + start, chunk)
+    pending.append(new)
     if results is None:
       shape = share * devices, *new.shape[1:]
       results = sharding.empty(shape, new.dtype, mesh)
@@ -251,9 +268,25 @@ def by_chunks(
       results, new, start, count=min(length, share - start)
     )
     if progress:
-      progress(sum(map(len, parts)))
+      progress(count)
   # Waits for the last chunk, so that its time counts for this pass.
   return cast("Array", jax.block_until_ready(results))
+
+
+def one_ahead(load: Callable[[int], T], starts: Iterable[int]) -> Iterator[T]:
+  """Yields `load(start)` for each start, and loads the next one meanwhile.
+
+  A thread does that, since on a GPU the call that starts a loop of unknown
+  length returns only when the loop is about to end.
+  """
+  with ThreadPoolExecutor(1) as reader:
+    following = None
+    for start in starts:
+      current, following = following, reader.submit(load, start)
+      if current is not None:
+        yield current.result()
+    if following is not None:
+      yield following.result()
 
 
 def fill_up(rows: np.ndarray, length: int) -> np.ndarray:

@@ -108,9 +108,10 @@ def test_every_stage_runs_with_what_is_needed_alone(blocked, tmp_path):
   for line in lines:
     by_stage.setdefault(line["stage"], []).append(line)
   assert [*by_stage] == [
-    *("device", "scoring B/16", "scoring L/14", "LoRA step", "prompt step"),
-    *("neighbors", "head 200k", "head 1M", "trajectory", "same picks"),
-    *("profile", "memory"),
+    *("device", "scoring B/16", "LoRA step", "scoring L/14", "prompt step"),
+    *("profile", "neighbors", "head 200k", "trajectory", "same picks"),
+    *("head 1M", "memory", "scoring B/16 and PyTorch", "LoRA step and PyTorch"),
+    *("scoring L/14 and PyTorch", "prompt step and PyTorch"),
   ]
   assert {(x["device"], x["devices"]) for x in lines} == {("cpu", 2)}
   shares = [x for x in lines if x["name"] == "share of the matrix rate"]

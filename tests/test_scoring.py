@@ -1,6 +1,7 @@
 """The pass over a split: bits, padding, backends, the cache."""
 
 import dataclasses
+import threading
 import types
 
 import jax
@@ -229,6 +230,34 @@ def test_tiles_on_a_cpu_hold_about_as_many_values(side, patch, mlp, tile):
   own = dataclasses.replace(own, model=model)
   assert scoring.make_scorer(own, sharding.make_mesh(1)).tile == tile
   assert scoring.make_scorer(own, sharding.make_mesh(1), tile=5).tile == 5
+
+
+def test_one_chunk_is_loaded_while_another_one_is_used():
+  begun = {start: threading.Event() for start in (0, 5, 10)}
+
+  def load(start):
+    begun[start].set()
+    return start + 1
+
+  loaded = scoring.one_ahead(load, [*begun])
+  assert next(loaded) == 1
+  assert begun[5].wait(10)
+  assert not begun[10].wait(0.1)
+  assert [*loaded] == [6, 11]
+  assert not [*scoring.one_ahead(load, [])]
+
+
+def test_an_error_of_reading_is_raised_where_the_chunk_is_used():
+  def rows(start, stop):
+    if start:
+      raise InputError("the disk is gone")
+    return np.zeros((stop - start, 2), np.float32)
+
+  def run(tiles, firsts, part):
+    return part
+
+  with pytest.raises(InputError, match="the disk is gone"):
+    scoring.by_chunks(run, rows, 100, mesh=sharding.make_mesh(1), tile=2)
 
 
 def test_evaluate_masks_and_scales_on_validation():

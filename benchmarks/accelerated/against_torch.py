@@ -1,4 +1,4 @@
-"""Times calls of ours in turn with PyTorch's and with matrix products."""
+"""Times calls of ours in turn with matrix products, or with PyTorch's."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -38,27 +38,40 @@ class Ours(NamedTuple):
   goal: float | None
 
 
-def compare(
+def measure(
   ours: Ours,
   make_theirs: Callable[[Any, str], Callable[[], Any]],
   setting: Setting,
 ) -> Iterator[Figure]:
-  """Yields the speed of ours, then ratios to PyTorch, compiled first.
+  """Yields the speed of ours, or ratios to PyTorch, compiled first.
 
   Args:
-    ours: what is compared; it may be compiled already.
+    ours: what is measured; it may be compiled already.
     make_theirs: (the module `peers`, a kind of `KINDS`) -> PyTorch's call.
-    setting: of the stage.
+    setting: of the stage; says which of the two.
   """
+  if setting.peers:
+    yield from _compared(ours, make_theirs, setting)
+  else:
+    yield from _alone(ours, setting)
+
+
+def _alone(ours: Ours, setting: Setting) -> Iterator[Figure]:
   size, times = (128, 2) if setting.small else (8192, 8)
   products = rate.products(size, times, "bfloat16")
-  calls = {"ours": ours.run, "products": products.run}
-  found, _ = _in_turn(calls)
+  found, _ = _in_turn({"ours": ours.run, "products": products.run})
   yield Figure(ours.case, "images/s", ours.items / found["ours"])
   per_second = ours.operations / found["ours"]
   share = per_second * found["products"] / products.operations
   rate_note = f"{per_second / 1e12:.1f} TFLOP/s"
   yield ratio(ours.case, SHARE, share, ours.goal, rate_note)
+
+
+def _compared(
+  ours: Ours,
+  make_theirs: Callable[[Any, str], Callable[[], Any]],
+  setting: Setting,
+) -> Iterator[Figure]:
   peers = optional_peers.load_peers()
   if peers is None:
     yield left_out(f"{ours.case}: PyTorch", "it is not installed")

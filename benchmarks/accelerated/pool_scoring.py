@@ -42,8 +42,9 @@ def measure(setting: Setting, name: str) -> Iterator[Figure]:
 
   case = f"{name}, {count:,} images, tile {tile}"
   ours = against_torch.Ours(case, run, count * per_image, count, GOAL)
-  yield from against_torch.compare(ours, make_theirs, setting)
-  yield on_device(work, images, per_image, case, setting)
+  yield from against_torch.measure(ours, make_theirs, setting)
+  if not setting.peers:
+    yield on_device(work, images, per_image, case, setting)
 
 
 def on_device(

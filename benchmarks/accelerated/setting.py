@@ -11,11 +11,13 @@ class Setting(NamedTuple):
   Attributes:
     to: the directory for files beside the figures.
     small: whether to use sizes that a CPU takes seconds for.
+    peers: whether to compare with PyTorch; if not, ours is measured alone.
     until: when the stage is ended, in seconds since 1970.
   """
 
   to: Path
   small: bool
+  peers: bool
   until: float
 
   def left(self) -> float:

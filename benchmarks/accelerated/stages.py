@@ -13,6 +13,7 @@ class Stage(NamedTuple):
     argument: what tells stages of one module apart.
     least: the seconds without which it is not begun.
     most: the seconds after which it is ended.
+    peers: whether it compares with PyTorch.
   """
 
   name: str
@@ -20,19 +21,24 @@ class Stage(NamedTuple):
   argument: str
   least: float
   most: float
+  peers: bool = False
 
 
 STAGES = (
   Stage("device", "device", "", 10, 90),
   Stage("scoring B/16", "pool_scoring", "ViT-B/16", 25, 130),
+  Stage("LoRA step", "steps", "lora", 30, 150),
   Stage("scoring L/14", "pool_scoring", "ViT-L/14", 35, 130),
-  Stage("LoRA step", "steps", "lora", 30, 120),
-  Stage("prompt step", "steps", "prompts", 30, 120),
+  Stage("prompt step", "steps", "prompts", 25, 120),
+  Stage("profile", "top_ten", "", 20, 60),
   Stage("neighbors", "neighbor_search", "", 20, 150),
   Stage("head 200k", "heads", "200000", 20, 60),
-  Stage("head 1M", "heads", "1000000", 40, 90),
   Stage("trajectory", "trajectory", "", 40, 120),
   Stage("same picks", "same_picks", "", 25, 90),
-  Stage("profile", "top_ten", "", 20, 60),
+  Stage("head 1M", "heads", "1000000", 40, 90),
   Stage("memory", "step_memory", "", 15, 60),
+  Stage("scoring B/16 and PyTorch", "pool_scoring", "ViT-B/16", 60, 200, True),
+  Stage("LoRA step and PyTorch", "steps", "lora", 60, 240, True),
+  Stage("scoring L/14 and PyTorch", "pool_scoring", "ViT-L/14", 60, 200, True),
+  Stage("prompt step and PyTorch", "steps", "prompts", 60, 240, True),
 )

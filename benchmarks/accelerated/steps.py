@@ -42,5 +42,5 @@ def measure(setting: Setting, adapter: str) -> Iterator[Figure]:
     operations = workload.step_operations(work, rows)
     goal = GOALS.get(adapter)
     ours = against_torch.Ours(case, run, operations, rows, goal)
-    yield from against_torch.compare(ours, make_theirs, setting)
+    yield from against_torch.measure(ours, make_theirs, setting)
     return

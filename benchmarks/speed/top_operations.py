@@ -41,7 +41,10 @@ def times(path: Path) -> tuple[dict[str, float], dict[tuple, list[float]]]:
         about, spent = dict(event.stats), event.duration_ns / 1e6
         if event.name in STAGES:
           stages[event.name] = stages.get(event.name, 0) + spent
-        if (op := about.get("hlo_op")) and not str(op).startswith(CONTAINERS):
+        # Kernels of a CUDA graph and copies are no operation of XLA's.
+        kernel = event.name if line.name.startswith("Stream") else None
+        op = about.get("hlo_op") or kernel
+        if op and not str(op).startswith(CONTAINERS):
           operations[about.get("hlo_module"), event.name].append(spent)
   return stages, operations
 

@@ -26,6 +26,8 @@ PRODUCTS = "jax's product", "PyTorch's product"
 CLIPS = ("ViT-B/32", "ViT-B/16")
 # A tiny model for a quick run that checks that a benchmark works.
 TINY = "tiny"
+# How many random images differ: making them takes longer than encoding them.
+DIFFERENT = 1024
 ADAPTERS: dict[str, tuple[Lora | None, Prompts | None]] = {
   "none": (None, None),
   "lora": (Lora(), None),
@@ -122,9 +124,11 @@ class Pictures:
 
 
 def pictures(config: ClipConfig, count: int) -> Pictures:
+  """Returns random images; after `DIFFERENT` ones they repeat themselves."""
   rng = np.random.default_rng(0)
-  side = config.image_size
-  return Pictures(rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+  shape = min(count, DIFFERENT), *2 * (config.image_size,), 3
+  different = rng.integers(0, 256, shape, dtype=np.uint8)
+  return Pictures(np.resize(different, (count, *shape[1:])))
 
 
 def tower_operations(

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
+from cpeal_jax.models import fused_attention
 from cpeal_jax.models.adapters import Linear, Lora, Prompts, with_context
 from cpeal_jax.models.rotary import Rotary, turn
 
@@ -132,6 +133,9 @@ class Attention(nn.Module):
       queried = slice(None) if at is None else slice(at, at + 1)
       q = turn(q, (cosines[queried], sines[queried]))
       k = turn(k, (cosines, sines))
+    if fused_attention.usable(q, k):
+      y = fused_attention.attend(q, k, v, self.causal)
+      return linear("out")(y.reshape(query_tokens.shape), train=train)
     mask = None
     if self.causal:
       places = jnp.arange(length)
