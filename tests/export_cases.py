@@ -23,7 +23,6 @@ from cpeal_jax.models.backbone import Pretrained, Wording
 from cpeal_jax.models.backbones import backbone_of
 from cpeal_jax.models.classifier import Classifier
 from cpeal_jax.models.clip import Clip
-from cpeal_jax.models.dinov2 import Dinov2
 from cpeal_jax.models.linear import LinearClassifier
 from cpeal_jax.models.tensors import read_tensors
 from cpeal_jax.models.text_classifier import TextClassifier
@@ -126,11 +125,14 @@ def on_siglip(
   return finish(pretrained, classifier, CLASSES, kind)
 
 
-def on_dinov2(lora: Lora | None) -> finished.Finished:
-  """A linear head on a DINOv2, with LoRA or without."""
-  pretrained = dinov2_weights.load_dinov2(str(GOLDEN / "dinov2"))
+DINOS = ("dinov2", "dinov2_registers", "dinov3", "dinov3_gated")
+
+
+def on_dino(lora: Lora | None, name: str = "dinov2") -> finished.Finished:
+  """A linear head on a golden of `DINOS`, with LoRA or without."""
+  pretrained = dinov2_weights.load_dinov2(str(GOLDEN / name))
   spec = image_spec(pretrained.preprocessor)
-  model = Dinov2(pretrained.config, lora=lora)
+  model = dinov2_weights.tower(pretrained.config, lora=lora)
   classifier = LinearClassifier(model, len(CLASSES), spec.mean, spec.std)
   return finish(
     pretrained, classifier, CLASSES, "lora_head" if lora else "head"

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import transformers
 from export_cases import (
+  DINOS,
   IMAGES,
   LORAS,
   logits,
   make,
-  on_dinov2,
+  on_dino,
   on_open_clip,
   on_siglip,
   pictures,
@@ -250,8 +251,9 @@ def test_siglips_prompts_export(tmp_path):
   np.testing.assert_allclose(got, logits(own, pictures(side)), atol=1e-4)
 
 
-def test_a_linear_head_and_its_tower(tmp_path):
-  own = on_dinov2(Lora(rank=2, towers=("vision",)))
+@pytest.mark.parametrize("name", DINOS)
+def test_a_linear_head_and_its_tower(tmp_path, name):
+  own = on_dino(Lora(rank=2, towers=("vision",)), name)
   side = own.spec.size
   want = logits(own, pictures(side))
   export.save(own, tmp_path / "head", format="head")
@@ -259,16 +261,21 @@ def test_a_linear_head_and_its_tower(tmp_path):
   assert read_json(tmp_path / "head/classes.json")["image_tower"] == "adapted"
   export.save(own, tmp_path / "tower", format="transformers")
   tower = dinov2_weights.load_dinov2(str(tmp_path / "tower"))
-  plain = on_dinov2(None).classifier
+  plain = on_dino(None, name).classifier
   features = plain.image_features(tower.params, {}, pictures(side))
   served = np.asarray(features) @ head["weight"].T + head["bias"]
   np.testing.assert_allclose(served, want, atol=1e-4)
   base = load_file(own.pretrained.weights)
   changed = load_file(tmp_path / "tower/model.safetensors")
   touched = {k for k in base if not same_bits(base[k], changed[k])}
-  matrices = (".query.weight", ".key.weight", ".value.weight")
+  matrices = (
+    *(".query.weight", ".key.weight", ".value.weight"),
+    *(".q_proj.weight", ".k_proj.weight", ".v_proj.weight"),
+  )
   assert touched == {k for k in base if k.endswith(matrices)}
-  for lora, left in ((own, "transformers, head"), (on_dinov2(None), "head")):
+  assert len(touched) == 3 * own.pretrained.config.vision.layers
+  head_alone = on_dino(None, name)
+  for lora, left in ((own, "transformers, head"), (head_alone, "head")):
     with pytest.raises(InputError, match=f"choose from: {left}\\."):
       export.save(lora, tmp_path / "other", format="peft")
 
@@ -385,7 +392,7 @@ def test_an_export_leaves_hidden_folders_of_others_alone(tmp_path):
   left = tmp_path / f".mine.{export.UNFINISHED}abc"
   left.mkdir()
   (left / export.UNFINISHED).touch()
-  export.save(on_dinov2(None), tmp_path / "mine", format="head")
+  export.save(on_dino(None), tmp_path / "mine", format="head")
   assert (mine / "thesis.txt").read_text() == "mine"
   assert (looks_alike / "notes.txt").read_text() == "mine"
   assert not left.exists()

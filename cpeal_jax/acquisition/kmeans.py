@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax.acquisition.distances import squares_to
 from cpeal_jax.acquisition.kmeans_start import (
   greedy_seeds,
-  squares_to,
   stride_of,
   thinned,
 )

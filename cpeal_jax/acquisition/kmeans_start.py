@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cpeal_jax.acquisition.distances import squares_to
 from cpeal_jax.parallel import numbered, rowwise, sharding
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -18,14 +19,6 @@ SAMPLED, LEAST_SAMPLED, FEWEST = 32, 16_384, 4
 # The fractional parts of the multiples of the golden ratio are spread evenly
 # over 0 to 1. This is the golden ratio times 2^32, modulo 2^32.
 GOLDEN = np.uint32(0x9E3779B9)
-
-
-def squares_to(
-  rows: Float[Array, "N D"], row: Float[Array, " D"]
-) -> Float[Array, " N"]:
-  """Returns the rows' squared Euclidean distances to one row."""
-  # From differences, so that a copy of `row` is at a distance of exactly 0.
-  return jnp.sum(jnp.square(rows - row[None]), axis=1)
 
 
 def stride_of(rows: int, size: int) -> int:

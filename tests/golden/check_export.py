@@ -17,11 +17,12 @@ import peft
 import torch
 import transformers
 from export_cases import (
+  DINOS,
   IMAGES,
   LORAS,
   logits,
   make,
-  on_dinov2,
+  on_dino,
   on_open_clip,
   on_siglip,
   pictures,
@@ -67,7 +68,7 @@ def float32_copy(directory: Path) -> Path:
 
 
 def other_bases(root: Path, report) -> None:
-  """A file in OpenAI's naming, and a DINOv2 under a linear head."""
+  """A file in OpenAI's naming."""
   own = on_open_clip(LORAS["vision_qv"])
   side = own.pretrained.config.image_size
   export.save(own, root / "open_clip", format="transformers")
@@ -95,7 +96,15 @@ def other_bases(root: Path, report) -> None:
   want = logits(written, pictures(side))
   report("open_clip", "transformers", got, want)
 
-  own = on_dinov2(Lora(rank=2, towers=("vision",)))
+
+def on_dinos(root: Path, report) -> None:
+  """LoRA and a linear head on each golden DINOv2 and DINOv3."""
+  for name in DINOS:
+    tower_and_head(root / name, name, report)
+
+
+def tower_and_head(root: Path, name: str, report) -> None:
+  own = on_dino(Lora(rank=2, towers=("vision",)), name)
   side = own.spec.size
   mean, std = np.array(own.spec.mean), np.array(own.spec.std)
   images = torch.tensor(
@@ -103,16 +112,21 @@ def other_bases(root: Path, report) -> None:
     dtype=torch.float32,
   )
   for format in ("head", "transformers"):
-    export.save(own, root / "dinov2" / format, format=format)
-  head = load_file(root / "dinov2" / "head" / "head.safetensors")
-  model = transformers.Dinov2Model.from_pretrained(
-    root / "dinov2" / "transformers"
-  )
+    export.save(own, root / format, format=format)
+  head = load_file(root / "head" / "head.safetensors")
+  want = logits(own, pictures(side))
+  base = transformers.AutoModel.from_pretrained(own.pretrained.directory)
+  moved = abs(want - dino_logits(base, images, head)).max()
+  print(f"{name:12} the adapter moves logits by {moved:.1f}")
+  model = transformers.AutoModel.from_pretrained(root / "transformers")
+  report(name, "transformers and head", dino_logits(model, images, head), want)
+
+
+def dino_logits(model, images, head) -> np.ndarray:
   with torch.no_grad():
     feature = model.eval()(images).pooler_output
   unit = torch.nn.functional.normalize(feature).numpy()
-  got = unit @ head["weight"].T + head["bias"]
-  report("dinov2", "transformers and head", got, logits(own, pictures(side)))
+  return unit @ head["weight"].T + head["bias"]
 
 
 def on_siglips(root: Path, report) -> dict[str, np.ndarray]:
@@ -208,6 +222,7 @@ def main() -> int:
     report(case, "transformers, float16 base", got, want)
     golden[case] = answers.astype(np.float32)
   other_bases(root, report)
+  on_dinos(root, report)
   golden |= on_siglips(root, report)
   np.savez_compressed(Path(__file__).with_name("export.npz"), **golden)
   shutil.rmtree(root)

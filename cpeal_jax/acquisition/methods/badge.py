@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from cpeal_jax.acquisition.methods.coreset import squared_distances
+from cpeal_jax.acquisition.distances import squares_to
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.parallel import numbered, rowwise
@@ -54,7 +54,7 @@ def gradient_distances(
     `[N]`, at least 0.
   """
   dots = jnp.sum(a * to_a[None], axis=1)
-  apart = squared_distances(a, to_a) + dots * squared_distances(h, to_h)
+  apart = squares_to(a, to_a) + dots * squares_to(h, to_h)
   # The second term is negative where the residuals point in opposite
   # directions, so rounding could take the sum below 0.
   return jnp.maximum(apart, 0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax.acquisition.distances import squares_to
 from cpeal_jax.acquisition.pool import Picks, PoolView
 from cpeal_jax.acquisition.selectors import selector
 from cpeal_jax.parallel import numbered, rowwise
@@ -17,24 +18,11 @@ from cpeal_jax.parallel import numbered, rowwise
 ANCHORS = 256
 
 
-@jax.jit
-def squared_distances(
-  rows: Float[Array, "N D"], row: Float[Array, " D"]
-) -> Float[Array, " N"]:
-  """Returns the squared Euclidean distances of all rows to one row.
-
-  They are computed from differences, so copies of the row are at exactly 0.
-  With |x|^2 + |y|^2 - 2 x . y equal rows would differ by rounding noise, and
-  ties would not go to the lower index.
-  """
-  return jnp.sum(jnp.square(rows - row[None]), axis=1)
-
-
 def squared_distances_to_row(
   rows: Float[Array | np.ndarray, "N D"], row: Float[Array, " D"]
 ) -> Float[Array, " N"]:
-  """Computes `squared_distances` of one device's rows, a block at a time."""
-  return rowwise.each(lambda x: squared_distances(x, row), rows)
+  """Computes `squares_to` of one device's rows, a block at a time."""
+  return rowwise.each(lambda x: squares_to(x, row), rows)
 
 
 @rowwise.per_device(rows=("rows", "anchors"), out=rowwise.ROWS)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cpeal_jax.acquisition.distances import squares_to
 from cpeal_jax.acquisition.methods.coreset import (
-  squared_distances,
   squared_distances_to_nearest,
 )
 from cpeal_jax.acquisition.pool import Picks, PoolView
@@ -55,7 +55,7 @@ def _sum_of_distances(
   def add(i, total):
     row = numbered.take(rows, number(i))
     return rowwise.each(
-      lambda x, total: total + jnp.sqrt(squared_distances(x, row)), rows, total
+      lambda x, total: total + jnp.sqrt(squares_to(x, row)), rows, total
     )
 
   start = jnp.zeros(rows.shape[0], rows.dtype)
