@@ -6,7 +6,8 @@
 
 The stages run one after the other in the order of their worth, each in a
 process of its own with a limit of time, so that one that fails or hangs loses
-its own figures alone. Comparisons with PyTorch come last, since `torch.compile`
+its own figures alone. Eight minutes are enough for the first seven or so;
+--minutes=25 for all. Comparisons with PyTorch come last, since `torch.compile`
 takes a minute or two for each. Every figure is on the disk the moment it is
 known: a line of `DIR/figures.jsonl`, and `DIR/table.md`, which also names what
 was left out and why. `DIR/log.txt` has what the stages printed. Compiled

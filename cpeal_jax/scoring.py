@@ -26,8 +26,9 @@ from cpeal_jax.neighbors import EXACT_UP_TO, RECALL, find, narrow
 from cpeal_jax.parallel import sharding, spmd
 
 TILES_PER_CHUNK = 16
-# How many chunks an accelerator has at once: it computes one while the next one
-# is copied to it. A CPU would compute both at a time.
+# How many chunks an accelerator is told to encode before the first of them is
+# waited for, so that it never waits for the host. A CPU would compute both at a
+# time. One more chunk is loaded meanwhile.
 CHIP_CHUNKS = 2
 # Rows of a tile: CHIP_TILE rows keep an accelerator busy. On a CPU the widest
 # activation of a tile should stay in the CPU's cache, so a tile has as many
@@ -204,11 +205,10 @@ def by_chunks(
   it is not one contiguous range of rows.
 
   Args:
-    run: (tiles, firsts, part) -> results [rows of all devices, V]. `part` has
-      the chunk's rows for this process's devices, one device after the other,
-      and `firsts` [devices of this process] has the row number of each device's
-      first row in the chunk. Only the first `tiles` tiles of each device are
-      used.
+    run: (tiles, firsts, part) -> results [rows of all devices, V]. `part` is an
+      array that is split over all devices of all processes, and `firsts`
+      [devices of this process] has the row number of each device's first row in
+      the chunk. Only the first `tiles` tiles of each device are used.
     rows: reads rows: (first, last) -> the rows first to last - 1 of the split.
     total: how many rows there are, without padding.
     mesh: the devices.
@@ -255,10 +255,6 @@ def by_chunks(
   for start, (tiles, count, chunk) in zip(
     starts, one_ahead(load, starts), strict=True
   ):
-    # Wait for an earlier chunk. Otherwise the host would read chunks faster
-    # than the devices compute, and hold all of them in memory.
-    if len(pending) == at_once:
-      jax.block_until_ready(pending.popleft())
     new = run(np.int32(tiles), firsts + start, chunk)
     pending.append(new)
     if results is None:
@@ -269,6 +265,10 @@ def by_chunks(
     )
     if progress:
       progress(count)
+    # Otherwise the host would read chunks faster than the devices compute, and
+    # hold all of them in memory.
+    if len(pending) == at_once:
+      jax.block_until_ready(pending.popleft())
   # Waits for the last chunk, so that its time counts for this pass.
   return cast("Array", jax.block_until_ready(results))
 
@@ -276,10 +276,12 @@ def by_chunks(
 def one_ahead(load: Callable[[int], T], starts: Iterable[int]) -> Iterator[T]:
   """Yields `load(start)` for each start, and loads the next one meanwhile.
 
-  A thread does that, since on a GPU the call that starts a loop of unknown
-  length returns only when the loop is about to end.
+  A thread does that. On a GPU, a call that runs a loop whose number of turns is
+  known only at run time returns near the loop's end, so the calling thread
+  could not load meanwhile.
   """
-  with ThreadPoolExecutor(1) as reader:
+  reader = ThreadPoolExecutor(1)
+  try:
     following = None
     for start in starts:
       current, following = following, reader.submit(load, start)
@@ -287,6 +289,8 @@ def one_ahead(load: Callable[[int], T], starts: Iterable[int]) -> Iterator[T]:
         yield current.result()
     if following is not None:
       yield following.result()
+  finally:  # An error or Ctrl-C does not wait for another chunk.
+    reader.shutdown(cancel_futures=True)
 
 
 def fill_up(rows: np.ndarray, length: int) -> np.ndarray:

@@ -18,7 +18,7 @@ CONFIG = TowerConfig(16, 2, 2, 32, "quick_gelu", 1e-5)
 @pytest.fixture
 def with_kernel(monkeypatch):
   monkeypatch.setattr(fused_attention, "KERNEL", "xla")
-  monkeypatch.setattr(fused_attention, "_on_nvidia", lambda: True)
+  monkeypatch.setattr(fused_attention, "in_use", lambda: True)
 
 
 def explicit(q, k, v, causal):
@@ -91,3 +91,12 @@ def test_the_kernel_is_used_for_what_it_takes(with_kernel):
 
 def test_the_kernel_is_not_used_on_a_cpu():
   assert not fused_attention.usable(shaped(), shaped())
+
+
+def test_a_kernel_that_cannot_be_compiled_is_not_used(monkeypatch, capsys):
+  monkeypatch.setattr(fused_attention, "KERNEL", "xla")
+  assert fused_attention._compiles()
+  assert not capsys.readouterr().out
+  monkeypatch.setattr(fused_attention, "KERNEL", "cudnn")
+  assert not fused_attention._compiles()
+  assert "attention does not use cuDNN here" in capsys.readouterr().out

@@ -23,7 +23,7 @@ SMALL_COUNT, SMALL_BATCH = 128, 64
 
 
 def measure(setting: Setting, name: str) -> Iterator[Figure]:
-  """Yields images a second, shares of the matrix rate, ratios to PyTorch."""
+  """Yields images a second and shares of the matrix rate, or ratios."""
   count, batch = COUNTS.get(name, COUNT), BATCHES.get(name, BATCH)
   if setting.small:
     name, count, batch = workload.TINY, SMALL_COUNT, SMALL_BATCH

@@ -17,7 +17,7 @@ CLASSES, RATE = 100, 1e-3
 
 
 def measure(setting: Setting, adapter: str) -> Iterator[Figure]:
-  """Yields images a second, the share of the matrix rate, ratios to PyTorch."""
+  """Yields images a second and the share of the matrix rate, or ratios."""
   small = setting.small
   name, classes = (workload.TINY, 5) if small else ("ViT-B/16", CLASSES)
   length = workload.LENGTHS[adapter]

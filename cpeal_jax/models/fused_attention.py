@@ -1,8 +1,8 @@
 """Attention as one kernel of cuDNN, on NVIDIA's GPUs in a 16-bit type.
 
 XLA's own attention writes the scores of all pairs of tokens to the GPU's
-memory. That took 42 % of the time to encode an image with a ViT-B/16, more than
-all other products of its blocks together had to.
+memory. On an H200 that took 42 % of the time to encode an image with a
+ViT-B/16, more than all other matrix products of its blocks together.
 
 Shapes: B images or prompts; L tokens; H heads; D numbers of a head.
 """
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cpeal_jax.progress import say
+
 KERNEL = "cudnn"
 # The sizes of a head that all of cuDNN's versions take.
 UNIT, LARGEST = 8, 128
@@ -21,8 +23,8 @@ UNIT, LARGEST = 8, 128
 def usable(q: Float[Array, "B L H D"], k: Float[Array, "B M H D"]) -> bool:
   """Returns whether `attend` can be used for these queries and keys.
 
-  It can on a GPU of NVIDIA's with compute capability 8.0 or higher, in bfloat16
-  or float16, if every token has a query.
+  It can where `in_use` is True, in bfloat16 or float16, if every token has a
+  query.
   """
   size = q.shape[-1]
   return (
@@ -30,16 +32,37 @@ def usable(q: Float[Array, "B L H D"], k: Float[Array, "B M H D"]) -> bool:
     and q.dtype in (jnp.bfloat16, jnp.float16)
     and size % UNIT == 0
     and size <= LARGEST
-    and _on_nvidia()
+    and in_use()
   )
 
 
 @functools.cache
-def _on_nvidia() -> bool:
+def in_use() -> bool:
+  """Returns whether this process uses the kernel where it can.
+
+  It does on a GPU of NVIDIA's with compute capability 8.0 or higher, if a small
+  attention and its gradient can be compiled there.
+  """
   device = jax.local_devices()[0]
   if device.platform != "gpu" or "cuda" not in device.client.platform_version:
     return False
-  return float(device.compute_capability) >= 8.0
+  return float(device.compute_capability) >= 8.0 and _compiles()
+
+
+def _compiles() -> bool:
+  shape = jax.ShapeDtypeStruct((1, 3, 1, 64), jnp.bfloat16)
+
+  def total(q, k, v):
+    return attend(q, k, v, False).sum()
+
+  try:
+    jax.jit(jax.value_and_grad(total)).lower(shape, shape, shape).compile()
+  except Exception as error:
+    # jax and cuDNN refuse versions and cards in many ways.
+    why = (str(error).splitlines() or [""])[0][:200]
+    say(f"note: attention does not use cuDNN here, and is slower: {why}")
+    return False
+  return True
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

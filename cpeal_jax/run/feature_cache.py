@@ -18,6 +18,7 @@ from cpeal_jax import config as config_lib
 from cpeal_jax import scoring
 from cpeal_jax.data import cache
 from cpeal_jax.errors import InputError
+from cpeal_jax.models import fused_attention
 from cpeal_jax.neighbors import SPARE
 from cpeal_jax.parallel import processes, rowwise, sharding
 from cpeal_jax.progress import stage
@@ -101,6 +102,8 @@ def key_of(
   It is a text of everything that they depend on.
   """
   plan = experiment.plan
+  # In float32 attention is the same everywhere.
+  fused = config.model.dtype != "float32" and fused_attention.in_use()
   return "|".join(
     (
       plan.pretrained.sha256,
@@ -110,6 +113,7 @@ def key_of(
       str(experiment.scorer.tile),
       jax.default_backend(),
       jax.__version__,
+      *["fused attention"] * fused,
     )
   )
 

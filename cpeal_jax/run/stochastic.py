@@ -80,7 +80,7 @@ def make_passes(
       data = jax.random.key_data(image_key)
 
       def score(tiles, firsts, part, texts=texts, data=data):
-        rows = np.arange(len(part) // len(firsts), dtype=np.int32)
+        rows = np.arange(len(part) // mesh.devices.size, dtype=np.int32)
         # [rows]: the number of each row's tile among all rows. Every device's
         # first row is a multiple of `tile`, so tiles do not straddle devices.
         numbers = (firsts[:, None] + rows[None]).reshape(-1) // tile
