@@ -5,10 +5,10 @@
 
 The stages of a round come first, with their wall time. Then follow the
 operations: on a GPU the kernels and copies of all streams, on a CPU those of
-XLA's threads. Each has its milliseconds, its share of the time of all operations, how
-often it ran, its program and its name. Operations that contain others (`while`,
-`call`, `conditional`) are left out. TensorBoard and Perfetto can open the
-trace.
+XLA's threads. Each has its milliseconds, its share of the time of all
+operations, how often it ran, its program and its name. Operations that contain
+others (`while`, `call`, `conditional`) are left out. TensorBoard and Perfetto
+can open the trace.
 """
 
 import argparse
