@@ -52,16 +52,23 @@ def random_labels(accuracy: float, random: np.ndarray) -> str:
   return f"{found:.0f}"
 
 
-def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
-  """Returns the table, the arm with the highest mean accuracy first."""
+def table(
+  arms: dict[tuple[str, str], Runs], base: tuple[str, str], of: str
+) -> str:
+  """Returns the table, the arm with the highest mean accuracy first.
+
+  Args:
+    arms: the runs of each adapter and method.
+    base: the arm that the others are compared with.
+    of: the metric whose mean over the rounds is compared.
+  """
   gaps: dict[tuple[str, str], np.ndarray] = {}
   for arm, runs in arms.items():
     shared = sorted(set(runs) & set(arms[base]))
     if arm != base and shared:
       gaps[arm] = np.array(
         [
-          curve(runs[s], "accuracy").mean()
-          - curve(arms[base][s], "accuracy").mean()
+          curve(runs[s], of).mean() - curve(arms[base][s], of).mean()
           for s in shared
         ]
       )
@@ -79,7 +86,8 @@ def table(arms: dict[tuple[str, str], Runs], base: tuple[str, str]) -> str:
     if row["round"] == -1
   )
   lines = [
-    f"Zero-shot {100 * zero_shot:.1f} %. Differences are to {' '.join(base)}.",
+    f"Zero-shot {100 * zero_shot:.1f} %. Differences are of {of}, to "
+    f"{' '.join(base)}.",
     "",
     "| " + " | ".join(COLUMNS) + " |",
     "|---" * len(COLUMNS) + "|",
@@ -118,6 +126,12 @@ def main() -> None:
   parser.add_argument(
     "--base", required=True, help="the arm to compare with, ADAPTER/METHOD"
   )
+  parser.add_argument(
+    "--of",
+    default="accuracy",
+    choices=("accuracy", "ece", "nll", "worst_class"),
+    help="what the differences are of, in percent",
+  )
   options = parser.parse_args()
   base = options.base.split("/")
   if len(base) != 2:
@@ -126,7 +140,7 @@ def main() -> None:
   for arm in itertools.product(options.adapters, options.methods):
     if runs := read(options, *arm):
       arms[arm] = runs
-  print(table(arms, (base[0], base[1])))
+  print(table(arms, (base[0], base[1]), options.of))
 
 
 if __name__ == "__main__":
