@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # Rows of the table, what the curve is called, its color, and where its name
 # stands: the number of labels and the distance in points.
 CURVES = (
-  ("anchored, random, 10 seeds", "anchored head", "#1b6e3c", (32, 2.3)),
+  ("anchored, random, 10 seeds", "anchored head", "#1b6e3c", (12, 2.3)),
   (
     "prompts+anchor, random, 10 seeds",
     "prompts with the anchor",
