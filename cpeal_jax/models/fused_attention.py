@@ -8,6 +8,7 @@ Shapes: B images or prompts; L tokens; H heads; D numbers of a head.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,6 @@ def _compiles() -> bool:
   return True
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(
   q: Float[Array, "B L H D"],
   k: Float[Array, "B L H D"],
@@ -78,20 +78,28 @@ def attend(
     q, k, v: queries, keys and values for which `usable` is True.
     causal: whether a token sees only itself and the tokens before it.
   """
+  return _differentiable(q, k, v, causal)
+
+
+def _kernel(q, k, v, causal):
   return jax.nn.dot_product_attention(
     q, k, v, is_causal=causal, implementation=KERNEL
   )
 
 
 def _forward(q, k, v, causal):
-  return jax.vjp(lambda *x: _of_even_length(*x, causal), q, k, v)
+  def function(q, k, v):
+    return _of_even_length(q, k, v, causal)
+
+  return jax.vjp(function, q, k, v)
 
 
 def _backward(causal, pull_back, gradient):
   return pull_back(gradient)
 
 
-attend.defvjp(_forward, _backward)
+_differentiable: Any = jax.custom_vjp(_kernel, nondiff_argnums=(3,))
+_differentiable.defvjp(_forward, _backward)
 
 
 def _of_even_length(q, k, v, causal):
@@ -102,7 +110,7 @@ def _of_even_length(q, k, v, causal):
   """
   batch, length = q.shape[:2]
   if length % 2 == 0:
-    return attend.fun(q, k, v, causal)
+    return _kernel(q, k, v, causal)
   q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
   lengths = jnp.full(batch, length, jnp.int32)
   y = jax.nn.dot_product_attention(
