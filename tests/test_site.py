@@ -242,7 +242,7 @@ def test_what_to_train_is_that_of_the_results():
     "anchored head, random": eurosat["random"][6:9:2],
     "prompts with": held["EuroSAT", "uherding margin"][5:8:2],
     "prompts, random": by_labels["prompts, random, 10 seeds"][1::9],
-    "LoRA with": by_labels["LoRA+anchor, uherding margin, 3 seeds"][1::9],
+    "LoRA with": by_labels["LoRA+anchor, uherding margin, 5 seeds"][1::9],
     "LoRA, random": [x.split()[0] for x in lora["lora random"][2::9]],
     "logistic": logistic[3:5],
   }
