@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from cpeal_jax.progress import say
 
 KERNEL = "cudnn"
-# The sizes of a head that all of cuDNN's versions take.
+# Every version of cuDNN takes a head whose size is a multiple of UNIT and at
+# most LARGEST.
 UNIT, LARGEST = 8, 128
 
 
@@ -81,39 +82,9 @@ def attend(
   return _differentiable(q, k, v, causal)
 
 
-def _kernel(q, k, v, causal):
+def _kernel(q, k, v, causal, lengths):
+  """Runs the kernel; the first `lengths` [B] tokens count, or all if None."""
   return jax.nn.dot_product_attention(
-    q, k, v, is_causal=causal, implementation=KERNEL
-  )
-
-
-def _forward(q, k, v, causal):
-  def function(q, k, v):
-    return _of_even_length(q, k, v, causal)
-
-  return jax.vjp(function, q, k, v)
-
-
-def _backward(causal, pull_back, gradient):
-  return pull_back(gradient)
-
-
-_differentiable: Any = jax.custom_vjp(_kernel, nondiff_argnums=(3,))
-_differentiable.defvjp(_forward, _backward)
-
-
-def _of_even_length(q, k, v, causal):
-  """Does the work of `attend` with one more token if there is an odd number.
-
-  jax (0.10.2 to 0.11.2) refuses to differentiate cuDNN's attention for an odd
-  number of tokens, and a ViT-B/16 has 197. No token sees the one that is added.
-  """
-  batch, length = q.shape[:2]
-  if length % 2 == 0:
-    return _kernel(q, k, v, causal)
-  q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
-  lengths = jnp.full(batch, length, jnp.int32)
-  y = jax.nn.dot_product_attention(
     q,
     k,
     v,
@@ -122,4 +93,34 @@ def _of_even_length(q, k, v, causal):
     key_value_seq_lengths=lengths,
     implementation=KERNEL,
   )
-  return y[:, :length]
+
+
+def _of_all(q, k, v, causal):
+  return _kernel(q, k, v, causal, None)
+
+
+def _forward(q, k, v, causal):
+  return jax.vjp(functools.partial(_of_even_length, causal=causal), q, k, v)
+
+
+def _backward(causal, pull_back, gradient):
+  return pull_back(gradient)
+
+
+_differentiable: Any = jax.custom_vjp(_of_all, nondiff_argnums=(3,))
+_differentiable.defvjp(_forward, _backward)
+
+
+def _of_even_length(q, k, v, causal):
+  """Does the work of `attend`, with one more token if their number is odd.
+
+  jax (0.10.2 to 0.11.2) refuses to differentiate cuDNN's attention for an odd
+  number of tokens, and a ViT-B/16 has 197. The token that is added is masked,
+  so the other tokens do not attend to it, and its output is cut off.
+  """
+  batch, length = q.shape[:2]
+  if length % 2 == 0:
+    return _of_all(q, k, v, causal)
+  q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
+  lengths = jnp.full(batch, length, jnp.int32)
+  return _kernel(q, k, v, causal, lengths)[:, :length]
